@@ -1,0 +1,1 @@
+"""The streaming loader: shards of latents in, training batches out."""

@@ -1,0 +1,1 @@
+"""Cleaned records in, WebDataset shards of VAE latents and text embeddings out."""
