@@ -1,0 +1,59 @@
+"""Image-caption datasets as `datasets` builders: after `import builders`, `load_dataset("builders/coco")` works.
+
+    import builders
+    photos = builders.load_dataset("builders/demo", split="train")
+
+`datasets` 5 refuses dataset scripts, so the import wraps the one function that turns a path into a builder; every other path goes on as
+before. Importing is enough, as for Gymnasium's environments; the wrap is idempotent.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import datasets.inspect
+import datasets.load
+from datasets import load_dataset
+from datasets.load import DatasetModule
+
+from .errors import BuilderError, UnknownBuilderError
+
+__all__ = ["BuilderError", "load_dataset", "names"]
+
+_PREFIX = "builders/"
+_SHARED = {"base", "captions", "download", "errors", "images", "sources"}  # modules that are not a dataset
+
+
+def names() -> list[str]:
+    """The registered datasets: one module of this package each."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
+
+
+def _wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]:
+    if getattr(factory, "_knows_builders", False):
+        return factory
+
+    @functools.wraps(factory)
+    def dataset_module_factory(
+        path: str, *args: Any, data_dir: str | None = None, **kwargs: Any
+    ) -> DatasetModule:
+        if not str(path).startswith(_PREFIX):
+            return factory(path, *args, data_dir=data_dir, **kwargs)
+        name = str(path).removeprefix(_PREFIX)
+        if name not in names():
+            raise UnknownBuilderError(f"load_dataset({path!r}): no such builder. Known: {', '.join(names())}")
+        module = importlib.import_module(f"{__name__}.{name}")
+        # A new dict each time: load_dataset_builder takes things out of it. The builder itself sets the real hash.
+        settings = {"dataset_name": f"builders___{name}"} | (
+            {} if data_dir is None else {"data_dir": data_dir}
+        )
+        return DatasetModule(module.__name__, "", settings)
+
+    dataset_module_factory._knows_builders = True  # type: ignore[attr-defined]
+    return dataset_module_factory
+
+
+for _module in (datasets.load, datasets.inspect):  # inspect has imported the name for itself
+    _module.dataset_module_factory = _wrap(_module.dataset_module_factory)

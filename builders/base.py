@@ -1,0 +1,301 @@
+"""What all builders share: the record, the gate, and the account of every source row.
+
+A dataset says where its rows are (`_shards`) and what they are (`_rows`); everything after that happens here. Each source row becomes
+one record or one rejection with a reason out of REASONS, and the counts are shown at the end of a build.
+"""
+
+import abc
+import hashlib
+import inspect
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import datasets
+from datasets.builder import Key
+from datasets.iterable_dataset import ExamplesIterable
+
+from . import images
+from .captions import PROFILES, clean_caption
+from .errors import ConfigError, NoRecordsError
+
+logger = logging.getLogger("builders")
+
+# Every reason to reject a source row. The first that holds, in this order, is the one that counts.
+REASONS = {
+    "bad_archive": "the rest of an archive cannot be read (truncated or damaged): fetch it again",
+    "duplicate_key": "a second row with the key of an earlier one",
+    "missing_image": "an annotation whose image is not in the archive",
+    "missing_caption": "an image that no annotation names",
+    "unsafe": "over the safety threshold, flagged by its maker, or without a score",
+    "empty_caption": "nothing is left of the caption after cleaning",
+    "undecodable": "zero bytes, not an image (an HTML page, say), truncated or damaged",
+    "too_large": f"more than {images.MAX_PIXELS:,} pixels: a decompression bomb",
+    "too_small": "shorter edge under min_image_size",
+}
+
+
+class Row(NamedTuple):
+    """One source row as a dataset finds it, before cleaning and gate. None means: not there."""
+
+    key: str
+    image: bytes | None
+    captions: Sequence[str] | None
+    source: str
+    extras: Mapping[str, Any] = MappingProxyType({})
+    reject: str | None = None
+
+
+@dataclass
+class ImageCaptionConfig(datasets.BuilderConfig):
+    """Options that every builder takes; each is a keyword of `load_dataset`.
+
+    min_image_size    smallest shorter edge in pixels
+    max_image_size    shrink larger images to this shorter edge (re-encoded); default: bytes stay untouched
+    lossless          with max_image_size: sources that are not JPEG are re-encoded losslessly
+    caption_cleaning  "none", "light" or "deepfloyd"
+    keep_rejected     yield rejected rows too, in source order, with their reason in column `reject`
+    data_fingerprint  names, sizes and times of the files in data_dir; set by the builder so that changed files are read anew
+    """
+
+    min_image_size: int = 256
+    max_image_size: int | None = None
+    lossless: bool = False
+    caption_cleaning: str = "light"
+    keep_rejected: bool = False
+    data_fingerprint: str | None = None
+
+
+class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
+    """Base of every builder: implement `_shards` and `_rows`, name the extra columns in EXTRAS."""
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = ImageCaptionConfig
+    DEFAULT_WRITER_BATCH_SIZE = 64  # rows in memory before a write; datasets' 100 is much with 2 MB images
+    EXTRAS: ClassVar[dict[str, Any]] = {}
+    DESCRIPTION = HOMEPAGE = LICENSE = CITATION = ""
+
+    @abc.abstractmethod
+    def _shards(self, dl_manager: Any) -> dict[str, list[Any]]:
+        """Per split, its shards in order: picklable values that `_rows` understands. Reads no data."""
+
+    @abc.abstractmethod
+    def _rows(self, shard: Any) -> Iterator[Row]:
+        """The source rows of one shard, always in the same order."""
+
+    def __init__(
+        self, *args: Any, data_dir: str | None = None, hash: str | None = None, **kwargs: Any
+    ) -> None:
+        if data_dir is not None and "://" not in str(data_dir):
+            data_dir = os.path.abspath(os.path.expanduser(data_dir))
+            if os.path.isdir(data_dir):
+                kwargs["data_fingerprint"] = _fingerprint(data_dir)
+        super().__init__(*args, data_dir=data_dir, hash=_code_hash(type(self)), **kwargs)
+
+    def _info(self) -> datasets.DatasetInfo:
+        config = self.config
+        if config.caption_cleaning not in PROFILES:
+            raise ConfigError(
+                f"caption_cleaning={config.caption_cleaning!r}: choose one of {', '.join(PROFILES)}"
+            )
+        if config.min_image_size < 1:
+            raise ConfigError(f"min_image_size={config.min_image_size!r}: give at least 1")
+        if config.max_image_size is not None and config.max_image_size < config.min_image_size:
+            raise ConfigError(
+                f"max_image_size={config.max_image_size!r}: give at least min_image_size, {config.min_image_size}"
+            )
+        columns = {
+            "key": datasets.Value("string"),
+            "image": datasets.Image(),
+            "caption": datasets.Value("string"),
+            "captions": datasets.List(datasets.Value("string")),
+            "width": datasets.Value("int32"),
+            "height": datasets.Value("int32"),
+            "source": datasets.Value("string"),
+            **self.EXTRAS,
+        }
+        if config.keep_rejected:
+            columns["reject"] = datasets.Value("string")
+        return datasets.DatasetInfo(
+            description=self.DESCRIPTION,
+            features=datasets.Features(columns),
+            homepage=self.HOMEPAGE,
+            license=self.LICENSE,
+            citation=self.CITATION,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        # Only `shards` is a list, so that datasets splits the work by it; a list of its own for the total would split too.
+        return [
+            datasets.SplitGenerator(
+                split, gen_kwargs={"shards": shards, "split": split, "num_shards": len(shards)}
+            )
+            for split, shards in self._shards(dl_manager).items()
+        ]
+
+    def _generate_examples(
+        self, shards: list[Any], split: str, num_shards: int, counts: Counter[str] | None = None
+    ) -> Iterator[tuple[Key, dict[str, Any]]]:
+        for index, shard in enumerate(shards):
+            seen: set[str] = set()
+            for number, row in enumerate(self._rows(shard)):
+                reason, record = ("duplicate_key", _blank(row)) if row.key in seen else self._judge(row)
+                seen.add(row.key)
+                if counts is not None:
+                    counts[reason or "ok"] += 1
+                if self.config.keep_rejected:
+                    record["reject"] = reason
+                elif reason is not None:
+                    continue
+                yield Key(index, number), record
+
+    def _judge(self, row: Row) -> tuple[str | None, dict[str, Any]]:
+        """The reason to reject the row, or None, and its record as far as it goes."""
+        record = _blank(row)
+        data, config = row.image, self.config
+        if row.reject is not None:
+            return row.reject, record
+        if data is None:
+            return "missing_image", record
+        record["image"] = {
+            "bytes": data,
+            "path": None,
+        }  # no path: datasets drops the bytes where a file of that name exists
+        if row.captions is None:
+            return "missing_caption", record
+        captions = [text for raw in row.captions if (text := clean_caption(raw, config.caption_cleaning))]
+        if not captions:
+            return "empty_caption", record
+        record["caption"], record["captions"] = captions[0], captions
+        try:
+            info = images.probe(data)
+        except images.UndecodableImage:
+            return "undecodable", record
+        record["width"], record["height"] = info.width, info.height
+        if info.width * info.height > images.MAX_PIXELS:
+            return "too_large", record
+        if min(info.width, info.height) < config.min_image_size:
+            return ("too_small" if min(info.width, info.height) else "undecodable"), record
+        if not images.is_whole(data, info.format):
+            return "undecodable", record
+        if config.max_image_size is not None and min(info.width, info.height) > config.max_image_size:
+            return self._shrunk(data, record)
+        return None, record
+
+    def _shrunk(self, data: bytes, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        try:
+            small = images.shrink(data, self.config.max_image_size, self.config.lossless)
+        except images.UndecodableImage:
+            return "undecodable", record
+        info = images.probe(small)
+        record.update(image={"bytes": small, "path": None}, width=info.width, height=info.height)
+        return None, record
+
+    # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them ---------------
+
+    def _prepare_split_single(
+        self, gen_kwargs: dict[str, Any], *args: Any, job_id: int, **kwargs: Any
+    ) -> Iterator[tuple[int, bool, Any]]:
+        counts: Counter[str] = Counter()
+        for item in super()._prepare_split_single(
+            {**gen_kwargs, "counts": counts}, *args, job_id=job_id, **kwargs
+        ):
+            if item[1]:  # the job is done
+                with open(self._counts_path(gen_kwargs["split"], job_id), "w", encoding="utf-8") as file:
+                    json.dump(counts, file)
+            yield item
+
+    def _prepare_split(self, split_generator: datasets.SplitGenerator, *args: Any, **kwargs: Any) -> None:
+        super()._prepare_split(split_generator, *args, **kwargs)
+        split, job, counts = split_generator.name, 0, Counter[str]()
+        while os.path.exists(path := self._counts_path(split, job)):
+            with open(path, encoding="utf-8") as file:
+                counts.update(json.load(file))
+            os.remove(path)
+            job += 1
+        self._report(split, counts, whole=True)
+
+    def _counts_path(self, split: str, job: int) -> str:
+        return f"{self._output_dir}/{split}-{job:05d}.counts.json"
+
+    def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> ExamplesIterable:
+        return _CountedExamples(self._generate_examples, split_generator.gen_kwargs)
+
+    def _report(self, split: str, counts: Counter[str], whole: bool) -> None:
+        if self.config.keep_rejected:
+            return  # whoever asks for the rejected rows counts them
+        rejected = ", ".join(f"{reason} {counts[reason]:,}" for reason in REASONS if counts[reason])
+        rows, records = counts.total(), counts["ok"]
+        summary = f"{self.name}/{self.config.name} {split}: {rows:,} rows, {records:,} records, {rows - records:,} rejected"
+        summary += f" ({rejected})" if rejected else ""
+        if whole and not records:
+            raise NoRecordsError(f"no records. {summary}")
+        logger.warning(summary)
+
+
+class _CountedExamples(ExamplesIterable):
+    """A stream of a builder's examples that reports the counts when it has been read to the end."""
+
+    def __iter__(self) -> Iterator[tuple[Key, dict[str, Any]]]:
+        counts: Counter[str] = Counter()
+        self.kwargs: dict[str, Any] = {**self.kwargs, "counts": counts}
+        yield from super().__iter__()
+        builder = self.generate_examples_fn.__self__
+        builder._report(self.kwargs["split"], counts, whole=self.num_shards == self.kwargs["num_shards"])
+
+    def shuffle_data_sources(self, generator: Any) -> "_CountedExamples":
+        return self._counted(super().shuffle_data_sources(generator))
+
+    def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> "_CountedExamples":
+        return self._counted(super().shard_data_sources(num_shards, index, contiguous=contiguous))
+
+    def _counted(self, other: ExamplesIterable) -> "_CountedExamples":
+        return _CountedExamples(other.generate_examples_fn, other.kwargs)
+
+
+def _blank(row: Row) -> dict[str, Any]:
+    empty = {"key": row.key, "image": None, "caption": None, "captions": None, "width": None, "height": None}
+    return {**empty, "source": row.source, **row.extras}
+
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def make_key(name: str) -> str:
+    """A record key out of any name: itself where it is legal already, else made legal with a hash that keeps it unique."""
+    if _KEY.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") + f"-{digest}"
+
+
+def _fingerprint(folder: str) -> str:
+    """Names, sizes and times of all files under the folder, hashed."""
+    digest = hashlib.sha256()
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            stat = os.stat(os.path.join(root, name))
+            digest.update(
+                f"{os.path.relpath(root, folder)}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode()
+            )
+    return digest.hexdigest()[:16]
+
+
+def _code_hash(builder: type) -> str:
+    """Changes with any line of this package or of the builder's own file, so that no cache outlives the code that made it."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    files = {os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".py")} | {
+        inspect.getfile(builder)
+    }
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        with open(path, "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,37 @@
+"""What can go wrong in a build, as exceptions.
+
+BuilderError                 everything below; the message says what was given and what cures it
+├── UnknownBuilderError      no such builder      (also datasets' DatasetNotFoundError)
+├── ConfigError              a config value       (also ValueError)
+├── MissingSourceError       archives not there   (also FileNotFoundError)
+├── DownloadError            a fetch that failed for good
+└── NoRecordsError           nothing passed the gate (also ValueError)
+
+A bad row is never an exception: it is a rejection with a reason (`base.REASONS`).
+"""
+
+from datasets.exceptions import DatasetNotFoundError
+
+
+class BuilderError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UnknownBuilderError(BuilderError, DatasetNotFoundError):
+    """`load_dataset("builders/x")` with an x that is not registered."""
+
+
+class ConfigError(BuilderError, ValueError):
+    """A config value that cannot be used."""
+
+
+class MissingSourceError(BuilderError, FileNotFoundError):
+    """Archives or annotation files that are not where they should be."""
+
+
+class DownloadError(BuilderError):
+    """A file that could not be fetched; what had arrived stays for the next try."""
+
+
+class NoRecordsError(BuilderError, ValueError):
+    """A split in which every source row was rejected."""

@@ -1,0 +1,167 @@
+"""Your own folder of images: captions in text files beside them, or in one metadata table, as `imagefolder` has it.
+
+load_dataset("builders/folder", data_dir="photos")
+
+photos/cat.jpg  photos/cat.txt (or .caption)               one caption a file
+photos/metadata.csv (or .jsonl, .parquet)                  columns file_name (relative to the table) and caption, text or prompt;
+                                                           several rows of one file_name are several captions
+photos/train/...  photos/validation/...  photos/test/...   the splits; without such sub-folders all is `train`
+"""
+
+import csv
+import functools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow.parquet
+
+from .base import ImageCaptionBuilder, ImageCaptionConfig, Row, logger, make_key
+from .errors import ConfigError, MissingSourceError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_SIDECARS = (".txt", ".caption")
+_TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_CAPTION_COLUMNS = ("caption", "text", "prompt")
+_SPLITS = {  # the sub-folder names that imagefolder knows
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_FILES_PER_SHARD = 1000
+_MIN_SHARDS = 4  # so that a small folder can be shared out too
+
+
+class _File(NamedTuple):
+    """One row: an image and its caption file, each a path relative to data_dir, or None."""
+
+    key: str
+    image: str | None
+    sidecar: str | None
+
+
+@dataclass
+class FolderConfig(ImageCaptionConfig):
+    """caption_column    the metadata table's caption column; default: the first there is of caption, text, prompt"""
+
+    caption_column: str | None = None
+
+
+class Folder(ImageCaptionBuilder):
+    DESCRIPTION = "A local folder of images with captions in sidecar files or in a metadata table."
+    BUILDER_CONFIG_CLASS = FolderConfig
+
+    def _shards(self, dl_manager: Any) -> dict[str, list[tuple[_File, ...]]]:
+        root = self.config.data_dir
+        if root is None or not os.path.isdir(root):
+            raise MissingSourceError(
+                f"builders/folder: data_dir={root!r} is not a local folder; give the folder of your images"
+            )
+        tops = {
+            name: split
+            for split, names in _SPLITS.items()
+            for name in names
+            if os.path.isdir(os.path.join(root, name))
+        }
+        by_split: dict[str, list[_File]] = {split: [] for split in (_SPLITS if tops else ("train",))}
+        outside = 0
+        for file in _list_files(root, set(self._captions())):
+            split = tops.get((file.image or file.sidecar or "").split("/")[0]) if tops else "train"
+            if split is None:
+                outside += 1
+            else:
+                by_split[split].append(file)
+        if outside:
+            logger.warning(f"folder: {outside:,} files outside of the folders {', '.join(tops)} are left out")
+        if not any(file.image for files in by_split.values() for file in files):
+            raise MissingSourceError(
+                f"builders/folder: no images in data_dir={root!r}. Looked for *{', *'.join(IMAGES)}, with captions in "
+                f"*{', *'.join(_SIDECARS)} beside them or in {', '.join(_TABLES)}"
+            )
+        return {split: _ranges(files) for split, files in by_split.items() if files}
+
+    def _rows(self, shard: tuple[_File, ...]) -> Iterator[Row]:
+        root, table = self.config.data_dir, self._captions()
+        for file in shard:
+            captions = list(table.get(file.image or "", ()))
+            if file.sidecar and not captions:
+                with open(os.path.join(root, file.sidecar), encoding="utf-8-sig", errors="replace") as text:
+                    captions = [text.read()]
+            image = None
+            if file.image and os.path.isfile(path := os.path.join(root, file.image)):
+                with open(path, "rb") as data:
+                    image = data.read()
+            yield Row(file.key, image, captions or None, file.image or file.sidecar or "")
+
+    def _captions(self) -> dict[str, list[str]]:
+        """Captions of the metadata tables by image path, relative to data_dir."""
+        config = self.config
+        return _read_tables(config.data_dir, config.caption_column, config.data_fingerprint)
+
+
+def _list_files(root: str, listed: set[str]) -> list[_File]:
+    """All images, caption files without an image, and table rows without one, in the order of their paths."""
+    paths = set(listed)
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
+        relative = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if relative == "." else f"{relative}/"
+        paths.update(prefix + name for name in names if not name.startswith((".", "__")))
+    stems: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        stem, suffix = os.path.splitext(path)
+        if suffix.lower() in (*IMAGES, *_SIDECARS) or path in listed:
+            stems.setdefault(stem, []).append(path)
+    files = []
+    for stem, found in stems.items():
+        sidecar = next((path for path in found if path.lower().endswith(_SIDECARS)), None)
+        pictures = [path for path in found if not path.lower().endswith(_SIDECARS)]
+        if len(pictures) < 2:
+            files.append(_File(make_key(stem), pictures[0] if pictures else None, sidecar))
+        else:  # cat.jpg beside cat.png: the suffix goes into the key
+            files += [_File(make_key(path), path, sidecar) for path in pictures]
+    return files
+
+
+def _ranges(files: list[_File]) -> list[tuple[_File, ...]]:
+    count = max(-(-len(files) // _FILES_PER_SHARD), min(_MIN_SHARDS, len(files)))
+    return [tuple(files[len(files) * i // count : len(files) * (i + 1) // count]) for i in range(count)]
+
+
+@functools.lru_cache(maxsize=1)
+def _read_tables(root: str, column: str | None, fingerprint: str | None) -> dict[str, list[str]]:
+    """`fingerprint` is no input; it makes changed files a different call."""
+    captions: dict[str, list[str]] = {}
+    for folder, subfolders, names in os.walk(root):
+        subfolders.sort()
+        for table in (name for name in _TABLES if name in names):
+            path = os.path.join(folder, table)
+            for row in _read_table(path):
+                picked = column or next((name for name in _CAPTION_COLUMNS if name in row), None)
+                if picked not in row or "file_name" not in row:
+                    raise ConfigError(
+                        f"{path}: needs the columns file_name and {column or ', '.join(_CAPTION_COLUMNS)}; has {', '.join(row)}. "
+                        "Name the caption column with caption_column=..."
+                    )
+                image = os.path.relpath(os.path.join(folder, str(row["file_name"])), root).replace(
+                    os.sep, "/"
+                )
+                value = row[picked]
+                texts = value if isinstance(value, list) else [value]
+                captions.setdefault(image, []).extend(str(text) for text in texts if text is not None)
+    return captions
+
+
+def _read_table(path: str) -> Iterator[dict[str, Any]]:
+    if path.endswith(".parquet"):
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+        return
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        yield from (
+            csv.DictReader(file)
+            if path.endswith(".csv")
+            else (json.loads(line) for line in file if line.strip())
+        )

@@ -1,0 +1,32 @@
+"""Shared by the builders' tests: the raw generators on the path, a cache of its own, and records as plain dicts."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+import builders  # noqa: F401  registers the names
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/raw is imported as `raw`
+
+Build = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    """build(name, split=..., streaming=..., num_proc=..., **config): the records, images as {"bytes", "path"}."""
+
+    def run(
+        name: str, config: str | None = None, *, streaming: bool = False, split: str = "train", **kwargs: Any
+    ) -> Any:
+        if not streaming:
+            kwargs.setdefault("cache_dir", str(tmp_path / "cache"))
+        dataset = datasets.load_dataset(
+            f"builders/{name}", config, split=split, streaming=streaming, **kwargs
+        )
+        return list(dataset.cast_column("image", datasets.Image(decode=False)))
+
+    return run

@@ -1,0 +1,128 @@
+"""Caption cleaning: `deepfloyd` equals diffusers' own, `light` keeps what people wrote and cleaning twice changes nothing."""
+
+import random
+import re
+import time
+import warnings
+
+import pytest
+
+from builders.captions import PROFILES, clean_caption
+from builders.errors import ConfigError
+
+# What captions are made of in the wild, and what each rule of the DeepFloyd cleaning looks for.
+PIECES = """<PERSON>|<b>|</b>|<br/>|<script>x|</script>|&amp;|&quot;|&lt;|&#39;|&eacute|&nbsp;|&#x41;|&#128;|<!--c-->|<!doctype x>|<p|<|&
+http://x.com/a?b=1|https:%41|www:a|www.foo.co.uk|foo.it|info@bar.com|@nick|1.2.3.4|photo.jpg|IMG_2034.JPG|a.mp4| webp|mp4|png images
+#123|#1234|#12345|123456|12:30 |jc6640|jc6640vc|6640vc231|j2d1a2a|10x20|10×20.5|10х3|٣٤٥٦٧٨|page 12|free shipping|worldwide free shipping
+download free|click on here|a-b-c-d-e|a_b_c_d|...|""|''|“hi”|‘x’|—|–|`|´|¨|½|©|™|(|)|[x]|{|}|*|~|'|"|-|_|:|;|.|,|/|\\n| : | . |,a|a,b|a.b
++|%20|%C3%A9|图片|日本語|ｆｕｌｌ＆|Ã©|â€™|CafÃ© |é|ñ|ﬁ|İ|🙂|red|Dog|a house|on the beach|old photo of|1950s|2014|\t|\r|\x1b[31m|\x85|\x00"""
+PIECES = [*re.split(r"[|\n]", PIECES), "|", "\n", "\u2028", "\u3000"]
+
+
+def made_up_captions(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [
+        "".join(rng.choice(PIECES) + rng.choice(("", " ", " ")) for _ in range(rng.randint(0, 14)))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def diffusers_clean():
+    """The caption cleaning of the installed diffusers, applied twice as its pipeline does."""
+    pytest.importorskip("bs4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import IFPipeline
+    pipeline = object.__new__(IFPipeline)  # the method uses no weights
+
+    def clean(text: str) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # BeautifulSoup: "looks more like a filename"
+            return pipeline._clean_caption(pipeline._clean_caption(text))
+
+    return clean
+
+
+def test_deepfloyd_equals_diffusers_on_12000_captions(diffusers_clean):
+    captions = made_up_captions(12_000, seed=20)
+    different = [text for text in captions if clean_caption(text, "deepfloyd") != diffusers_clean(text)]
+    assert not different, different[:5]
+    assert (
+        len({clean_caption(text, "deepfloyd") for text in captions}) > 9_000
+    )  # they do not all clean to the same
+
+
+def test_deepfloyd_cleans_4000_captions_a_second():
+    captions = [
+        "A man with a red helmet on a small moped on a dirt road.",
+        "Young woman in a white dress, holding flowers - stock photo #12345",
+        "<PERSON> at the 2014 Grammy Awards & after-party, Los Angeles",
+        "Vintage 1950s pickup truck for sale – “restored” condition | www.cars.com",
+        "geodesic landscape, john chamberlain, christopher balaskas, tadao ando, 4 k, ",
+    ] * 200
+    start = time.process_time()
+    for text in captions:
+        clean_caption(text, "deepfloyd")
+    assert len(captions) / (time.process_time() - start) > 4_000
+
+
+def test_light_is_idempotent():
+    for text in made_up_captions(5_000, seed=21):
+        once = clean_caption(text, "light")
+        assert clean_caption(once, "light") == once, text
+
+
+def test_light_on_plain_ascii_equals_the_long_way(monkeypatch):
+    from builders import captions
+
+    plain = [
+        text
+        for text in made_up_captions(3_000, seed=22)
+        if text.isascii() and not captions._NOT_PLAIN.search(text)
+    ]
+    assert len(plain) > 100
+    for text in plain:
+        assert clean_caption(text, "light") == captions._light_once(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("A <b>caf&eacute;</b> &amp; bar", "A café & bar"),
+        ("two<br>lines\n and\ttabs ", "two lines and tabs"),
+        ("CafÃ© â€“ MÃ¼nchen", "Café – München"),
+        ("see https://x.com/a?b=c&d=e now", "see now"),
+        ("看http://x.com/图片", "看 图片"),
+        ("&amp;amp;lt; nested", "< nested"),
+        ("<PERSON> arrives", "person arrives"),
+        ("a <3 b, x < y > z", "a <3 b, x < y > z"),
+        ("C++ & C#, 100% ‘quoted’ “text”…", "C++ & C#, 100% ‘quoted’ “text”…"),
+        ("一只猫 坐着", "一只猫 坐着"),
+        ("قطة جالسة", "قطة جالسة"),
+        ("👩‍👩‍👧 🇩🇪 ok", "👩‍👩‍👧 🇩🇪 ok"),
+        ("ALL Caps, Kept!", "ALL Caps, Kept!"),
+        (" <p></p> https://x.com ", ""),
+    ],
+)
+def test_light(text, clean):
+    assert clean_caption(text, "light") == clean
+
+
+def test_none_only_strips():
+    assert clean_caption("  <b>x</b>\n", "none") == "<b>x</b>"
+
+
+def test_unknown_profile_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'heavy'.*none, light, deepfloyd"):
+        clean_caption("x", "heavy")
+
+
+def test_no_profile_raises_on_any_bytes():
+    rng = random.Random(23)
+    for _ in range(1_000):
+        text = bytes(rng.randrange(256) for _ in range(60)).decode("utf-8", "replace") + rng.choice(
+            ("<![x", "<!", "&#9999999999;")
+        )
+        for profile in PROFILES:
+            assert isinstance(clean_caption(text, profile), str)

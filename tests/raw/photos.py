@@ -1,0 +1,52 @@
+"""Real photographs for the raw trees, cut out of scikit-image's, in any format and with any damage."""
+
+import functools
+import importlib.util
+import io
+from pathlib import Path
+
+from PIL import Image
+
+HTML = b"<!doctype html><html><body>403 Forbidden</body></html>"
+
+
+@functools.cache
+def _photograph(name: str) -> Image.Image:
+    folder = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
+    return Image.open(folder / name).convert("RGB")
+
+
+def photo(number: int = 0, size: tuple[int, int] = (320, 288)) -> Image.Image:
+    """A photograph of the given size; each number is a different cut."""
+    source = _photograph(
+        ("astronaut.png", "coffee.png", "rocket.jpg", "retina.jpg", "chelsea.png")[number % 5]
+    )
+    inset = 3 * (number // 5 % 8)
+    return source.crop((inset, inset, source.width - inset, source.height - inset)).resize(size)
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def jpeg(
+    number: int = 0, size: tuple[int, int] = (320, 288), mode: str = "RGB", orientation: int | None = None
+) -> bytes:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    return encode(photo(number, size).convert(mode), quality=85, **({"exif": exif} if orientation else {}))
+
+
+def png(number: int = 0, size: tuple[int, int] = (320, 288)) -> bytes:
+    return encode(photo(number, size), "PNG", compress_level=1)
+
+
+def webp(number: int = 0, size: tuple[int, int] = (320, 288)) -> bytes:
+    return encode(photo(number, size), "WEBP", lossless=True, method=0)
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) * 2 // 3]
