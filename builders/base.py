@@ -245,9 +245,12 @@ class _CountedExamples(ExamplesIterable):
     def __iter__(self) -> Iterator[tuple[Key, dict[str, Any]]]:
         counts: Counter[str] = Counter()
         self.kwargs: dict[str, Any] = {**self.kwargs, "counts": counts}
+        resumed = bool(
+            self._state_dict and (self._state_dict["shard_idx"] or self._state_dict["shard_example_idx"])
+        )
         yield from super().__iter__()
-        builder = self.generate_examples_fn.__self__
-        builder._report(self.kwargs["split"], counts, whole=self.num_shards == self.kwargs["num_shards"])
+        whole = self.num_shards == self.kwargs["num_shards"] and not resumed
+        self.generate_examples_fn.__self__._report(self.kwargs["split"], counts, whole)
 
     def shuffle_data_sources(self, generator: Any) -> "_CountedExamples":
         return self._counted(super().shuffle_data_sources(generator))

@@ -4,9 +4,11 @@ The gate reads headers only (about 5 µs for a JPEG): format by magic bytes, siz
 truncated file lacks. Pixels are decoded only where the trailer is missing, to tell a sloppy encoder from a lost tail.
 """
 
+import contextlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,9 @@ MAX_PIXELS = (
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# Pillow warns of broken metadata and of large images; the gate has its own say on both. Not catch_warnings: that is not thread-safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UndecodableImage(ValueError):
@@ -70,11 +75,14 @@ def probe(data: bytes) -> ImageInfo:
             return ImageInfo("PNG", *struct.unpack(">II", data[16:24]))
     except struct.error:
         raise UndecodableImage(f"{kind} header cut short") from None
-    image = _open(data)
-    width, height = image.size
-    if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
-        width, height = height, width
-    return ImageInfo(str(image.format), width, height)
+    with _pillow_errors():
+        image = _open(data)
+        width, height = image.size
+        if (
+            image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        ):  # Pillow turns TIFF by itself
+            width, height = height, width
+        return ImageInfo(str(image.format), width, height)
 
 
 def is_whole(data: bytes, kind: str) -> bool:
@@ -93,8 +101,9 @@ def is_whole(data: bytes, kind: str) -> bool:
     if whole:
         return True
     try:
-        _open(data).load()
-    except Exception:  # noqa: BLE001  Pillow's plug-ins raise a dozen types on damaged files
+        with _pillow_errors():
+            _open(data).load()
+    except UndecodableImage:
         return False
     return True
 
@@ -105,16 +114,12 @@ def decode_rgb(data: bytes, shorter_edge: int | None = None) -> Image.Image:
     With `shorter_edge`, a JPEG may come out smaller by 2, 4 or 8 (scaled in the DCT, much faster), never under that many pixels.
     Raises UndecodableImage.
     """
-    try:
+    with _pillow_errors():
         image = _open(data)
         if shorter_edge is not None:
             _draft(image, shorter_edge)
         image.load()
         return _flatten(ImageOps.exif_transpose(image))
-    except UndecodableImage:
-        raise
-    except Exception as error:
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
 def shrink(data: bytes, shorter_edge: int, lossless: bool = False) -> bytes:
@@ -139,12 +144,16 @@ def shrink(data: bytes, shorter_edge: int, lossless: bool = False) -> bytes:
 
 
 def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+@contextlib.contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Whatever Pillow raises on damaged bytes, of which there are a dozen types, becomes UndecodableImage."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the pixel limit is the gate's business, broken metadata nobody's
-            return Image.open(io.BytesIO(data), formats=_FORMATS)
+        yield
+    except UndecodableImage:
+        raise
     except Exception as error:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 

@@ -49,7 +49,7 @@ def test_deepfloyd_equals_diffusers_on_12000_captions(diffusers_clean):
     different = [text for text in captions if clean_caption(text, "deepfloyd") != diffusers_clean(text)]
     assert not different, different[:5]
     assert (
-        len({clean_caption(text, "deepfloyd") for text in captions}) > 9_000
+        len({clean_caption(text, "deepfloyd") for text in captions}) > 6_000
     )  # they do not all clean to the same
 
 

@@ -1,0 +1,190 @@
+"""A folder of one's own: sidecars, tables, splits, and what is wrong with some of it."""
+
+import json
+import os
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from raw.photos import HTML, jpeg, png, truncated
+
+from builders.errors import ConfigError, MissingSourceError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    return root
+
+
+def reasons(rows):
+    return {row["source"]: row["reject"] for row in rows}
+
+
+def test_sidecars_and_every_fault(build, photos, tmp_path):
+    (photos / "sub").mkdir()
+    files = {
+        "a.jpg": jpeg(0),
+        "a.txt": "\ufeffA <b>red</b> car\n".encode(),
+        "b.PNG": png(1),
+        "b.caption": "ein Hund, größer".encode(),
+        "sub/c d.jpeg": jpeg(2),
+        "sub/c d.txt": b"third",
+        "no-caption.jpg": jpeg(3),
+        "empty-caption.jpg": jpeg(4),
+        "empty-caption.txt": b" <p> \n",
+        "lonely.txt": b"a caption without an image",
+        "small.jpg": jpeg(5, (255, 300)),
+        "small.txt": b"small",
+        "cut.jpg": truncated(jpeg(6)),
+        "cut.txt": b"cut",
+        "zero.jpg": b"",
+        "zero.txt": b"zero",
+        "page.jpg": HTML,
+        "page.txt": b"an error page",
+        "wrong-name.jpg": png(7),
+        "wrong-name.txt": b"a PNG named jpg",
+        "latin.jpg": jpeg(8),
+        "latin.txt": b"caf\xe9",
+        ".hidden.jpg": jpeg(9),
+        "notes.md": b"not a row",
+    }
+    for name, data in files.items():
+        (photos / name).write_bytes(data)
+    rows = build("folder", data_dir=str(photos), keep_rejected=True, streaming=True)
+    assert reasons(rows) == {
+        "a.jpg": None,
+        "b.PNG": None,
+        "cut.jpg": "undecodable",
+        "empty-caption.jpg": "empty_caption",
+        "latin.jpg": None,
+        "lonely.txt": "missing_image",
+        "no-caption.jpg": "missing_caption",
+        "page.jpg": "undecodable",
+        "small.jpg": "too_small",
+        "sub/c d.jpeg": None,
+        "wrong-name.jpg": None,
+        "zero.jpg": "undecodable",
+    }
+    records = build("folder", data_dir=str(photos))
+    assert {row["source"]: row["caption"] for row in records} == {
+        "a.jpg": "A red car",
+        "b.PNG": "ein Hund, größer",
+        "latin.jpg": "caf\ufffd",
+        "sub/c d.jpeg": "third",
+        "wrong-name.jpg": "a PNG named jpg",
+    }
+    assert [row["image"]["bytes"] for row in records] == [files[row["source"]] for row in records]
+    assert build("folder", data_dir=str(photos), streaming=True) == records
+    assert build("folder", data_dir=str(photos), num_proc=2, cache_dir=str(tmp_path / "two")) == records
+
+
+def write_table(path, rows):
+    if path.suffix == ".csv":
+        lines = [",".join(rows[0])] + [",".join(f'"{value}"' for value in row.values()) for row in rows]
+        path.write_text("\n".join(lines), encoding="utf-8-sig")
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_metadata_tables(build, photos, suffix):
+    (photos / "images").mkdir()
+    for number in range(3):
+        (photos / "images" / f"{number}.jpg").write_bytes(jpeg(number))
+    rows = [
+        {"file_name": "images/0.jpg", "text": "first, with a comma"},
+        {"file_name": "images/0.jpg", "text": "second of the same"},
+        {"file_name": "images/2.jpg", "text": "猫"},
+        {"file_name": "images/9.jpg", "text": "gone"},
+    ]
+    write_table(photos / f"metadata.{suffix}", rows)
+    found = build("folder", data_dir=str(photos), keep_rejected=True)
+    assert reasons(found) == {
+        "images/0.jpg": None,
+        "images/1.jpg": "missing_caption",
+        "images/2.jpg": None,
+        "images/9.jpg": "missing_image",
+    }
+    assert (
+        found[0]["captions"] == ["first, with a comma", "second of the same"] and found[2]["caption"] == "猫"
+    )
+
+
+def test_caption_column_is_chosen_by_name_and_a_wrong_one_lists_the_columns(build, photos):
+    (photos / "0.jpg").write_bytes(jpeg())
+    write_table(photos / "metadata.jsonl", [{"file_name": "0.jpg", "title": ["one", "two"], "text": "no"}])
+    assert build("folder", data_dir=str(photos), caption_column="title")[0]["captions"] == ["one", "two"]
+    with pytest.raises(
+        ConfigError, match=r"metadata.jsonl: needs the columns file_name and alt; has file_name, title, text"
+    ):
+        build("folder", data_dir=str(photos), caption_column="alt", streaming=True)
+
+
+def test_sub_folders_are_splits(build, photos, caplog):
+    for name, number in (("train", 0), ("val", 1), ("test", 2)):
+        (photos / name).mkdir()
+        (photos / name / "x.jpg").write_bytes(jpeg(number))
+        (photos / name / "x.txt").write_text(name)
+    (photos / "outside.jpg").write_bytes(jpeg(3))
+    assert datasets.get_dataset_split_names("builders/folder", data_dir=str(photos)) == [
+        "train",
+        "validation",
+        "test",
+    ]
+    assert "1 files outside of the folders" in caplog.text
+    records = [
+        build("folder", data_dir=str(photos), split=split)[0] for split in ("train", "validation", "test")
+    ]
+    assert [record["caption"] for record in records] == ["train", "val", "test"]
+    assert len({record["key"] for record in records}) == 3
+
+
+def test_two_images_of_one_stem_are_two_records(build, photos):
+    (photos / "x.jpg").write_bytes(jpeg(0))
+    (photos / "x.png").write_bytes(png(1))
+    (photos / "x.txt").write_text("both")
+    assert len({record["key"] for record in build("folder", data_dir=str(photos))}) == 2
+
+
+def test_an_empty_folder_is_an_error_that_names_it_and_what_was_looked_for(build, photos):
+    (photos / "readme.md").write_text("x")
+    with pytest.raises(
+        MissingSourceError, match=r"no images in data_dir='.*photos'.*\.jpg.*\.txt.*metadata\.csv"
+    ):
+        build("folder", data_dir=str(photos))
+
+
+@pytest.mark.parametrize("data_dir", [None, "/no/such/folder"])
+def test_no_folder_is_an_error(build, data_dir):
+    with pytest.raises(MissingSourceError, match="data_dir="):
+        build("folder", data_dir=data_dir, streaming=True)
+
+
+def test_changed_files_and_other_folders_are_read_anew(build, photos, tmp_path, monkeypatch):
+    (photos / "x.jpg").write_bytes(jpeg(0))
+    (photos / "x.txt").write_text("before")
+    assert build("folder", data_dir=str(photos))[0]["caption"] == "before"
+    (photos / "x.txt").write_text("after!")
+    os.utime(photos / "x.txt", ns=(1, 1))
+    assert build("folder", data_dir=str(photos))[0]["caption"] == "after!"
+    other = tmp_path / "elsewhere" / "photos"
+    other.mkdir(parents=True)
+    (other / "x.jpg").write_bytes(jpeg(1))
+    (other / "x.txt").write_text("other")
+    for folder, caption in ((photos.parent, "after!"), (other.parent, "other")):
+        monkeypatch.chdir(folder)
+        assert build("folder", data_dir="photos")[0]["caption"] == caption
+
+
+def test_many_files_are_many_shards(photos, monkeypatch):
+    monkeypatch.setattr("builders.folder._FILES_PER_SHARD", 3)
+    for number in range(20):
+        (photos / f"{number}.txt").write_text("x")
+    (photos / "0.jpg").write_bytes(jpeg())
+    dataset = datasets.load_dataset("builders/folder", data_dir=str(photos), split="train", streaming=True)
+    assert dataset.num_shards == 7
