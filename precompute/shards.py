@@ -15,8 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -79,7 +78,7 @@ class TarWriter:
 
 
 class UnitWriter:
-    """Writes the rows of one unit, in source order; a context manager that leaves nothing behind on an error.
+    """Writes the rows of one unit, in source order: `commit` makes them visible, and `discard` must follow, always.
 
     samples_per_shard: samples a tar holds at most; a unit of more is several shards under one marker.
     token: names the writing process, so that two owners of a unit (one presumed dead) never share a temporary file.
@@ -100,16 +99,6 @@ class UnitWriter:
         self._records: list[dict[str, Any]] = []
         self._done: list[Shard] = []
         self.rejected: Counter[str] = Counter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tar is not None:
-            self._tar.discard()
-        shutil.rmtree(self._work, ignore_errors=True)
 
     def write(self, row: Row, members: dict[str, bytes]) -> None:
         """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, adjacent in the tar."""
@@ -161,6 +150,12 @@ class UnitWriter:
         write_file(self._output / f"{self.stem}.json", marker.to_json().encode(), self._work / "marker")
         return marker
 
+    def discard(self) -> None:
+        """Leave nothing temporary behind, committed or not."""
+        if self._tar is not None:
+            self._tar.discard()
+        shutil.rmtree(self._work, ignore_errors=True)
+
     def _record(self, row: Row, status: str) -> dict[str, Any]:
         extras = json.dumps(row.extras, ensure_ascii=False, sort_keys=True)
         return {**vars(row), "extras": extras, "status": status}
@@ -187,14 +182,15 @@ class UnitWriter:
         self._tar, self._samples, self._records = None, 0, []
 
 
-def clear_unit(output: Path, split: str, unit: int) -> None:
-    """Remove whatever an owner that died left of an unfinished unit."""
+def clear_unit(output: Path, split: str, unit: int, token: str = "*") -> None:
+    """Remove what an owner of an unfinished unit left: one owner's temporary files, or by default everybody's."""
     stem = f"{split}-{unit:05d}"
-    for leftover in output.glob(f"{WORK}/{stem}.*/"):
+    for leftover in output.glob(f"{WORK}/{stem}.{token}/"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for pattern in (f"{stem}.tar", f"{stem}.parquet", f"{stem}-*.tar", f"{stem}-*.parquet"):
-        for leftover in output.glob(pattern):
-            leftover.unlink(missing_ok=True)
+    if token == "*" and not (output / f"{stem}.json").exists():
+        for pattern in (f"{stem}.tar", f"{stem}.parquet", f"{stem}-*.tar", f"{stem}-*.parquet"):
+            for leftover in output.glob(pattern):
+                leftover.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes, temporary: Path | None = None) -> None:

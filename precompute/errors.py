@@ -1,0 +1,48 @@
+"""The errors that stop a command. Each message starts with the flag or file at fault and ends with the cure.
+
+PrecomputeError
+├── UsageError        a flag that cannot be: exit code 2
+├── ModelError        a model that is missing, unreadable or unfit
+├── RecipeMismatch    the output folder holds shards of another recipe or plan
+└── LostLease         another process took over this unit; never reaches the user
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from loader.format import FormatError
+
+
+class PrecomputeError(Exception):
+    """Base of all: `exit_code` is what the command returns."""
+
+    exit_code = 1
+
+
+class UsageError(PrecomputeError):
+    """A flag's value is impossible."""
+
+    exit_code = 2
+
+
+class ModelError(PrecomputeError):
+    """A model folder or Hub id that cannot be loaded, or is of no known family."""
+
+
+class RecipeMismatch(PrecomputeError):
+    """Resuming here would mix values of different recipes."""
+
+
+class LostLease(PrecomputeError):
+    """The unit belongs to another process now; what this one made of it is dropped."""
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn our errors into one line on stderr and an exit code; everything else keeps its traceback."""
+    try:
+        yield
+    except (PrecomputeError, FormatError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(getattr(error, "exit_code", 1))

@@ -1,0 +1,105 @@
+"""Find a model's files in a folder or on the Hub, and say exactly which weights they are."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+from precompute.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A model in a folder (revision None) or in a Hub repository at a commit; config is its `config.json`."""
+
+    name: str
+    subfolder: str
+    revision: str | None
+    config: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained`, the name aside."""
+        return {"subfolder": self.subfolder, "revision": self.revision}
+
+    def recipe(self, model: torch.nn.Module) -> dict[str, Any]:
+        """What identifies the values this model computes. A folder's own path is no part of it."""
+        name = Path(self.name).name if self.revision is None else self.name
+        return {
+            "model": name,
+            "subfolder": self.subfolder,
+            "revision": self.revision,
+            "weights": weights_hash(model),
+        }
+
+
+def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
+    """Where `name`'s `config.json` is: in the first of `subfolders` that has one, else at the top.
+
+    name: a folder, or a Hub id with an optional `@REVISION` (branch, tag or commit).
+    Raises ModelError, which starts with `flag`, where there is none.
+    """
+    folder = Path(name).expanduser()
+    if folder.exists() or name.startswith((".", "/", "~")):
+        for subfolder in (*subfolders, ""):
+            path = folder / subfolder / "config.json"
+            if path.is_file():
+                return Location(str(folder), subfolder, None, _read_config(flag, path))
+        looked = ", ".join(str(Path(s) / "config.json") for s in (*subfolders, ""))
+        raise ModelError(
+            f"{flag} {name}: no model in that folder; looked for {looked}. Name a folder that has one"
+        )
+    repository, _, revision = name.partition("@")
+    for subfolder in (*subfolders, ""):
+        try:
+            file = huggingface_hub.hf_hub_download(
+                repository, "config.json", subfolder=subfolder or None, revision=revision or None
+            )
+        except LocalEntryNotFoundError as error:
+            raise ModelError(
+                f"{flag} {name}: not in the local cache, and the Hub cannot be reached ({_first_line(error)})"
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except (HFValidationError, OSError) as error:
+            raise ModelError(
+                f"{flag} {name}: neither a folder nor a model on the Hub that you may read ({_first_line(error)}). "
+                "Check the name; for a gated or private one run `hf auth login`"
+            ) from error
+        commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(file).as_posix())
+        return Location(
+            repository, subfolder, commit[1] if commit else revision or None, _read_config(flag, Path(file))
+        )
+    raise ModelError(
+        f"{flag} {name}: the repository has no config.json, at the top or in {', '.join(subfolders)}"
+    )
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all parameters and buffers, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_config(flag: str, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{flag}: {path} is not JSON ({error}). Download the model again") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{flag}: {path} holds no JSON object. Download the model again")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

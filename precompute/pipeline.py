@@ -1,0 +1,340 @@
+"""decode -> device -> write, overlapped, one unit after another.
+
+    1. reader thread     leases a unit, reads its rows, hands the images to the decode threads
+    2. decode threads    image bytes -> uint8 pixels (precompute/pixels.py)
+    3. main thread       gathers batches and keeps the device one batch ahead (precompute/encode.py)
+    4. writer thread     arrays -> shards (precompute/shards.py), commits the unit, gives the lease back
+
+Queues between them are bounded, so memory is too. Batches are cut from one unit's readable rows in source order: what
+is in a batch, and so every value, depends on the unit alone. A fault in any thread stops all, and `run` raises it.
+"""
+
+import contextlib
+import json
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from loader.format import npy_bytes
+from precompute import shards
+from precompute.encode import Arrays, BatchEncoder, InFlight, Sample
+from precompute.errors import LostLease
+from precompute.pixels import Picture, UnfitImage, read_picture
+from precompute.plan import Lease, Leases
+from precompute.records import Record, Records
+from precompute.shards import UnitWriter
+
+logger = logging.getLogger("precompute")
+
+TICK = 0.1  # seconds between looks at whether another thread has failed
+
+
+@dataclass
+class Stats:
+    """What this process did. Seconds of its main thread: starved (no pixels ready) and blocked (writer behind)."""
+
+    images: int = 0
+    rejected: int = 0
+    units: int = 0
+    seconds: float = 0.0
+    starved: float = 0.0
+    blocked: float = 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        shares = {"reading and decoding": self.starved, "writing": self.blocked}
+        shares["the device"] = self.seconds - sum(shares.values())
+        return max(shares, key=lambda stage: shares[stage])
+
+
+@dataclass
+class Item:
+    """A row on its way: `picture` or `reject` once decoded, `arrays` or `reject` once encoded."""
+
+    record: Record
+    reject: str | None
+    picture: Picture | None = None
+    arrays: Arrays | None = None
+
+
+@dataclass
+class Batch:
+    """Rows of one unit in source order, those to encode and the rejected ones between them; `last` ends the unit."""
+
+    lease: Lease
+    items: list[Item] = field(default_factory=list)
+    last: bool = False
+    in_flight: InFlight | None = None
+
+    @property
+    def good(self) -> list[Item]:
+        return [item for item in self.items if item.reject is None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread."""
+
+    folder: Path
+    split: str
+    samples_per_shard: int
+    recipe: dict[str, Any]
+    plan: dict[str, Any]
+    batch_size: int
+    on_commit: Callable[[], object] = lambda: None
+
+
+class Pipeline:
+    """Works on units until all are finished. on_progress is called in the main thread after each batch."""
+
+    def __init__(
+        self,
+        records: Records,
+        leases: Leases,
+        encoder: BatchEncoder,
+        output: Output,
+        resolutions: tuple[int, ...],
+        num_threads: int,
+        on_progress: Callable[[Stats], None],
+    ) -> None:
+        self._records, self._leases, self._encoder, self._output = records, leases, encoder, output
+        self._resolutions, self._num_threads, self._on_progress = resolutions, num_threads, on_progress
+        self._failed = threading.Event()
+        self._failure: BaseException | None = None
+        self._decoded: queue.Queue[tuple[Lease, Future[Item] | None] | None] = queue.Queue(
+            4 * output.batch_size + 2 * num_threads
+        )
+        self._encoded: queue.Queue[Batch | None] = queue.Queue(2)
+        self._launched: deque[Batch] = deque()
+        self.stats = Stats()
+
+    def run(self) -> Stats:
+        """Raises whatever a thread raised; units not committed by then are left for the next run."""
+        started = time.monotonic()
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode") as decoders:
+            threads = [self._thread(self._read, decoders), self._thread(self._write)]
+            try:
+                for batch in self._batches():
+                    if batch.good:
+                        samples = [_sample(item) for item in batch.good]
+                        batch.in_flight = self._encoder.launch(samples)
+                    if batch.last:
+                        self._encoder.start_unit()
+                    self._launched.append(batch)
+                    if len(self._launched) > 1:
+                        self._hand_over(self._launched.popleft())
+                    self.stats.seconds = time.monotonic() - started
+                    self._on_progress(self.stats)
+                self._put(self._encoded, None)
+            except BaseException as error:  # noqa: BLE001  raised below, once the threads have stopped
+                self._fail(error)
+                decoders.shutdown(wait=False, cancel_futures=True)
+            for thread in threads:
+                thread.join()
+        self.stats.seconds = time.monotonic() - started
+        if self._failure is not None:
+            raise self._failure
+        return self.stats
+
+    # --- the threads ---
+
+    def _read(self, decoders: ThreadPoolExecutor) -> None:
+        for lease in self._leases.all(self._failed):
+            seen: set[str] = set()
+            for record in self._records.rows(lease.unit):
+                repeated = record.row.key in seen
+                seen.add(record.row.key)
+                self._put(self._decoded, (lease, decoders.submit(self._decode, record, repeated)))
+            self._put(self._decoded, (lease, None))
+        self._put(self._decoded, None)
+
+    def _decode(self, record: Record, repeated: bool) -> Item:
+        reject = record.reject or ("duplicate_key" if repeated else None)
+        if reject is not None or record.image is None:
+            return Item(record, reject or "missing_image")
+        try:
+            return Item(record, None, read_picture(record.image, self._resolutions))
+        except UnfitImage as error:
+            return Item(record, error.reason)
+
+    def _batches(self) -> Iterator[Batch]:
+        batch: Batch | None = None
+        ready = 0
+        while (entry := self._next_decoded()) is not None:
+            lease, item = entry
+            batch = batch or Batch(lease)
+            if item is None:
+                batch.last = True
+            else:
+                batch.items.append(item)
+                ready += item.reject is None
+            if batch.last or ready == self._output.batch_size:
+                yield batch
+                batch, ready = None, 0
+
+    def _write(self) -> None:
+        unit: _OpenUnit | None = None
+        try:
+            while (batch := self._get(self._encoded)) is not None:
+                unit = unit or _OpenUnit(batch.lease, self._output, self._encoder)
+                unit.write(batch)
+                if batch.last:
+                    self.stats.units += unit.finish(self._leases)
+                    unit = None
+        finally:
+            if unit is not None:
+                unit.drop()
+
+    # --- hand-over ---
+
+    def _next_decoded(self) -> tuple[Lease, Item | None] | None:
+        while (
+            self._launched and self._decoded.empty()
+        ):  # nothing to launch meanwhile; and a unit may be waiting for this
+            self._hand_over(self._launched.popleft())
+        started = time.monotonic()
+        entry = self._get(self._decoded)
+        ready = None if entry is None else (entry[0], entry[1].result() if entry[1] else None)
+        self.stats.starved += time.monotonic() - started
+        return ready
+
+    def _hand_over(self, batch: Batch) -> None:
+        results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
+        for item, arrays in zip(batch.good, results, strict=True):
+            item.arrays, item.reject = arrays, None if arrays else "non_finite"
+        self.stats.images += len(batch.good)
+        self.stats.rejected += len(batch.items) - len(batch.good)
+        batch.in_flight = None
+        started = time.monotonic()
+        self._put(self._encoded, batch)
+        self.stats.blocked += time.monotonic() - started
+
+    def _thread(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
+                self._fail(error)
+
+        thread = threading.Thread(target=guarded, name=work.__name__)
+        thread.start()
+        return thread
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failed.is_set():
+            self._failure = error
+            self._failed.set()
+
+    def _put(self, channel: queue.Queue[Any], item: Any) -> None:
+        while not self._failed.is_set():
+            try:
+                return channel.put(item, timeout=TICK)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def _get(self, channel: queue.Queue[Any]) -> Any:
+        while not self._failed.is_set():
+            try:
+                return channel.get(timeout=TICK)
+            except queue.Empty:
+                continue
+        raise _Stopped
+
+
+class _Stopped(Exception):
+    """Another thread has failed: end this one. Never the first failure, so never raised to the user."""
+
+
+class _OpenUnit:
+    """A unit being written. Once its lease is lost, what comes for it is dropped: another process makes the same."""
+
+    def __init__(self, lease: Lease, output: Output, encoder: BatchEncoder) -> None:
+        self._lease, self._output, self._fields = lease, output, encoder.fields
+        self._started = time.monotonic()
+        self._samples = 0
+        members = [*(field.name for field in encoder.fields), "txt", "json"]
+        lease.check()
+        self._writer: UnitWriter | None = UnitWriter(
+            output.folder, output.split, lease.unit.index, members, output.samples_per_shard, lease.token
+        )
+
+    def write(self, batch: Batch) -> None:
+        with self._lost_lease_drops():
+            for item in batch.items:
+                if self._writer is None:
+                    return
+                if item.reject is not None or item.arrays is None:
+                    self._writer.reject(_row(item), item.reject or "non_finite")
+                else:
+                    self._writer.write(_row(item), _members(item))
+                    self._samples += 1
+
+    def finish(self, leases: Leases) -> int:
+        """Commit; the number of units that this made visible, 1 or 0."""
+        done = 0
+        with self._lost_lease_drops():
+            if self._writer is not None:
+                self._lease.check()
+                seconds = time.monotonic() - self._started
+                timings = {
+                    "seconds": round(seconds, 3),
+                    "images_per_second": round(self._samples / seconds, 1),
+                    "batch_size": self._output.batch_size,
+                }
+                self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings)
+                self._output.on_commit()
+                done = 1
+        self.drop()
+        leases.release(self._lease)
+        return done
+
+    def drop(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    @contextlib.contextmanager
+    def _lost_lease_drops(self) -> Iterator[None]:
+        try:
+            try:
+                yield
+            except (
+                FileNotFoundError
+            ):  # the new owner has cleared our files away, or somebody the whole folder
+                self._lease.check()
+                raise
+        except LostLease:
+            logger.warning(
+                "unit %d: another process took over while this one was held up", self._lease.unit.index
+            )
+            self.drop()
+
+
+def _sample(item: Item) -> Sample:
+    assert item.picture is not None and item.record.row.caption is not None
+    return Sample(item.record.row.key, item.record.row.caption, item.picture.pixels)
+
+
+def _row(item: Item) -> shards.Row:
+    if item.picture is None:
+        return item.record.row
+    return replace(item.record.row, width=item.picture.width, height=item.picture.height)
+
+
+def _members(item: Item) -> dict[str, bytes]:
+    """File contents by extension, in the order in which they stand in the tar."""
+    assert item.picture is not None and item.arrays is not None
+    row = _row(item)
+    about = {"width": row.width, "height": row.height, "crop": item.picture.crop, "source": row.source}
+    members = {f"{name}.npy": npy_bytes(array) for name, array in item.arrays.items()}
+    members["txt"] = (row.caption or "").encode()
+    members["json"] = json.dumps({**about, "extras": row.extras}, ensure_ascii=False, sort_keys=True).encode()
+    return members

@@ -1,0 +1,213 @@
+"""Which units there are, and who works on which: processes share nothing but the output folder.
+
+A process leases a unit by creating `OUT/.work/train-00000.lease-1`, and touches it while it works. A lease whose owner
+is gone, or that has not been touched for a while, is taken over by creating `.lease-2`, and so on: each number is
+created once, exclusively, so that two can never both win, and the highest number owns the unit. No process waits for
+another in a collective operation; any may die, and any may join.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from precompute.errors import LostLease
+from precompute.shards import WORK, clear_unit
+
+LEASE = re.compile(r"(?P<stem>.+-\d{5,})\.lease-(?P<turn>\d+)")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows `start` to `stop` (None: to its end) of one source shard; `stop` is exclusive."""
+
+    index: int
+    shard: int
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass
+class Lease:
+    """The right to work on one unit. `check` before making anything visible."""
+
+    unit: Unit
+    path: Path
+    token: str
+    turn: int
+
+    def check(self) -> None:
+        """Raises LostLease if another process has taken the unit over."""
+        stem = self.path.name.rpartition(".lease-")[0]
+        turns = [int(m["turn"]) for m in _leases(self.path.parent) if m["stem"] == stem]
+        if max(turns, default=0) != self.turn or _owner(self.path).get("token") != self.token:
+            raise LostLease(f"unit {self.unit.index} was taken over by another process")
+
+    def release(self) -> None:
+        """Give the unit up, finished or not, unless it belongs to another by now."""
+        with contextlib.suppress(LostLease):
+            self.check()
+            for turn in range(self.turn, 0, -1):
+                self.path.with_name(self.path.name.rpartition("-")[0] + f"-{turn}").unlink(missing_ok=True)
+
+
+@dataclass
+class Leases:
+    """Deals out the units of one split to all processes that share the folder.
+
+    timeout: seconds after which an untouched lease is taken over. Owners on this machine that died are noticed at once.
+    """
+
+    output: Path
+    split: str
+    units: list[Unit]
+    timeout: float = 60.0
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __post_init__(self) -> None:
+        self._held: dict[int, Lease] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._work = self.output / WORK
+        self._work.mkdir(parents=True, exist_ok=True)
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
+        self._heart.start()
+
+    def claim(self) -> Lease | None:
+        """Lease the first unit that is neither finished nor in good hands; None if there is none now."""
+        done = self.finished()
+        newest: dict[str, int] = {}
+        for match in _leases(self._work):
+            newest[match["stem"]] = max(newest.get(match["stem"], 0), int(match["turn"]))
+        for unit in self.units:
+            if unit.index in done or unit.index in self._held:
+                continue
+            turn = newest.get(self._stem(unit), 0)
+            if turn and self._alive(self._lease_path(unit, turn)):
+                continue
+            lease = self._take(unit, turn + 1)
+            if lease is not None:
+                return lease
+        return None
+
+    def all(self, stop: threading.Event) -> Iterator[Lease]:
+        """Leases until every unit is finished, by whomever: units of processes that die come round again."""
+        poll = 0.2
+        while not stop.is_set():
+            lease = self.claim()
+            if lease is not None:
+                yield lease
+            elif self._held or len(self.finished()) < len(self.units):
+                stop.wait(poll)
+                poll = min(2.0, poll * 1.2)
+            else:
+                return
+
+    def finished(self) -> set[int]:
+        """Indices of the units whose marker is there."""
+        pattern = re.compile(re.escape(self.split) + r"-(\d{5,})\.json")
+        return {int(m[1]) for name in os.listdir(self.output) if (m := pattern.fullmatch(name))}
+
+    def release(self, lease: Lease) -> None:
+        lease.release()
+        self._held.pop(lease.unit.index, None)
+
+    def close(self) -> None:
+        """Give up what is still held, and leave no empty folder behind."""
+        self._stop.set()
+        self._heart.join()
+        for lease in list(self._held.values()):
+            clear_unit(self.output, self.split, lease.unit.index, lease.token)
+            self.release(lease)
+        with contextlib.suppress(OSError):
+            self._work.rmdir()
+
+    def _stem(self, unit: Unit) -> str:
+        return f"{self.split}-{unit.index:05d}"
+
+    def _lease_path(self, unit: Unit, turn: int) -> Path:
+        return self._work / f"{self._stem(unit)}.lease-{turn}"
+
+    def _take(self, unit: Unit, turn: int) -> Lease | None:
+        path = self._lease_path(unit, turn)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return None
+        except FileNotFoundError:  # another process closed, and removed the empty folder
+            self._work.mkdir(parents=True, exist_ok=True)
+            return None
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"token": self.token, **_this_process()}, file)
+        lease = Lease(unit, path, self.token, turn)
+        if unit.index in self.finished():  # finished between our look and our lease
+            lease.release()
+            return None
+        self._held[unit.index] = lease
+        return lease
+
+    def _alive(self, path: Path) -> bool:
+        try:
+            touched = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        before, since = self._seen.get(path.name, (0, 0.0))
+        if before != touched:
+            self._seen[path.name] = (touched, time.monotonic())
+            return not _is_dead(_owner(path))
+        return time.monotonic() - since < self.timeout and not _is_dead(_owner(path))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.timeout / 6):
+            for lease in list(self._held.values()):
+                with contextlib.suppress(OSError):
+                    os.utime(lease.path)
+
+
+def _leases(work: Path) -> list[re.Match[str]]:
+    return [match for name in os.listdir(work) if (match := LEASE.fullmatch(name))]
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    """Who wrote a lease; empty while it is being written, or once it is gone."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _this_process() -> dict[str, Any]:
+    return {**_machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _machine() -> dict[str, Any]:
+    """What tells two machines, boots or containers apart: a pid means something only within one of them."""
+    boot = namespace = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
+
+
+def _is_dead(owner: dict[str, Any]) -> bool:
+    """Certain only of processes of this machine; of others the heartbeat tells."""
+    if {key: owner.get(key) for key in ("host", "boot", "namespace")} != _machine():
+        return False
+    try:
+        process = psutil.Process(owner["pid"])
+        other = (
+            abs(process.create_time() - owner["started"]) > 1
+        )  # seconds: the number was given to another process
+        return other or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

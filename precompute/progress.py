@@ -1,0 +1,61 @@
+"""What a person sees of a run: a line before, a bar during, a table after."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from loader.format import Split
+from precompute.pipeline import Stats
+from precompute.plan import Leases
+
+
+def default_threads() -> int:
+    """The cores that this process may use, divided by the processes of the launch on this machine."""
+    cores = (
+        len(psutil.Process().cpu_affinity())
+        if hasattr(psutil.Process, "cpu_affinity")
+        else os.cpu_count() or 1
+    )
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+@contextlib.contextmanager
+def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None]]:
+    """A bar over the units of all processes, with this one's images/s and the share of time its device waited."""
+    looked = time.monotonic()
+    with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=not shown) as bar:
+
+        def on_progress(stats: Stats) -> None:
+            nonlocal looked
+            if shown and time.monotonic() - looked > 1:
+                looked = time.monotonic()
+                bar.n = len(leases.finished())
+                rate, waited = (
+                    stats.images / max(stats.seconds, 1e-9),
+                    stats.starved / max(stats.seconds, 1e-9),
+                )
+                bar.set_postfix_str(
+                    f"{stats.images:,} images, {rate:,.1f} images/s, device waits {waited:.0%}"
+                )
+
+        yield on_progress
+        bar.n = len(leases.finished())
+        bar.refresh()
+
+
+def summary(split: Split, new: int, stats: Stats, seconds: float) -> str:
+    """The table at the end. new: samples written by this run, all processes; seconds: its wall time."""
+    rows: list[tuple[str, Any]] = [("rows read", split.rows), ("written", split.samples)]
+    rows += [("rejected", sum(split.rejected.values()))]
+    rows += [(f"  {reason}", count) for reason, count in sorted(split.rejected.items())]
+    lines = [f"{name:<18}{count:>14,}" for name, count in rows]
+    lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
+    if stats.seconds:
+        lines += [f"{'device waited':<18}{stats.starved / stats.seconds:>14.0%}"]
+        lines += [f"{'bottleneck':<18}{stats.bottleneck:>22}"]
+    return "\n".join(lines)

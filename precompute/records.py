@@ -1,0 +1,257 @@
+"""What DATASET names, as units of records: image bytes, captions, and the reason where a row is rejected.
+
+A streamed source gives one unit per source shard (an archive, or a range of a big zip's members); a prepared dataset
+(`--prepare`) gives ranges of rows. Nothing is decoded here.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+import builders  # noqa: F401  registers "builders/<name>" with datasets
+from builders.captions import clean_caption
+from precompute.errors import UsageError
+from precompute.plan import Unit
+from precompute.shards import Row
+
+OURS = "builders/"
+COMMON = ("key", "image", "caption", "width", "height", "source", "reject")
+NO_VALUE = {
+    "name",
+    "version",
+    "data_dir",
+    "data_files",
+    "description",
+    "parts",
+    "keep_rejected",
+    "data_fingerprint",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One source row. image: encoded bytes, None where missing; reject: reason, None for a row to encode."""
+
+    row: Row
+    image: bytes | None
+    reject: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """DATASET and the flags that say how to read it; see precompute/run.py for each."""
+
+    dataset: str
+    name: str | None = None
+    split: str = "train"
+    data_dir: Path | None = None
+    options: tuple[str, ...] = ()
+    image_column: str = "image"
+    caption_column: str = "caption"
+    caption_cleaning: str | None = None
+    prepare: bool = False
+    limit: int | None = None
+    samples_per_shard: int = 4096
+
+
+class Records:
+    """The rows of one split, dealt out by unit.
+
+    recipe: what of the dataset determines values. plan: what the units are. Raises UsageError naming the flag.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._ours = source.dataset.startswith(OURS)
+        self._cleaning = source.caption_cleaning or "light"
+        self._dataset, self.recipe = self._open()
+        self.units = self._units()
+        self.plan = {
+            "dataset": source.dataset if self._ours else Path(source.dataset).name,
+            "units": len(self.units),
+            "prepared": source.prepare,
+            "limit": source.limit,
+            "samples_per_shard": source.samples_per_shard,
+        }
+
+    def rows(self, unit: Unit) -> Iterator[Record]:
+        """The records of one unit, in source order."""
+        for index, values in enumerate(self._raw(unit)):
+            yield self._ours_record(values) if self._ours else self._foreign_record(values, unit, index)
+
+    def _open(self) -> tuple[Any, dict[str, Any]]:
+        source = self.source
+        options = dict(parse_option(option) for option in source.options)
+        if self._ours:
+            options["keep_rejected"] = True
+            if source.caption_cleaning:
+                options["caption_cleaning"] = source.caption_cleaning
+        if source.data_dir is not None:
+            if not source.data_dir.exists():
+                raise UsageError(f"--data-dir {source.data_dir}: no such folder")
+            options["data_dir"] = str(source.data_dir.absolute())
+        try:
+            builder = datasets.load_dataset_builder(source.dataset, source.name, **options)
+            if source.prepare:
+                builder.download_and_prepare()
+                dataset = builder.as_dataset(split=source.split)
+            else:
+                dataset = builder.as_streaming_dataset(split=source.split)
+        except (ValueError, OSError, TypeError, datasets.exceptions.DatasetsError) as error:
+            raise UsageError(f"{source.dataset}: {_innermost(error)}") from error
+        if not self._ours:
+            self._check_columns(dataset)
+        image = "image" if self._ours else source.image_column
+        dataset = dataset.cast_column(image, datasets.Image(decode=False))
+        return dataset, self._recipe(builder)
+
+    def _check_columns(self, dataset: Any) -> None:
+        names = dataset.column_names or list(next(iter(dataset), {}))
+        for flag, column in (
+            ("--image-column", self.source.image_column),
+            ("--caption-column", self.source.caption_column),
+        ):
+            if column not in names:
+                raise UsageError(
+                    f"{flag} {column}: {self.source.dataset} has no such column; it has {sorted(names)}"
+                )
+
+    def _recipe(self, builder: Any) -> dict[str, Any]:
+        source = self.source
+        if self._ours:
+            config = {
+                field.name: getattr(builder.config, field.name)
+                for field in dataclasses.fields(builder.config)
+                if field.name not in NO_VALUE
+            }
+            return {
+                "path": source.dataset,
+                "name": builder.config.name,
+                "version": str(builder.info.version),
+                **json.loads(json.dumps(config, default=str)),
+            }
+        local = Path(source.dataset).exists()
+        return {
+            "path": Path(source.dataset).name if local else source.dataset,
+            "name": builder.config.name,
+            "options": sorted(source.options),
+            "image_column": source.image_column,
+            "caption_column": source.caption_column,
+            "caption_cleaning": self._cleaning,
+        }
+
+    def _units(self) -> list[Unit]:
+        limit = self.source.limit
+        if self.source.prepare:
+            rows = min(len(self._dataset), limit) if limit is not None else len(self._dataset)
+            step = self.source.samples_per_shard
+            return [
+                Unit(i, 0, start, min(start + step, rows)) for i, start in enumerate(range(0, rows, step))
+            ]
+        if limit is None:
+            return [Unit(i, i) for i in range(self._dataset.num_shards)]
+        units: list[Unit] = []
+        left = limit
+        for shard in range(self._dataset.num_shards):
+            count = sum(1 for _ in zip(range(left), self._raw(Unit(shard, shard)), strict=False))
+            if count:
+                units.append(Unit(len(units), shard, 0, count))
+            left -= count
+            if not left:
+                break
+        return units
+
+    def _raw(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        if self.source.prepare:
+            yield from self._dataset.select(range(unit.start, unit.stop or len(self._dataset)))
+            return
+        rows = iter(self._dataset.shard(num_shards=self._dataset.num_shards, index=unit.shard))
+        for index, row in enumerate(rows):
+            if index >= unit.start:
+                yield row
+            if unit.stop is not None and index + 1 >= unit.stop:
+                return
+
+    def _ours_record(self, values: dict[str, Any]) -> Record:
+        extras = {name: value for name, value in values.items() if name not in COMMON and value is not None}
+        row = Row(
+            values["key"],
+            values["caption"],
+            values["width"],
+            values["height"],
+            values["source"],
+            _jsonable(extras),
+        )
+        return Record(row, _image_bytes(values["image"]), values["reject"])
+
+    def _foreign_record(self, values: dict[str, Any], unit: Unit, index: int) -> Record:
+        source = self.source
+        key = re.sub(
+            r"[^A-Za-z0-9_-]", "_", str(values.get("__key__") or f"{unit.index:05d}-{unit.start + index:07d}")
+        )
+        raw = values[source.caption_column]
+        texts = raw if isinstance(raw, list) else [raw]
+        captions = [clean_caption(text, self._cleaning) for text in texts if isinstance(text, str)]
+        captions = [caption for caption in captions if caption]
+        image = _image_bytes(values[source.image_column])
+        reject = None
+        if image is None:
+            reject = "missing_image"
+        elif not captions:
+            reject = "empty_caption" if any(texts) else "missing_caption"
+        kept = {
+            name: v for name, v in values.items() if name not in (source.image_column, source.caption_column)
+        }
+        extras = {**_jsonable(kept), "captions": captions}
+        name = str(values.get("__url__") or source.dataset)
+        return Record(Row(key, captions[0] if captions else None, source=name, extras=extras), image, reject)
+
+
+def parse_option(option: str) -> tuple[str, Any]:
+    """`parts=0-22` or `min_image_size=512`: the value as JSON where it is JSON, else as it stands."""
+    name, separator, value = option.partition("=")
+    if not separator or not name.isidentifier():
+        raise UsageError(f"--options {option}: write each as NAME=VALUE, for example parts=0-22")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _image_bytes(image: dict[str, Any] | None) -> bytes | None:
+    if image is None:
+        return None
+    if image.get("bytes") is None and image.get("path"):
+        with datasets.utils.file_utils.xopen(image["path"], "rb") as file:
+            return file.read()
+    return image.get("bytes")
+
+
+def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the members that JSON cannot hold (bytes, arrays, NaN); dates as text."""
+    kept = {}
+    for name, value in values.items():
+        with contextlib.suppress(TypeError, ValueError):
+            kept[name] = json.loads(json.dumps(value, default=_iso, allow_nan=False))
+    return kept
+
+
+def _iso(value: Any) -> str:
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
+
+
+def _innermost(error: BaseException) -> str:
+    """datasets wraps what went wrong; the message at the bottom is the one that names the cure."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip() or type(error).__name__
