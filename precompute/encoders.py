@@ -67,7 +67,11 @@ class ImageEncoder:
         self._models[self.dtype].encoder.compile()
 
     def _place(self, model: Any, dtype: torch.dtype) -> Any:
-        model = model.to(self.device, dtype).eval().requires_grad_(False)
+        model = model.to(self.device).eval().requires_grad_(False)
+        if any(
+            p.dtype != dtype for p in model.parameters()
+        ):  # diffusers warns of every cast, even of one that is none
+            model = model.to(dtype)
         if self.channels_last and self.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)
         return model

@@ -175,7 +175,11 @@ class Leases:
 
 
 def _leases(work: Path) -> list[re.Match[str]]:
-    return [match for name in os.listdir(work) if (match := LEASE.fullmatch(name))]
+    try:
+        names = os.listdir(work)
+    except FileNotFoundError:  # whoever finishes last removes the empty folder
+        return []
+    return [match for name in names if (match := LEASE.fullmatch(name))]
 
 
 def _owner(path: Path) -> dict[str, Any]:

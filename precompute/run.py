@@ -20,8 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 import tyro
 
 from loader.format import NULL_CAPTION
@@ -265,6 +267,9 @@ def stop_on_sigterm() -> None:
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     logging.basicConfig(format="%(message)s")
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     stop_on_sigterm()
     with one_line_errors():
         run(config)

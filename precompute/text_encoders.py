@@ -176,7 +176,7 @@ class MaskedTextEncoder(TextEncoder):
         return asked or min(int(tokenizer.model_max_length), 512)
 
     def _tokenize(self, captions: list[str]) -> Any:
-        return self._tokenizer(
+        tokens = self._tokenizer(
             captions,
             padding=True,
             truncation=True,
@@ -184,6 +184,11 @@ class MaskedTextEncoder(TextEncoder):
             return_tensors="pt",
             padding_side="right",
         )
+        if not tokens.input_ids.shape[1]:
+            tokens = self._tokenizer(captions, padding="max_length", max_length=1, return_tensors="pt")
+        # A tokenizer that adds no special token makes nothing of an empty caption: it becomes one padding token.
+        tokens["attention_mask"][:, 0] = 1
+        return tokens
 
 
 def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str = "float32") -> TextEncoder:
