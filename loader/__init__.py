@@ -1,1 +1,13 @@
-"""The streaming loader: shards of latents in, training batches out."""
+"""Read latent shards into training.
+
+from loader import make_loader
+batches = make_loader("latents/demo", batch_size=256, resolution=256, caption_drop_prob=0.1)
+for batch in batches: ...            # batches.state_dict() / load_state_dict(state)
+"""
+
+from loader.batch import DataError, noise
+from loader.dataset import LatentDataset
+from loader.format import FormatError
+from loader.loader import Loader, make_loader
+
+__all__ = ["DataError", "FormatError", "LatentDataset", "Loader", "make_loader", "noise"]

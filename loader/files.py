@@ -1,0 +1,44 @@
+"""Where the files of a dataset are. A local folder here; a remote one, through a cache, in cache.py."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from loader.format import FormatError
+
+
+class Files(Protocol):
+    """A folder of finished, unchanging files. Errors are OSError or FormatError, and name the file."""
+
+    url: str
+
+    def read(self, name: str) -> bytes:
+        """All of a small file. Raises FileNotFoundError where there is none."""
+
+    def open(self, name: str, size: int, sha256: str) -> int:
+        """A file descriptor, for os.pread, of a file known to have `size` bytes. The caller closes it."""
+
+    def discard(self, name: str, sha256: str) -> bool:
+        """Forget a local copy that turned out to be damaged; True if opening again may give a better one."""
+
+
+class LocalFolder:
+    """A folder on a file system; nothing is copied or cached."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = str(path)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def open(self, name: str, size: int, sha256: str) -> int:
+        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(descriptor).st_size
+        if size and found != size:
+            os.close(descriptor)
+            raise FormatError(f"{self.path / name} holds {found} bytes, the manifest says {size}")
+        return descriptor
+
+    def discard(self, name: str, sha256: str) -> bool:
+        return False

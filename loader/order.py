@@ -1,0 +1,196 @@
+"""The order of samples as pure functions of (shards, seed, epoch, position). O(shards) memory, no buffer, no state.
+
+A position of an epoch becomes a sample in five steps, each of them arithmetic:
+
+1. deal    the epoch is cut into `partitions`, and `stride` positions in turn go to each: a node that takes the same turn
+           of every step reads one partition, hence its share of the shards and no more
+2. mix     a position of a partition belongs to one of the groups (datasets of a mixture, or buckets), by their weights
+3. wrap    each group runs through epochs of its own: the same samples in another order
+4. shuffle the shards of a group are permuted, laid end to end, cut into windows of `window` samples; each window is permuted
+5. look up what then lies at that place: shard and row
+
+Positions may go beyond the epoch: they wrap into its beginning, which is how a last batch is padded.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.keyed import keyed, permute
+
+I64 = npt.NDArray[np.int64]
+SHARDS, WINDOWS, DETOURS = 1, 2, 3  # what a hash is for
+ATTEMPTS = 8  # places to look for a readable sample; the first half of them in the same window
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the samples at some positions lie: number of the shard, and of the row among its samples."""
+
+    shard: I64
+    row: I64
+
+
+@dataclass(frozen=True)
+class Order:
+    """shards: samples of each shard. groups: shard numbers [first, last) of each group; one group if not a mixture.
+
+    weights: integers, one per group: how many positions of `sum(weights)` belong to it.
+    unit: positions that stay together in one group: 1, or the batch size where groups are buckets.
+    lengths: positions of an epoch of each group, in units.
+    """
+
+    shards: I64
+    groups: tuple[tuple[int, int], ...]
+    weights: tuple[int, ...]
+    lengths: tuple[int, ...]
+    seed: int
+    shuffle: bool = True
+    window: int = 16384
+    partitions: int = 1
+    stride: int = 1
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_epochs", OrderedDict())
+
+    @property
+    def num_samples(self) -> int:
+        """Positions of one epoch."""
+        return sum(self.lengths) * self.unit
+
+    def locate(self, epoch: int, positions: I64, attempt: int = 0) -> Places:
+        """The samples at `positions` of `epoch`; with `attempt` > 0, a substitute for each, the same at every call."""
+        unit, offset = np.divmod(positions % self.num_samples, self.unit)
+        partition, index = self._deal(unit)
+        index += epoch * (
+            self._cut(sum(self.lengths), partition + 1) - self._cut(sum(self.lengths), partition)
+        )
+        group, index = _mix(index, self.weights)
+        shard, row = np.empty_like(index), np.empty_like(index)
+        for number in np.unique(group):
+            mine = group == number
+            length = self.lengths[number]
+            start = self._cut(length, partition[mine])
+            size = self._cut(length, partition[mine] + 1) - start
+            group_epoch, turn = np.divmod(index[mine], size)
+            for one in np.unique(group_epoch):
+                now = group_epoch == one
+                at = np.flatnonzero(mine)[now]
+                place = self._place(
+                    int(number), int(one), partition[at], turn[now] * self.unit + offset[at], attempt
+                )
+                shard[at], row[at] = self._look_up(int(number), int(one), place)
+        return Places(shard, row)
+
+    def _cut(self, total: int, number: I64) -> I64:
+        """Where partition `number` begins in `total` positions."""
+        return number * total // self.partitions
+
+    def _deal(self, unit: I64) -> tuple[I64, I64]:
+        """(partition, index in it). Full rounds first; then what is left of each partition, one after another."""
+        total, parts, stride = sum(self.lengths), self.partitions, self.stride
+        rounds = total // parts // stride
+        turn, inside = np.divmod(unit, stride)
+        partition, index = turn % parts, turn // parts * stride + inside
+        bounds = np.arange(parts + 1, dtype=np.int64)
+        rest = np.diff(self._cut(total, bounds)) - rounds * stride
+        ends = rounds * stride * parts + np.cumsum(rest)
+        tail = unit >= rounds * stride * parts
+        last = np.searchsorted(ends, unit[tail], side="right")
+        partition[tail] = last
+        index[tail] = unit[tail] - (ends - rest)[last] + rounds * stride
+        return partition, index
+
+    def _place(self, group: int, epoch: int, partition: I64, turn: I64, attempt: int) -> I64:
+        """Place of a turn in the group's shards laid end to end: turns are permuted inside of their window.
+
+        A substitute takes the place of another turn, of the same window as long as there is hope.
+        """
+        total = int(self.shards[slice(*self.groups[group])].sum())
+        first = self._cut(total, partition)
+        size = self._cut(total, partition + 1) - first
+        turn = turn % size
+        window, start, length = self._window(turn, size)
+        if attempt:
+            if attempt > ATTEMPTS // 2:
+                start, length = np.zeros_like(start), size
+            detour = keyed(self.seed, DETOURS, group, epoch, first + turn, attempt)
+            step = 1 + (detour % np.maximum(length - 1, 1).astype(np.uint64)).astype(np.int64)
+            turn = start + (turn - start + step) % length
+            window, start, length = self._window(turn, size)
+        if self.shuffle:
+            key = keyed(self.seed, WINDOWS, group, epoch, partition, window)
+            turn = start + permute(turn - start, length, key)
+        return first + turn
+
+    def _window(self, turn: I64, size: I64) -> tuple[I64, I64, I64]:
+        """(number, start, length) of the window of a turn: `size` turns are cut as evenly as can be."""
+        windows = -(-size // self.window)
+        window = ((turn + 1) * windows - 1) // size
+        start = window * size // windows
+        return window, start, (window + 1) * size // windows - start
+
+    def _look_up(self, group: int, epoch: int, place: I64) -> tuple[I64, I64]:
+        """(shard, row) of places in the group's shards, permuted for the epoch and laid end to end."""
+        shards, ends = self._shards(group, epoch)
+        at = np.searchsorted(ends, place, side="right")
+        shard = shards[at]
+        return shard, place - ends[at] + self.shards[shard]
+
+    def _shards(self, group: int, epoch: int) -> tuple[I64, I64]:
+        """The group's shards in the order of an epoch, and where each ends. Kept for the epochs in use."""
+        cache: OrderedDict[tuple[int, int], tuple[I64, I64]] = vars(self)["_epochs"]
+        known = cache.get((group, epoch))
+        if known is None:
+            first, last = self.groups[group]
+            shards = np.arange(last - first, dtype=np.int64)
+            if self.shuffle:
+                shards = permute(shards, last - first, keyed(self.seed, SHARDS, group, epoch))
+            shards += first
+            known = cache[group, epoch] = shards, np.cumsum(self.shards[shards])
+            while len(cache) > 3 * len(self.groups):
+                cache.popitem(last=False)
+        return known
+
+
+def _mix(index: I64, weights: Sequence[int]) -> tuple[I64, I64]:
+    """(group, how many times the group came before) of each index. Any stretch of n holds `n * weight / total` of a group, give or take one or two.
+
+    A group takes its share of the whole as evenly as integers allow (Bresenham's line), the next its share of the rest, ...
+    """
+    group = np.full_like(index, len(weights) - 1)
+    rest, todo = index.copy(), np.ones(len(index), bool)
+    for number, weight in enumerate(weights[:-1]):
+        total = sum(weights[number:])
+        before, after = _share(rest, weight, total), _share(rest + 1, weight, total)
+        mine = todo & (after > before)
+        group[mine], rest[mine] = number, before[mine]
+        todo &= ~mine
+        rest[todo] -= before[todo]
+    return group, rest
+
+
+def _share(count: I64, weight: int, total: int) -> I64:
+    """`count * weight / total`, rounded; in two parts, so that nothing overflows."""
+    whole, part = np.divmod(count, total)
+    return whole * weight + (part * weight + total // 2) // total
+
+
+def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
+    """The smallest integers in the given proportion: [0.1, 0.9] and [1, 9] are (1, 9)."""
+    try:
+        exact = [Fraction(str(weight)) for weight in weights]
+    except ValueError as error:
+        raise ValueError(f"weights={list(weights)!r}: each must be a number") from error
+    scale = lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * scale) for weight in exact]
+    common = gcd(*whole)
+    if min(whole) <= 0 or sum(whole) // common >= 2**31:
+        raise ValueError(f"weights={list(weights)!r}: each must be above 0, and of at most nine digits")
+    return tuple(weight // common for weight in whole)

@@ -1,0 +1,102 @@
+"""Which fields of the shards make a batch; errors name the argument and what the shards have."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from loader.format import Field, image_field_name, recipe_differences, text_field_name
+from loader.source import Source
+
+Scale = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a batch is made of. flipped: the mirror image's field, where samples are flipped at random.
+
+    caption_tokens: text of varying length is padded or cut to so many tokens; None: to the longest of the batch.
+    """
+
+    image: Field
+    flipped: Field | None = None
+    text: tuple[Field, ...] = ()
+    pooled: tuple[Field, ...] = ()
+    extras: tuple[str, ...] = ()
+    caption_tokens: int | None = None
+
+    @property
+    def members(self) -> list[str]:
+        fields = [self.image, *([self.flipped] if self.flipped else []), *self.text, *self.pooled]
+        return [field.name for field in fields]
+
+
+def select_image(source: Source, resolution: int | None, scale: Scale | None, shift: Scale | None) -> Field:
+    """The image field of a resolution, moments before latents; its scale from the manifest, else from the arguments."""
+    kinds: tuple[Literal["moments", "latents"], ...] = ("moments", "latents")
+    images = {f.name: f for f in source.fields if f.kind in kinds and not f.name.endswith("_flipped")}
+    found = sorted({int(name.rsplit("_", 1)[1]) for name in images})
+    if resolution is None and len(found) == 1:
+        resolution = found[0]
+    if resolution not in found:
+        raise ValueError(f"resolution={resolution}: {source.files.url} has {found}; choose one")
+    field = next(images[n] for kind in kinds if (n := image_field_name(kind, resolution)) in images)
+    if field.kind == "moments" and field.scale is None:
+        if scale is None:
+            raise ValueError(
+                f"scale=None: nothing in {source.files.url} says how to scale {field.member}; give scale"
+            )
+        return replace(field, scale=_numbers(scale), shift=None if shift is None else _numbers(shift))
+    if scale is not None or shift is not None:
+        raise ValueError(
+            f"scale={scale!r}, shift={shift!r}: {field.member} of {source.files.url} needs neither"
+        )
+    return field
+
+
+def select_flipped(source: Source, image: Field) -> Field:
+    for field in source.fields:
+        if field.name == f"{image.name}_flipped":
+            return field
+    raise ValueError(
+        f"flip_prob: {source.files.url} has no {image.name}_flipped; make it with precompute's --flip"
+    )
+
+
+def select_text(
+    source: Source, encoders: Sequence[str] | None, kind: Literal["latents", "pooled"]
+) -> tuple[Field, ...]:
+    """The caption fields of the named encoders, in that order; None: all there are."""
+    stem = text_field_name(kind)
+    found = {f.name.removeprefix(stem).removeprefix("_"): f for f in source.fields if f.kind == stem}
+    if encoders is None:
+        return tuple(found.values())
+    for name in encoders:
+        if name not in found and kind == "latents":
+            raise ValueError(f"text_encoders={list(encoders)}: {source.files.url} has {sorted(found)}")
+    return tuple(found[name] for name in encoders if name in found)
+
+
+def check_alike(
+    sources: Sequence[Source], selections: Sequence[Selection], may_differ: Sequence[str]
+) -> None:
+    """Raises ValueError where values of different recipes would be mixed, with what differs."""
+    first = sources[0]
+    for source, selection in zip(sources[1:], selections[1:], strict=True):
+        lines = recipe_differences(first.recipe, source.recipe)
+        lines = [
+            line
+            for line in lines
+            if not line.startswith(tuple(f"{name}{end}" for name in may_differ for end in ".:"))
+        ]
+        if selection != selections[0]:
+            lines.append(f"fields: {selections[0]} there, {selection} here")
+        if lines:
+            raise ValueError(
+                f"{source.files.url} and {first.files.url} are of different recipes:\n  "
+                + "\n  ".join(lines)
+                + "\nIf a difference is harmless, name it in may_differ"
+            )
+
+
+def _numbers(value: Scale) -> float | tuple[float, ...]:
+    return value if isinstance(value, int | float) else tuple(value)

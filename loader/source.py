@@ -1,0 +1,163 @@
+"""One dataset at one place: what a sample holds, how many each shard has, and how to open one.
+
+Opening a dataset reads its manifest and nothing else, however many shards there are. A folder of foreign tars, with no
+manifest, is scanned instead (index.py).
+"""
+
+import logging
+import os
+import re
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loader.files import Files, LocalFolder
+from loader.format import MANIFEST, Field, FormatError, Kind, Manifest, parse_npy
+from loader.index import Table, read_sidecar, scan, scan_cached
+
+log = logging.getLogger("loader")
+
+IMAGE_MEMBER = re.compile(r"(moments|latents)_\d+(_flipped)?")
+TEXT_MEMBER = re.compile(r"(caption_latents|caption_pooled)(_.+)?")
+HEADER_BYTES = 4096  # more than any .npy header here
+
+
+class OpenShard:
+    """A shard's tar, open for os.pread, and its table. Closes itself when nobody uses it any more."""
+
+    def __init__(self, descriptor: int, table: Table) -> None:
+        self.descriptor, self.table = descriptor, table
+        weakref.finalize(self, os.close, descriptor)
+
+
+def open_source(files: Files, split: str, cache: Path) -> "Source":
+    """Raises FormatError for an unreadable manifest, ValueError for an unknown split or a folder without shards."""
+    try:
+        manifest = Manifest.from_json(files.read(MANIFEST))
+    except FileNotFoundError:
+        if isinstance(files, LocalFolder):
+            return TarSource(files, cache)
+        raise ValueError(f"{files.url} has no {MANIFEST}: a remote dataset needs one") from None
+    except FormatError as error:
+        raise FormatError(f"{files.url}/{MANIFEST}: {error}") from error
+    if split not in manifest.splits:
+        raise ValueError(f"split={split!r} is not in {files.url}, which has {sorted(manifest.splits)}")
+    return ManifestSource(files, manifest, split)
+
+
+class ManifestSource:
+    """Shards as precompute writes them. names: of the shards; recipe, fingerprint: of the manifest."""
+
+    def __init__(self, files: Files, manifest: Manifest, split: str) -> None:
+        self.files, self.fields = files, manifest.fields
+        self.recipe, self.fingerprint = manifest.recipe, manifest.fingerprint
+        self._shards = manifest.splits[split].shards
+        self.names = [shard.name for shard in self._shards]
+
+    def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
+        """Number of samples with all of `members` in each shard."""
+        return np.array([shard.samples for shard in self._shards], np.int64)
+
+    def open(self, number: int, members: Sequence[str], captions: bool) -> OpenShard:
+        """Raises OSError or FormatError."""
+        shard = self._shards[number]
+        tar = self.files.open(f"{shard.name}.tar", shard.bytes, shard.sha256)
+        try:
+            return OpenShard(tar, self._table(number, tar, members, captions))
+        except BaseException:
+            os.close(tar)
+            raise
+
+    def discard(self, number: int) -> bool:
+        """Forget local copies of a damaged shard; True if opening it again may give a better one."""
+        shard = self._shards[number]
+        tar = self.files.discard(f"{shard.name}.tar", shard.sha256)
+        return self.files.discard(f"{shard.name}.parquet", shard.parquet_sha256) or tar
+
+    def _table(self, number: int, tar: int, members: Sequence[str], captions: bool) -> Table:
+        shard = self._shards[number]
+        try:
+            sidecar = self.files.open(f"{shard.name}.parquet", 0, shard.parquet_sha256)
+        except FileNotFoundError:
+            log.warning(
+                "%s/%s.parquet is missing: reading the headers of the tar", self.files.url, shard.name
+            )
+            with os.fdopen(os.dup(tar), "rb") as file:
+                table = scan(file, shard.bytes).table(members, captions)
+        else:
+            try:
+                with os.fdopen(sidecar, "rb") as file:
+                    table = read_sidecar(file, members, captions)
+            except pa.ArrowException as error:
+                raise FormatError(f"{shard.name}.parquet: {error}") from error
+        ends = [(table.offset[m] + table.size[m]).max(initial=0) for m in members]
+        if len(table.keys) != shard.samples or max(ends, default=0) > shard.bytes:
+            raise FormatError(f"{shard.name}.parquet does not belong to {shard.name}.tar")
+        return table
+
+
+class TarSource:
+    """A local folder of tars of which nothing is known but their headers."""
+
+    def __init__(self, files: LocalFolder, cache: Path) -> None:
+        self.files, self._cache = files, cache
+        self.recipe: dict[str, Any] = {}
+        self.fingerprint = ""
+        self._paths = sorted(files.path.rglob("*.tar"))
+        self.names = [str(path.relative_to(files.path)) for path in self._paths]
+        if not self._paths:
+            raise ValueError(f"{files.url}: no {MANIFEST} and no .tar there")
+        self.fields = self._guess_fields()
+
+    def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
+        with ThreadPoolExecutor(8) as pool:
+            tables = pool.map(lambda path: len(self._scan(path, members, captions).keys), self._paths)
+            return np.array(list(tables), np.int64)
+
+    def open(self, number: int, members: Sequence[str], captions: bool) -> OpenShard:
+        path = self._paths[number]
+        return OpenShard(self.files.open(self.names[number], 0, ""), self._scan(path, members, captions))
+
+    def discard(self, number: int) -> bool:
+        return False
+
+    def _scan(self, path: Path, members: Sequence[str], captions: bool) -> Table:
+        return scan_cached(path, self._cache).table(members, captions)
+
+    def _guess_fields(self) -> tuple[Field, ...]:
+        """Fields by their member names, dtypes and shapes by the first sample that has them."""
+        for path in self._paths:
+            found = scan_cached(path, self._cache)
+            guesses = [self._guess(path, name, found.offset[name], found.size[name]) for name in found.offset]
+            if fields := tuple(guess for guess in guesses if guess is not None):
+                return fields
+        raise ValueError(
+            f"{self.files.url}: no tar there holds latents_R.npy, moments_R.npy or caption_latents.npy"
+        )
+
+    def _guess(
+        self, path: Path, name: str, offset: npt.NDArray[np.int64], size: npt.NDArray[np.int64]
+    ) -> Field | None:
+        match = IMAGE_MEMBER.fullmatch(name) or TEXT_MEMBER.fullmatch(name)
+        if match is None:
+            return None
+        kinds: dict[str, Kind] = {"moments": "moments", "latents": "latents"}
+        kinds |= {"caption_latents": "caption_latents", "caption_pooled": "caption_pooled"}
+        first = int(np.flatnonzero(offset >= 0)[0])
+        with path.open("rb") as file:
+            file.seek(int(offset[first]))
+            dtype, shape, _ = parse_npy(file.read(int(size[first])))
+        ragged = len(np.unique(size[offset >= 0])) > 1
+        axes: tuple[int | None, ...] = (
+            (None, *shape[1:]) if ragged and match[1] == "caption_latents" else shape
+        )
+        return Field(name, kinds[match[1]], dtype.name, axes)
+
+
+Source = ManifestSource | TarSource

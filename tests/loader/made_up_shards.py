@@ -1,0 +1,68 @@
+"""Shards of made-up arrays, written by precompute's own writer. Each sample's values tell its key, so a mix-up shows."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loader.format import MANIFEST, Field, npy_bytes
+from precompute.shards import Row, UnitWriter, manifest_of, write_file
+
+T, D = 4, 6
+SCALE = 0.13025
+
+
+def arrays(key: str, tokens: int = T, side: int = 4) -> dict[str, Any]:
+    """The members of sample `key`, as precompute would have encoded them."""
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    mean, std = rng.normal(0, 3, (4, side, side)), rng.uniform(0.1, 0.5, (4, side, side))
+    return {
+        "moments_256": np.concatenate([mean, std]).astype(np.float16),
+        "moments_256_flipped": np.concatenate([mean[..., ::-1], std[..., ::-1]]).astype(np.float16),
+        "latents_512": rng.normal(size=(4, 2 * side, 2 * side)).astype(np.float16),
+        "caption_latents": rng.normal(size=(tokens, D)).astype(np.float16),
+        "caption_latents_t5": rng.normal(size=(1 + zlib.crc32(key.encode()) % T, D)).astype(np.float16),
+        "caption_pooled": rng.normal(size=D).astype(np.float16),
+    }
+
+
+FIELDS = (
+    Field("moments_256", "moments", "float16", (8, 4, 4), SCALE),
+    Field("moments_256_flipped", "moments", "float16", (8, 4, 4), SCALE),
+    Field("latents_512", "latents", "float16", (4, 8, 8)),
+    Field("caption_latents", "caption_latents", "float16", (T, D)),
+    Field("caption_latents_t5", "caption_latents", "float16", (None, D)),
+    Field("caption_pooled", "caption_pooled", "float16", (D,)),
+)
+
+
+def write_shards(
+    folder: Path,
+    sizes: Sequence[int],
+    *,
+    prefix: str = "k",
+    recipe: dict[str, Any] | None = None,
+    fields: Sequence[Field] = FIELDS,
+    rejected: int = 1,
+) -> Path:
+    """One unit, hence one shard, for each size, with `rejected` rejected rows in each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = recipe or {"dataset": {"path": prefix}, "vae": "made-up"}
+    names, markers, number = [field.name for field in fields], [], 0
+    for unit, size in enumerate(sizes):
+        writer = UnitWriter(folder, "train", unit, [*names, "txt"], 1 << 20, "test")
+        for index in range(size + rejected):
+            key = f"{prefix}{number:06d}"
+            number += 1
+            if index < rejected:
+                writer.reject(Row(key), "too_small")
+                continue
+            values = arrays(key)
+            members = {f"{name}.npy": npy_bytes(values[name]) for name in names}
+            writer.write(Row(key, f"a picture of {key}"), {**members, "txt": f"a picture of {key}".encode()})
+        markers.append(writer.commit(recipe, fields, {"units": len(sizes)}, {}))
+        writer.discard()
+    write_file(folder / MANIFEST, manifest_of(recipe, fields, markers).to_json().encode())
+    return folder
