@@ -23,7 +23,16 @@ from .errors import BuilderError, UnknownBuilderError
 __all__ = ["BuilderError", "load_dataset", "names"]
 
 _PREFIX = "builders/"
-_SHARED = {"base", "captions", "download", "errors", "images", "sources"}  # modules that are not a dataset
+_SHARED = {
+    "archives",
+    "base",
+    "captions",
+    "download",
+    "errors",
+    "images",
+    "joins",
+    "sources",
+}  # modules that are not a dataset
 
 
 def names() -> list[str]:

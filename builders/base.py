@@ -92,7 +92,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
     def __init__(
         self, *args: Any, data_dir: str | None = None, hash: str | None = None, **kwargs: Any
     ) -> None:
-        if data_dir is not None and "://" not in str(data_dir):
+        if data_dir is not None:
             data_dir = os.path.abspath(os.path.expanduser(data_dir))
             if os.path.isdir(data_dir):
                 kwargs["data_fingerprint"] = _fingerprint(data_dir)

@@ -4,6 +4,7 @@ BuilderError                 everything below; the message says what was given a
 ├── UnknownBuilderError      no such builder      (also datasets' DatasetNotFoundError)
 ├── ConfigError              a config value       (also ValueError)
 ├── MissingSourceError       archives not there   (also FileNotFoundError)
+├── ArchiveError             an archive that breaks off; a build counts it and goes on
 ├── DownloadError            a fetch that failed for good
 └── NoRecordsError           nothing passed the gate (also ValueError)
 
@@ -27,6 +28,10 @@ class ConfigError(BuilderError, ValueError):
 
 class MissingSourceError(BuilderError, FileNotFoundError):
     """Archives or annotation files that are not where they should be."""
+
+
+class ArchiveError(BuilderError):
+    """The rest of an archive cannot be read."""
 
 
 class DownloadError(BuilderError):

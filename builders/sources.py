@@ -1,0 +1,284 @@
+"""What a dataset fetches, declared once: it serves a local folder, a download and a stream alike.
+
+A dataset's `_sources` names its archives and annotation files with their published names. With `data_dir` they are taken from there;
+else `datasets` downloads them into its cache, or streams them in place. The records are the same whichever way.
+"""
+
+import abc
+import hashlib
+import io
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple
+
+import fsspec
+
+from .archives import Member, count_zip, iter_members
+from .base import ImageCaptionBuilder, ImageCaptionConfig, Row, logger, make_key
+from .errors import ArchiveError, ConfigError, DownloadError, MissingSourceError
+from .joins import Join, open_join
+
+ROWS_PER_SHARD = 4096  # a zip with more members is offered as several ranges
+_TRIES = 5
+_BLOCK_SIZE = 16 * 2**20  # bytes per request of a remote archive
+
+
+@dataclass(frozen=True)
+class Source:
+    """One published file.
+
+    path       where it lies under data_dir: the relative path of a Hub repository, else the bare file name
+    url        where it comes from
+    size       bytes, where they are known for certain
+    sha256     likewise
+    members    about how many entries, of a zip with more than ROWS_PER_SHARD of them
+    """
+
+    path: str
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    members: int = 0
+
+
+class SplitSources(NamedTuple):
+    """A split's archives, one or more shards each, and the annotation files that all of them need."""
+
+    archives: list[Source]
+    tables: Mapping[str, Source] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One archive or, of a big zip, the `index`-th of `count` ranges. Locations are local paths or URLs."""
+
+    split: str
+    location: str
+    path: str
+    tables: dict[str, str]
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == self.count - 1
+
+
+@dataclass
+class ArchiveConfig(ImageCaptionConfig):
+    """parts             which archives, by the numbers in their published names: "0-22", "1,5,9"; default all
+    first_slice_of    read the first of this many equal slices of a big zip; `small` configs set 100
+    """
+
+    parts: str | None = None
+    first_slice_of: int = 1
+
+
+class ArchiveBuilder(ImageCaptionBuilder):
+    """Base of the datasets that come as archives: implement `_sources` and `_read`."""
+
+    BUILDER_CONFIG_CLASS = ArchiveConfig
+
+    @abc.abstractmethod
+    def _sources(self) -> dict[str, SplitSources]:
+        """What each split is made of, under the current config."""
+
+    @abc.abstractmethod
+    def _read(self, shard: Shard) -> Iterator[Row]:
+        """The rows of one shard; raises ArchiveError where the archive breaks off."""
+
+    def _shards(self, dl_manager: Any) -> dict[str, list[Shard]]:
+        sources = self._sources()
+        if self.config.data_dir is not None:
+            sources = self._present(sources)
+        shards: dict[str, list[Shard]] = {}
+        for split, (archives, tables) in sources.items():
+            located = self._locate(dl_manager, [*archives, *tables.values()])
+            beside = dict(zip(tables, located[len(archives) :], strict=True))
+            shards[split] = [
+                Shard(split, location, source.path, beside, index, count)
+                for source, location in zip(archives, located, strict=False)
+                for index, count in self._ranges(source, location)
+            ]
+        return shards
+
+    def _locate(self, dl_manager: Any, sources: list[Source]) -> list[str]:
+        if self.config.data_dir is not None:
+            return [os.path.join(self.config.data_dir, source.path) for source in sources]
+        return list(dl_manager.download([source.url for source in sources]))
+
+    def _present(self, sources: dict[str, SplitSources]) -> dict[str, SplitSources]:
+        """The splits that data_dir can serve, each with the archives that are there."""
+        root, kept, lacking = self.config.data_dir, {}, []
+        for split, (archives, tables) in sources.items():
+            here = [source for source in archives if os.path.isfile(os.path.join(root, source.path))]
+            absent = [
+                source.path
+                for source in (*archives, *tables.values())
+                if not os.path.isfile(os.path.join(root, source.path))
+            ]
+            lacking += absent
+            if not here or any(table.path in absent for table in tables.values()):
+                logger.warning(f"{self.name}: split {split} is left out, not in data_dir: {_some(absent)}")
+                continue
+            if absent and self.config.parts is not None:
+                raise MissingSourceError(
+                    f"builders/{self.name}: parts={self.config.parts!r}, but not in {root!r}: {_some(absent)}"
+                )
+            if absent:
+                logger.warning(
+                    f"{self.name}: split {split} has {len(here):,} of {len(archives):,} archives in data_dir"
+                )
+            kept[split] = SplitSources(here, tables)
+        if not kept:
+            raise MissingSourceError(
+                f"builders/{self.name}: data_dir={root!r} has none of its archives. Looked for {_some(lacking)}. "
+                f"Fetch them with: python -m builders.download {self.name} --data-dir {root}"
+            )
+        return kept
+
+    def _ranges(self, source: Source, location: str) -> list[tuple[int, int]]:
+        """(index, count) of each range that the archive is offered as."""
+        if self.config.first_slice_of > 1:
+            return [(0, self.config.first_slice_of)]
+        if source.members <= ROWS_PER_SHARD:
+            return [(0, 1)]
+        members = source.members
+        if is_local(location):
+            with open_source(location) as file:
+                try:
+                    members = count_zip(file)
+                except ArchiveError:
+                    members = 1  # reading it will say so, and count it
+        count = max(1, -(-members // ROWS_PER_SHARD))
+        return [(index, count) for index in range(count)]
+
+    def _rows(self, shard: Shard) -> Iterator[Row]:
+        try:
+            yield from self._read(shard)
+        except ArchiveError as error:
+            logger.warning(
+                f"{self.name}: {shard.path} breaks off ({error}); the rows before are kept. Fetch it again."
+            )
+            key = make_key(f"{shard.path}#{shard.index}")
+            yield Row(key, None, None, shard.path, reject="bad_archive")
+
+    def _members(self, shard: Shard) -> Iterator[Member]:
+        """The shard's members, in order."""
+        with open_source(shard.location, self.token) as file:
+            yield from iter_members(file, shard.index, shard.count)
+
+    def _join(
+        self, location: str, rows: Callable[[], Iterable[tuple[str, str, Any]]], scope: str = ""
+    ) -> Join:
+        """The on-disk join made from one table; `scope` names what of it `rows` picks."""
+        folder = os.path.join(self._cache_dir_root, "builders_joins")
+        return open_join(folder, f"{self.hash} {scope} {_version(location, self.token)}", rows)
+
+
+def parse_parts(parts: str | None, published: Iterable[int]) -> list[int]:
+    """The numbers that `parts` selects, ascending: "0-22,30". None selects all published ones. Raises ConfigError."""
+    known = set(published)
+    if parts is None:
+        return sorted(known)
+    chosen: set[int] = set()
+    for piece in str(parts).split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(
+                f'parts={parts!r}: {piece!r} is neither a number nor a range; write "0-22" or "1,5,9"'
+            )
+        chosen.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if unknown := chosen - known:
+        raise ConfigError(
+            f"parts={parts!r}: there is no archive {min(unknown)}; published are {min(known)} to {max(known)}"
+        )
+    return sorted(chosen)
+
+
+def hub_url(repository: str, path: str) -> str:
+    return f"hf://datasets/{repository}/{path}"
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:6]) + (f" and {len(paths) - 6:,} more" if len(paths) > 6 else "")
+
+
+# --- local and remote files behind one `open` -----------------------------------------------------------------------------------------
+
+
+def is_local(location: str) -> bool:
+    return "://" not in location
+
+
+def open_source(location: str, token: str | bool | None = None) -> IO[bytes]:
+    """A seekable binary file; a remote one is read in ranges of 16 MiB, each retried when the network fails."""
+    if is_local(location):
+        return open(location, "rb")
+    return io.BufferedReader(_Remote(location, token), _BLOCK_SIZE)
+
+
+def _version(location: str, token: str | bool | None) -> str:
+    """Changes when the file does: size and time of a local one, what the server tells of a remote one."""
+    fs, path = _filesystem(location, token)
+    info = fs.info(path)
+    known = {key: str(info.get(key)) for key in ("name", "size", "mtime", "ETag", "blob_id", "last_modified")}
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _filesystem(location: str, token: str | bool | None) -> tuple[fsspec.AbstractFileSystem, str]:
+    options = {"token": token} if location.startswith("hf://") else {}
+    fs, path = fsspec.core.url_to_fs(location, **options)
+    return fs, path
+
+
+class _Remote(io.RawIOBase):
+    """A remote file as stateless byte ranges, so that a retry is just the same request again."""
+
+    def __init__(self, url: str, token: str | bool | None) -> None:
+        self._url = url
+        self._fs, self._path = _filesystem(url, token)
+        self._size = int(self._retry(lambda: self._fs.info(self._path)["size"]))
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        data = self._retry(lambda: self._fs.cat_file(self._path, start=self._at, end=self._at + length))
+        if len(data) != length:
+            raise DownloadError(
+                f"{self._url}: asked for {length:,} bytes, got {len(data):,}; the server cannot be streamed from"
+            )
+        buffer[:length] = data
+        self._at += length
+        return length
+
+    def _retry(self, request: Callable[[], Any]) -> Any:
+        for attempt in range(_TRIES):
+            try:
+                return request()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except Exception as error:
+                if attempt == _TRIES - 1:
+                    raise DownloadError(f"{self._url}: {type(error).__name__}: {error}") from error
+                time.sleep(2**attempt)
+        raise AssertionError("unreachable")

@@ -1,0 +1,184 @@
+"""One suite for every dataset: the same raw tree, whichever way it is read, gives the expected outcome of each source row.
+
+A new dataset needs a module in tests/raw with `make(root)` and EXPECTED, and its name in DATASETS. EXPECTED holds, for each config and
+split, the outcome of every row in source order: its caption, or `!` and the reason of its rejection.
+"""
+
+import dataclasses
+import importlib
+import io
+import logging
+import re
+
+import datasets
+import pytest
+from PIL import Image, ImageOps
+from raw.server import serve
+
+import builders
+from builders.base import REASONS
+from builders.sources import ArchiveBuilder, SplitSources
+
+DATASETS = ["coco"]
+RAW = {name: importlib.import_module(f"raw.{name}") for name in DATASETS}
+CASES = [(name, config) for name in DATASETS for config in RAW[name].EXPECTED]
+SPLITS = [(name, config, split) for name, config in CASES for split in RAW[name].EXPECTED[config]]
+
+COMMON = {
+    "key": datasets.Value("string"),
+    "image": datasets.Image(),
+    "caption": datasets.Value("string"),
+    "captions": datasets.List(datasets.Value("string")),
+    "width": datasets.Value("int32"),
+    "height": datasets.Value("int32"),
+    "source": datasets.Value("string"),
+}
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory):
+    """The raw tree of each dataset, made once."""
+    made = {}
+
+    def root(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            RAW[name].make(made[name])
+        return made[name]
+
+    return root
+
+
+@pytest.fixture
+def load(roots, tmp_path):
+    """load(name, config, split, ...): the rows, from data_dir unless it is given as None."""
+
+    def run(name, config, split, cache="cache", **kwargs):
+        kwargs = {"data_dir": str(roots(name)), **getattr(RAW[name], "OPTIONS", {}), **kwargs}
+        dataset = datasets.load_dataset(
+            f"builders/{name}", config, split=split, cache_dir=str(tmp_path / cache), **kwargs
+        )
+        return list(dataset.cast_column("image", datasets.Image(decode=False)))
+
+    return run
+
+
+@pytest.fixture
+def small_ranges(monkeypatch):
+    """Zips of a handful of members are offered as several ranges."""
+    monkeypatch.setattr("builders.sources.ROWS_PER_SHARD", 2)
+
+
+def test_every_registered_dataset_is_here():
+    assert set(builders.names()) - {"demo", "folder"} == set(DATASETS)
+
+
+@pytest.mark.parametrize(("name", "config", "split"), SPLITS)
+def test_every_source_row_has_its_outcome(name, config, split, load):
+    rows = load(name, config, split, streaming=True, keep_rejected=True)
+    outcomes = [(row["key"], f"!{row['reject']}" if row["reject"] else row["caption"]) for row in rows]
+    assert outcomes == list(RAW[name].EXPECTED[config][split].items())
+    assert {row["reject"] for row in rows} <= {None, *REASONS}
+
+
+@pytest.mark.parametrize(("name", "config", "split"), SPLITS)
+def test_every_way_gives_the_same_records(name, config, split, load, small_ranges):
+    records = load(name, config, split, streaming=True)
+    kept = load(name, config, split, streaming=True, keep_rejected=True)
+    assert records == [
+        {k: v for k, v in row.items() if k != "reject"} for row in kept if row["reject"] is None
+    ]
+    assert load(name, config, split) == records
+    assert load(name, config, split) == records, "from the cache"
+    assert load(name, config, split, cache="two", num_proc=2) == records
+
+
+@pytest.mark.parametrize(("name", "config", "split"), SPLITS)
+def test_records_keep_the_contract(name, config, split, load, roots):
+    records = load(name, config, split, streaming=True)
+    builder = datasets.load_dataset_builder(
+        f"builders/{name}", config, data_dir=str(roots(name)), **getattr(RAW[name], "OPTIONS", {})
+    )
+    assert dict(builder.info.features) == COMMON | builder.EXTRAS
+    assert records and len({record["key"] for record in records}) == len(records)
+    for record in records:
+        assert set(record) == set(builder.info.features)
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", record["key"])
+        assert record["captions"][0] == record["caption"] and all(record["captions"])
+        assert record["image"]["path"] is None
+        seen = ImageOps.exif_transpose(Image.open(io.BytesIO(record["image"]["bytes"])))
+        assert seen.size == (record["width"], record["height"])
+        assert record["source"]
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_keys_stay_apart_across_splits(name, load):
+    for config, splits in RAW[name].EXPECTED.items():
+        keys = [row["key"] for split in splits for row in load(name, config, split, streaming=True)]
+        assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_config_and_split_names(name, config, roots):
+    options = {"data_dir": str(roots(name)), **getattr(RAW[name], "OPTIONS", {})}
+    assert config in datasets.get_dataset_config_names(f"builders/{name}")
+    assert datasets.get_dataset_split_names(f"builders/{name}", config, **options) == list(
+        RAW[name].EXPECTED[config]
+    )
+
+
+@pytest.mark.parametrize(("name", "config", "split"), SPLITS)
+def test_downloaded_and_streamed_over_http_it_is_the_same(
+    name, config, split, load, roots, monkeypatch, small_ranges
+):
+    expected = load(name, config, split, streaming=True)
+    builder = type(
+        datasets.load_dataset_builder(
+            f"builders/{name}", config, data_dir=str(roots(name)), **getattr(RAW[name], "OPTIONS", {})
+        )
+    )
+    if not issubclass(builder, ArchiveBuilder):
+        pytest.skip("reads local files only")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # datasets refuses loopback too when told to stay offline
+    with serve(roots(name)) as server:
+        declared = builder._sources
+
+        def served(self):
+            def here(source):
+                return dataclasses.replace(
+                    source, url=f"{server.url}/{source.path}", members=min(source.members, 7)
+                )
+
+            there = {split: (archives, tables) for split, (archives, tables) in declared(self).items()}
+            return {
+                split: SplitSources(
+                    [here(source) for source in archives if (roots(name) / source.path).is_file()],
+                    {key: here(table) for key, table in tables.items()},
+                )
+                for split, (archives, tables) in there.items()
+            }
+
+        monkeypatch.setattr(builder, "_sources", served)
+        assert load(name, config, split, data_dir=None, streaming=True) == expected
+        assert load(name, config, split, data_dir=None) == expected
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_an_empty_data_dir_is_an_error_that_lists_the_archives(name, load, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(builders.BuilderError, match=r"data_dir=.*Looked for .+\.(zip|tar|tgz|json)"):
+        load(name, None, "train", data_dir=str(tmp_path / "empty"), streaming=True)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_proc": 2}, {"streaming": True}])
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_account_adds_up(name, how, load, caplog):
+    config, splits = next(iter(RAW[name].EXPECTED.items()))
+    split, outcomes = next(iter(splits.items()))
+    with caplog.at_level(logging.WARNING, "builders"):
+        load(name, config, split, **how)
+    (line,) = [message for message in caplog.messages if f" {split}: " in message]
+    rejected = [outcome for outcome in outcomes.values() if outcome.startswith("!")]
+    assert f"{len(outcomes)} rows, {len(outcomes) - len(rejected)} records, {len(rejected)} rejected" in line
+    for outcome in set(rejected):
+        assert f"{outcome[1:]} {rejected.count(outcome)}" in line
