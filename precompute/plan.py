@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -129,8 +130,20 @@ class Leases:
         for lease in list(self._held.values()):
             clear_unit(self.output, self.split, lease.unit.index, lease.token)
             self.release(lease)
+        self._sweep()
         with contextlib.suppress(OSError):
             self._work.rmdir()
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed left of units that are finished by now."""
+        finished = {f"{self.split}-{index:05d}" for index in self.finished()}
+        for path in self._work.glob("*"):
+            if path.name.partition(".")[0] in finished:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in self.output.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > self.timeout:
+                    path.unlink()
 
     def _stem(self, unit: Unit) -> str:
         return f"{self.split}-{unit.index:05d}"

@@ -1,0 +1,14 @@
+"""The demo's shards, made once for all tests by a real launch of precompute/run.py."""
+
+from pathlib import Path
+
+import pytest
+from launching import TOY, run_precompute
+
+
+@pytest.fixture(scope="session")
+def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo through one process: 20 samples at 256 and 512 in four shards. Read only."""
+    output = tmp_path_factory.mktemp("demo") / "shards"
+    run_precompute("builders/demo", "--output", output, *TOY)
+    return output

@@ -1,0 +1,51 @@
+"""Start precompute/run.py as a user does, and look at what it left."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TOY = ("--vae", "toy", "--text-encoder", "toy", "--dtype", "float32", "--batch-size", "4")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+
+
+def launch(processes: int = 1) -> list[str]:
+    """`accelerate launch` for this many CPU processes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    return (
+        [*command, "--cpu"]
+        if processes == 1
+        else [*command, "--multi_gpu", "--num_processes", str(processes)]
+    )
+
+
+def run_precompute(
+    *arguments: str | Path, processes: int = 1, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """The command, as a user types it, from the repository's root."""
+    command = [*launch(processes), "precompute/run.py", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    """Contents of all tars by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def leftovers(folder: Path, splits: Sequence[str] = ("train",)) -> list[str]:
+    """Names in the folder that are no part of a finished dataset."""
+    kept = {"manifest.json", "null_caption.npz"}
+    ends = (".tar", ".parquet", ".json")
+    return [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in kept and not (path.name.startswith(tuple(splits)) and path.name.endswith(ends))
+    ]
