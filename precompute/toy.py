@@ -28,7 +28,7 @@ class ToyVAE(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config = SimpleNamespace(
-            scaling_factor=1.7, shift_factor=-0.1, latents_mean=None, latents_std=None, latent_channels=4
+            scaling_factor=2.0, shift_factor=0.25, latents_mean=None, latents_std=None, latent_channels=4
         )
         self.register_buffer("luminance", torch.tensor(LUMINANCE).view(1, 3, 1, 1))
         ramp = (torch.arange(BLOCK) + 0.5) / (BLOCK / 2) - 1
