@@ -155,8 +155,9 @@ class SidecarRow(NamedTuple):
 
 @dataclass
 class Sidecar:
-    """What a sidecar says: its ok rows by key, and how many rows of each status there are."""
+    """What a sidecar says: the table itself, its ok rows by key, and how many rows of each status there are."""
 
+    table: pa.Table
     rows: dict[str, SidecarRow] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
 
@@ -165,7 +166,7 @@ def read_sidecar(
     shard: Shard, fields: Sequence[Field], data: bytes, cure: str
 ) -> tuple[Sidecar | None, list[Finding]]:
     """Parse `{shard}.parquet`, check it against the marker's entry and the key rules; None: it cannot be trusted."""
-    sidecar, findings = Sidecar(), list[Finding]()
+    findings = list[Finding]()
 
     def wrong(what: str, key: str = "") -> None:
         findings.append(Finding(shard.name, key, what, cure))
@@ -183,6 +184,7 @@ def read_sidecar(
     if {c.name: c.type for c in table.schema} != {c.name: c.type for c in schema}:
         wrong(f"the .parquet has columns {table.schema.names}, not {schema.names}")
         return None, findings
+    sidecar = Sidecar(table)
     if table.num_rows != shard.rows:
         wrong(f"the .parquet has {table.num_rows} rows, its marker says {shard.rows}")
     columns = {name: table.column(name).to_pylist() for name in ("key", "status", "caption")}

@@ -119,14 +119,29 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
     yield from (
         checks.check_sizes(store.files, markers) if config.quick else read_all(store, markers, config, report)
     )
+    if config.source or config.decode:
+        yield from check_meaning(store, expected, markers, config, report)
+
+
+def check_meaning(
+    store: Store, manifest: Manifest, markers: dict[str, Marker], config: Config, report: Report
+) -> Iterator[Finding]:
+    """--source and --decode: the rows against their source, the latents against their images and captions."""
+    from precompute.originals import (
+        Where,
+        check_source,
+    )  # brings datasets along, likeness torch: seconds to import
+
+    where = Where(config.source, config.data_dir, config.options)
     if config.source:
-        from precompute.originals import check_source
-
-        yield from check_source(store, expected, markers, config.source, config.data_dir, config.options)
+        yield from check_source(store, manifest, markers, where)
     if config.decode:
-        from precompute.likeness import check_likeness  # brings torch along, and takes seconds to import
+        from precompute.likeness import Models, check_likeness
 
-        yield from check_likeness(store, expected, markers, config, report)
+        models = Models(config.vae, config.text_encoder)
+        likeness = check_likeness(store, manifest, markers, config.decode, where, models)
+        report.psnr, report.notes = likeness.psnr, likeness.notes
+        yield from likeness.findings
 
 
 def read_markers(store: Store) -> tuple[dict[str, Marker], Manifest | None, list[Finding]]:

@@ -1,0 +1,92 @@
+"""Single samples out of shards, in place: by what the sidecar says, without reading the rest of the tar."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loader.format import Field, FormatError, Marker, Shard, parse_npy
+from precompute.store import Store
+
+
+@dataclass(frozen=True)
+class Sample:
+    """arrays: by field name. facts: the json member, with width, height, crop, source, extras."""
+
+    stem: str
+    unit: int
+    shard: str
+    key: str
+    caption: str
+    arrays: dict[str, npt.NDArray[Any]]
+    facts: dict[str, Any]
+
+
+def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple[str, Marker, Shard, int]]:
+    """(stem, marker, shard, samples to take from its start): `count` in all, over units that lie evenly apart.
+
+    From the start, because the source of a unit can only be read from its start.
+    """
+    units = [(stem, m) for stem, m in markers.items() if m.split == split and m.samples]
+    if not units:
+        return
+    chosen = [units[i * len(units) // min(count, len(units))] for i in range(min(count, len(units)))]
+    shards = [next(shard for shard in marker.shards if shard.samples) for _, marker in chosen]
+    shares = [0] * len(chosen)
+    for _ in range(min(count, sum(shard.samples for shard in shards))):
+        free = [i for i, shard in enumerate(shards) if shares[i] < shard.samples]
+        shares[min(free, key=shares.__getitem__)] += 1
+    for (stem, marker), shard, share in zip(chosen, shards, shares, strict=True):
+        yield stem, marker, shard, share
+
+
+def pick_samples(store: Store, markers: dict[str, Marker], split: str, count: int) -> list[Sample]:
+    """Up to `count` samples, spread over the split. Shards that cannot be read are passed over: that is verify's to say."""
+    samples: list[Sample] = []
+    for stem, marker, shard, share in spread(markers, split, count):
+        try:
+            table = pq.read_table(pa.BufferReader(store.read(f"{shard.name}.parquet")))
+            rows = [row for row in table.slice(0, 4 * share + 64).to_pylist() if row["status"] == "ok"][
+                :share
+            ]
+            samples += [read_sample(store, stem, marker, shard, row) for row in rows]
+        except (OSError, KeyError, ValueError, pa.ArrowException):
+            continue
+    return samples
+
+
+def read_sample(store: Store, stem: str, marker: Marker, shard: Shard, row: dict[str, Any]) -> Sample:
+    """The sample of one ok row of a sidecar."""
+
+    def member(name: str) -> bytes:
+        start = row[f"offset_{name}"]
+        return store.read(f"{shard.name}.tar", start, start + row[f"size_{name}"])
+
+    arrays = {}
+    for field in marker.fields:
+        data = member(field.name)
+        dtype, shape, start = parse_npy(data)
+        if len(shape) != len(field.shape):
+            raise FormatError(f"{row['key']}.{field.member} has shape {shape}, not {field.shape}")
+        arrays[field.name] = np.frombuffer(data, dtype, offset=start).reshape(shape)
+    facts = json.loads(member("json"))
+    return Sample(stem, marker.unit, shard.name, row["key"], member("txt").decode(), arrays, facts)
+
+
+def raw_latents(field: Field, array: npt.NDArray[Any], recipe: dict[str, Any]) -> npt.NDArray[np.float32]:
+    """Raw latents (C, h, w), unscaled, of a stored image field: their mean where the moments are stored."""
+    values = array.astype(np.float32)
+    if field.kind == "moments":
+        return values[: len(values) // 2]
+    scale, shift = (per_channel(recipe["image_encoder"][name]) for name in ("scale", "shift"))
+    return values / scale + shift
+
+
+def per_channel(value: Any) -> npt.NDArray[np.float32]:
+    """One number, or one per channel, to be applied to (C, h, w)."""
+    return np.asarray(value, np.float32).reshape(-1, 1, 1)

@@ -1,0 +1,183 @@
+"""verify --decode and --source on real photographs: what does not belong to its image, its caption or its row is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loader.format import npy_bytes
+from precompute import run, verify
+from precompute.checks import Finding
+from precompute.likeness import psnr
+from precompute.samples import pick_samples, spread
+from precompute.shards import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
+from precompute.store import Store
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's photographs, as precompute writes them."""
+    output = tmp_path_factory.mktemp("demo") / "latents"
+    config = run.Config(
+        "builders/demo", output, vae="toy", text_encoder=("toy",), resolutions=(128, 256), dtype="float32"
+    )
+    run.run(config)
+    return output
+
+
+@pytest.fixture(scope="module")
+def mode(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with `--posterior mode`: scaled latents."""
+    output = tmp_path_factory.mktemp("demo") / "mode"
+    toys = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32"}
+    run.run(run.Config("builders/demo", output, posterior="mode", resolutions=(256,), **toys))
+    return output
+
+
+def report_of(output: Path, **flags: object) -> verify.Report:
+    report = verify.Report(str(output), "test")
+    report.findings = list(verify.verify(verify.Config(str(output), **flags), report))
+    return report
+
+
+def remake(source: Path, output: Path, change: Callable[[list[Arrays]], list[Arrays]]) -> list[Finding]:
+    """Shards whose arrays are changed and whose hashes are right; what verify finds in them."""
+    output.mkdir()
+    markers = {path.stem: read_marker(path) for path in marker_paths(source)}
+    for marker in markers.values():
+        only = {"unit": marker}
+        samples = pick_samples(Store(str(source)), only, "train", marker.samples)
+        members = [*(field.name for field in marker.fields), "txt", "json"]
+        writer = UnitWriter(output, "train", marker.unit, members, 4096, "token")
+        for sample, arrays in zip(samples, change([s.arrays for s in samples]), strict=True):
+            files = {f"{name}.npy": npy_bytes(np.ascontiguousarray(array)) for name, array in arrays.items()}
+            files |= {"txt": sample.caption.encode(), "json": json.dumps(sample.facts).encode()}
+            writer.write(Row(sample.key, sample.caption), files)
+        writer.commit(marker.recipe, marker.fields, marker.plan, {})
+        writer.discard()
+    made = [read_marker(path) for path in marker_paths(output)]
+    manifest = manifest_of(made[0].recipe, made[0].fields, made)
+    write_file(output / "manifest.json", manifest.to_json().encode())
+    return report_of(output, decode=100).findings
+
+
+def each(**changes: Callable[[Any], Any]) -> Callable[[list[Arrays]], list[Arrays]]:
+    """Change the named arrays of every sample."""
+    return lambda samples: [
+        {n: changes.get(n, lambda a: a)(a) for n, a in sample.items()} for sample in samples
+    ]
+
+
+def turned(name: str) -> Callable[[list[Arrays]], list[Arrays]]:
+    """Give each sample the array of the one before it."""
+    return lambda samples: [{**s, name: samples[i - 1][name]} for i, s in enumerate(samples)]
+
+
+def test_the_demo_is_whole_and_looks_like_its_photographs(demo: Path) -> None:
+    report = report_of(demo, decode=100, source="builders/demo")
+    assert [str(finding) for finding in report.findings] == [] and report.notes == []
+    assert len(report.psnr) == 2 * report.splits["train"]["samples"]
+    assert min(report.psnr.values()) > 15
+
+
+def test_scaled_latents_are_unscaled_to_be_decoded(mode: Path) -> None:
+    report = report_of(mode, decode=100)
+    assert [str(finding) for finding in report.findings] == [] and min(report.psnr.values()) > 15
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (each(moments_256=lambda a: a[:, :, ::-1]), "its source mirrored"),
+        (each(moments_256=lambda a: a[:, ::-1]), "its source upside down"),
+        (each(moments_256=lambda a: a.transpose(0, 2, 1)), "its source on its side"),
+        (each(moments_256=lambda a: a[[2, 1, 0, 3, 4, 5, 6, 7]]), "red and blue swapped"),
+        (turned("moments_256"), "the source of"),
+    ],
+)
+def test_latents_of_something_else_are_named(
+    demo: Path, tmp_path: Path, change: Callable[[list[Arrays]], list[Arrays]], what: str
+) -> None:
+    def no_negative_std(samples: list[Arrays]) -> list[Arrays]:
+        return each(moments_256=lambda a: np.concatenate([a[:4], np.abs(a[4:])]))(change(samples))
+
+    found = remake(demo, tmp_path / "out", no_negative_std)
+    named = [finding for finding in found if what in finding.what]
+    assert len(named) >= 5, [str(finding) for finding in found]
+    assert all(f.what.startswith("moments_256") and f.key and "remove train-" in f.cure for f in named)
+    assert not any("caption" in finding.what or "moments_128" in finding.what for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda a: a * np.float16(1.4), "the scale is wrong"),
+        (lambda a: a * np.float16(0.6), "the scale is wrong"),
+        (lambda a: a - np.float16(0.25), "the shift is wrong"),
+    ],
+)
+def test_a_wrong_scale_or_shift_is_named(
+    demo: Path, tmp_path: Path, change: Callable[[Any], Any], what: str
+) -> None:
+    found = remake(demo, tmp_path / "out", each(moments_256=lambda a: np.concatenate([change(a[:4]), a[4:]])))
+    assert [finding.shard for finding in found if what in finding.what] == ["moments_256"]
+    assert not any("caption" in finding.what or "moments_128" in finding.what for finding in found)
+
+
+def test_a_wrong_scale_is_found_without_the_photographs(mode: Path, tmp_path: Path) -> None:
+    remake(mode, tmp_path / "out", each(latents_256=lambda a: a * np.float16(3)))
+    report = report_of(tmp_path / "out", decode=100, data_dir=tmp_path / "nowhere")
+    assert report.psnr == {} and "no source images" in report.notes[0]
+    assert [f.shard for f in report.findings] == ["latents_256"] and "standard deviation" in report.findings[
+        0
+    ].what
+
+
+def test_embeddings_of_the_next_caption_are_named(demo: Path, tmp_path: Path) -> None:
+    found = remake(demo, tmp_path / "out", turned("caption_latents"))
+    assert len(found) >= 10 and all("caption_latents is not that of its caption" in f.what for f in found)
+    assert any("nearest to that of" in finding.what for finding in found)
+
+
+def test_a_manifest_with_another_scale_is_named(demo: Path) -> None:
+    report = verify.Report(str(demo), "test")
+    store = Store(str(demo))
+    markers, manifest, _ = verify.read_markers(store)
+    assert manifest is not None
+    recipe = {**manifest.recipe, "image_encoder": {**manifest.recipe["image_encoder"], "scale": 0.18215}}
+    changed = SimpleNamespace(recipe=recipe, fields=manifest.fields, splits=manifest.splits)
+    config = verify.Config(str(demo), decode=2)
+    found = list(verify.check_meaning(store, changed, markers, config, report))
+    assert [(f.shard, f.what.split(",")[0]) for f in found] == [
+        ("manifest.json", "scale of the recipe is 0.18215")
+    ]
+
+
+def test_a_source_that_has_other_rows(demo: Path, tmp_path: Path) -> None:
+    """Every row of the source is written or rejected: shards that lack one, and have a caption of another, are found out."""
+    output = tmp_path / "out"
+    remake(demo, output, lambda samples: samples)
+    report = report_of(output, source="builders/demo")  # remade shards carry no rejected rows
+    lost = [finding for finding in report.findings if "neither written nor rejected" in finding.what]
+    assert len(lost) == report_of(demo).splits["train"]["rejected"] > 0
+
+
+def test_samples_are_spread_over_the_units(demo: Path) -> None:
+    markers = {path.stem: read_marker(path) for path in marker_paths(demo)}
+    total = sum(marker.samples for marker in markers.values())
+    for count in (1, 3, 4, 7, total, 10 * total):
+        shares = [share for *_, share in spread(markers, "train", count)]
+        assert sum(shares) == min(count, total)
+        assert max(shares) - min(shares) <= 1 or count > 2 * len(markers)
+        assert len(shares) == min(count, len(markers))
+
+
+def test_psnr() -> None:
+    black, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
+    assert psnr(black, black) == 99 and round(psnr(black, grey), 3) == 13.979
