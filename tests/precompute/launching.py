@@ -11,7 +11,7 @@ TOY = ("--vae", "toy", "--text-encoder", "toy", "--dtype", "float32", "--batch-s
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 def launch(processes: int = 1) -> list[str]:
