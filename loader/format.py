@@ -156,11 +156,15 @@ def fingerprint(recipe: dict[str, Any]) -> str:
 
 
 def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """One line for each value that differs, as `vae.weights: 'a1..' there, 'b2..' here`."""
+    """One line for each value that differs, as `image_encoder.weights: 'a1..' there, 'b2..' here`."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for name in sorted(old.keys() | new.keys()):
-            lines += recipe_differences(old.get(name), new.get(name), f"{prefix}.{name}" if prefix else name)
+            lines += recipe_differences(
+                old.get(name), new.get(name), f"{prefix}.{name}" if prefix else str(name)
+            )
         return lines
     return [] if old == new else [f"{prefix}: {old!r} there, {new!r} here"]
 

@@ -122,7 +122,7 @@ def test_recipe_notices_a_changed_weight(model: Path, shards: Path, tmp_path: Pa
     vae = diffusers.AutoencoderKL.from_pretrained(model, subfolder="vae")
     with torch.no_grad():
         vae.encoder.conv_in.bias[0] += 1e-3
-    changed = tmp_path / "model"
+    changed = tmp_path / model.name
     changed.mkdir()
     for part in ("text_encoder", "tokenizer"):
         (changed / part).symlink_to(model / part)

@@ -192,6 +192,7 @@ def test_another_recipe_is_refused_with_what_differs(demo_shards: Path) -> None:
     assert "--output" in done.stderr
     assert "posterior: 'moments' there, 'mode' here" in done.stderr
     assert "resolutions: [256, 512] there, [256] here" in done.stderr
+    assert "weights" not in done.stderr, "only what differs is named"
 
 
 def test_prepared_dataset_gives_the_same_samples(
