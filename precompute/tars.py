@@ -15,7 +15,9 @@ class BadTar(Exception):
     """The archive breaks off, or is none."""
 
 
-def tar_members(file: BinaryIO, update: Callable[[bytes], object]) -> Iterator[tuple[str, int, memoryview]]:
+def tar_members(
+    file: BinaryIO, update: Callable[[memoryview], object]
+) -> Iterator[tuple[str, int, memoryview]]:
     """(name, offset of the data, data) of each member, reading forward only; the data is valid until the next one.
 
     update: is given every byte of the file, once and in order. Raises BadTar.
@@ -30,7 +32,7 @@ def tar_members(file: BinaryIO, update: Callable[[bytes], object]) -> Iterator[t
             size, checksum = (int(header[a:b].strip(b" \0") or b"0", 8) for a, b in ((124, 136), (148, 156)))
         except ValueError as error:
             raise BadTar(f"has no valid header at byte {window.position - BLOCK:,}") from error
-        if sum(header) - sum(header[148:156]) + 8 * 32 != checksum or not 0 <= size <= MAX_MEMBER:
+        if sum(header[:148]) + sum(header[156:]) + 8 * 32 != checksum or not 0 <= size <= MAX_MEMBER:
             raise BadTar(f"has a damaged header at byte {window.position - BLOCK:,}")
         offset = window.position
         data = window.take(size + -size % BLOCK)[:size]
@@ -62,16 +64,17 @@ def _pax_path(records: bytes) -> bytes | None:
 
 
 class _Window:
-    """Reads a stream forward in large blocks and hands out views of them."""
+    """Reads a stream forward in large blocks, into one buffer, and hands out views of it."""
 
-    def __init__(self, file: BinaryIO, update: Callable[[bytes], object]) -> None:
+    def __init__(self, file: BinaryIO, update: Callable[[memoryview], object]) -> None:
         self._file, self._update = file, update
-        self._buffer, self._start = memoryview(b""), 0
+        self._buffer = memoryview(bytearray(2 * READ))
+        self._start = self._end = 0
         self.position = 0
 
     def take(self, size: int) -> memoryview:
-        """The next `size` bytes. Raises BadTar where the stream ends before."""
-        if self._start + size > len(self._buffer):
+        """The next `size` bytes, valid until the next call. Raises BadTar where the stream ends before."""
+        if self._start + size > self._end:
             self._refill(size)
         view = self._buffer[self._start : self._start + size]
         self._start += size
@@ -80,19 +83,21 @@ class _Window:
 
     def rest(self) -> Iterator[bytes]:
         """Whatever is left."""
-        yield bytes(self._buffer[self._start :])
+        yield bytes(self._buffer[self._start : self._end])
         while block := self._file.read(READ):
-            self._update(block)
+            self._update(memoryview(block))
             yield block
 
     def _refill(self, size: int) -> None:
-        parts = [bytes(self._buffer[self._start :])]
-        have = len(parts[0])
-        while have < size:
-            block = self._file.read(READ)
-            if not block:
-                raise BadTar(f"breaks off at byte {self.position + have:,}")
-            self._update(block)
-            parts.append(block)
-            have += len(block)
-        self._buffer, self._start = memoryview(b"".join(parts)), 0
+        left = bytes(self._buffer[self._start : self._end])
+        if size > len(self._buffer):
+            self._buffer = memoryview(bytearray(2 * size))
+        self._buffer[: len(left)] = left
+        self._start, self._end = 0, len(left)
+        while self._end < size:
+            block = self._buffer[self._end :]
+            count = self._file.readinto(block)  # type: ignore[attr-defined]
+            if not count:
+                raise BadTar(f"breaks off at byte {self.position + self._end:,}")
+            self._update(block[:count])
+            self._end += count
