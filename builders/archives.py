@@ -8,6 +8,7 @@ as zero bytes, which the gate calls undecodable; an archive that breaks off rais
 
 import gzip
 import itertools
+import json
 import os
 import struct
 import zlib
@@ -16,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from .errors import ArchiveError
 
+_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 MAX_MEMBER_SIZE = 256 * 2**20  # bytes; no image is that large, and a header may claim anything
 
 
@@ -35,25 +37,38 @@ def iter_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Me
     else:
         unpacked: Any = gzip.GzipFile(fileobj=file) if magic[:2] == b"\x1f\x8b" else file
         members = _iter_tar(unpacked)
-    try:
-        for member in members:
-            base = os.path.basename(member.name)
-            if base and not base.startswith((".", "__")):
-                yield member
-    except (EOFError, gzip.BadGzipFile, zlib.error, struct.error) as error:
-        raise ArchiveError(f"{type(error).__name__}: {error}") from error
+    for member in members:
+        base = os.path.basename(member.name)
+        if base and not base.startswith((".", "__")):
+            yield member
 
 
 def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """WebDataset samples: adjacent members of one name up to the first dot, as (name, {lower-case extension: bytes})."""
+    """WebDataset samples: adjacent members of one name up to the first dot, as (name, {lower-case extension: bytes}).
 
-    def split(member: Member) -> tuple[str, str]:
+    An extension that comes a second time begins a second sample of the same name.
+    """
+    name, parts = "", dict[str, bytes]()
+    for member in members:
         folder, base = os.path.split(member.name)
         stem, _, extension = base.partition(".")
-        return os.path.join(folder, stem), extension.lower()
+        key, extension = os.path.join(folder, stem), extension.lower()
+        if parts and (key != name or extension in parts):
+            yield name, parts
+            parts = {}
+        name = key
+        parts[extension] = member.read()
+    if parts:
+        yield name, parts
 
-    for key, group in itertools.groupby(members, lambda member: split(member)[0]):
-        yield key, {split(member)[1]: member.read() for member in group}
+
+def read_facts(parts: dict[str, bytes]) -> dict[str, Any]:
+    """The sample's .json as a dict; empty where it is missing or broken, which costs no more than what it told."""
+    try:
+        facts = json.loads(parts.get("json", b"{}"))
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 # --- tar: POSIX.1-1988 (ustar), pax and GNU long names ------------------------------------------------------------------------------
@@ -61,7 +76,7 @@ def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, byt
 
 def _iter_tar(file: IO[bytes]) -> Iterator[Member]:
     name, size = "", None  # what an extension header says of the next member
-    while header := file.read(512):
+    while header := _read(file, 512):
         if len(header) < 512:
             raise ArchiveError("tar header cut short")
         if not header[0]:
@@ -127,8 +142,15 @@ def _pax(body: bytes) -> dict[str, str]:
     return records
 
 
+def _read(file: IO[bytes], length: int) -> bytes:
+    try:
+        return file.read(length)
+    except _BROKEN_GZIP as error:
+        raise ArchiveError(f"compressed data: {error}") from error
+
+
 def _exactly(file: IO[bytes], length: int) -> bytes:
-    data = file.read(length)
+    data = _read(file, length)
     if len(data) < length:
         raise ArchiveError(f"cut short inside a member, {length - len(data):,} bytes are missing")
     return data
@@ -136,7 +158,10 @@ def _exactly(file: IO[bytes], length: int) -> bytes:
 
 def _skip(file: IO[bytes], length: int) -> None:
     if length:
-        file.seek(length - 1, os.SEEK_CUR)
+        try:
+            file.seek(length - 1, os.SEEK_CUR)
+        except _BROKEN_GZIP as error:
+            raise ArchiveError(f"compressed data: {error}") from error
         _exactly(file, 1)  # a seek beyond the end would pass unnoticed
 
 
@@ -164,12 +189,13 @@ def count_zip(file: IO[bytes]) -> int:
 
 def zip_names(file: IO[bytes]) -> Iterator[str]:
     """Names of all entries."""
-    return (entry.name for entry in _zip_entries(file))
+    return (entry.name for entry in _zip_entries(file, *_zip_end(file)))
 
 
 def _iter_zip(file: IO[bytes], index: int, count: int) -> Iterator[Member]:
-    total = count_zip(file)
-    for entry in itertools.islice(_zip_entries(file), total * index // count, total * (index + 1) // count):
+    total, length, offset = _zip_end(file)
+    entries = _zip_entries(file, total, length, offset)
+    for entry in itertools.islice(entries, total * index // count, total * (index + 1) // count):
         if not entry.name.endswith("/"):
             yield Member(entry.name.removeprefix("./"), lambda entry=entry: _read_entry(file, entry))  # type: ignore[misc]
 
@@ -192,10 +218,11 @@ def _read_entry(file: IO[bytes], entry: _Entry) -> bytes:
     return data if entry.method in (0, 8) and zlib.crc32(data) == entry.crc else b""
 
 
-def _zip_entries(file: IO[bytes]) -> Iterator[_Entry]:
-    count, length, offset = _zip_end(file)
+def _zip_entries(file: IO[bytes], count: int, length: int, offset: int) -> Iterator[_Entry]:
     file.seek(offset)
-    directory = _exactly(file, length)
+    directory = _exactly(file, length) + bytes(
+        _ENTRY.size
+    )  # padded, so that a damaged one unpacks to a wrong signature
     at = 0
     for _ in range(count):
         signature, _, _, flags, method, _, _, crc, packed, size, names, extras, comments, _, _, _, start = (

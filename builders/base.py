@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ REASONS = {
     "missing_image": "an annotation whose image is not in the archive",
     "missing_caption": "an image that no annotation names",
     "unsafe": "over the safety threshold, flagged by its maker, or without a score",
-    "empty_caption": "nothing is left of the caption after cleaning",
+    "empty_caption": "nothing but punctuation is left of the caption after cleaning",
     "undecodable": "zero bytes, not an image (an HTML page, say), truncated or damaged",
     "too_large": f"more than {images.MAX_PIXELS:,} pixels: a decompression bomb",
     "too_small": "shorter edge under min_image_size",
@@ -169,7 +170,8 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         }  # no path: datasets drops the bytes where a file of that name exists
         if row.captions is None:
             return "missing_caption", record
-        captions = [text for raw in row.captions if (text := clean_caption(raw, config.caption_cleaning))]
+        cleaned = [clean_caption(raw, config.caption_cleaning) for raw in row.captions]
+        captions = [text for text in cleaned if text.strip(string.punctuation)]
         if not captions:
             return "empty_caption", record
         record["caption"], record["captions"] = captions[0], captions

@@ -19,7 +19,7 @@ import datasets
 from .archives import iter_members, zip_names
 from .base import Row, make_key
 from .errors import ArchiveError
-from .sources import ArchiveBuilder, ArchiveConfig, Shard, Source, SplitSources, open_source
+from .sources import ArchiveBuilder, ArchiveConfig, Shard, Source, SplitSources, open_source, stem
 
 _URL = "http://images.cocodataset.org/"  # no https: the certificate does not cover the bucket's name
 _TRAIN2014 = Source("train2014.zip", _URL + "zips/train2014.zip", size=13_510_573_713, members=82_784)
@@ -73,12 +73,12 @@ class Coco(ArchiveBuilder):
         load = _load_karpathy if self.config.name == "karpathy" else _load_captions
         table = load(shard.tables["captions"], archive, self.token, self.config.data_fingerprint)
         for member in self._members(shard):
-            stem = _stem(member.name)
-            image = table.get(stem, _Image("train", None, ()))
+            name = stem(member.name)
+            image = table.get(name, _Image("train", None, ()))
             if image.split in (shard.split, None):
                 captions = image.captions or None
                 yield Row(
-                    make_key(stem),
+                    make_key(name),
                     member.read(),
                     captions,
                     f"{shard.path}/{member.name}",
@@ -86,10 +86,10 @@ class Coco(ArchiveBuilder):
                 )
         if shard.is_last:
             with open_source(shard.location, self.token) as file:
-                present = {_stem(name) for name in zip_names(file)}
-            for stem, image in table.items():
-                if stem not in present and image.split in (shard.split, None):
-                    yield Row(make_key(stem), None, image.captions, shard.path, {"image_id": image.id})
+                present = {stem(entry) for entry in zip_names(file)}
+            for name, image in table.items():
+                if name not in present and image.split in (shard.split, None):
+                    yield Row(make_key(name), None, image.captions, shard.path, {"image_id": image.id})
 
 
 class _Image(NamedTuple):
@@ -107,7 +107,7 @@ def _load_captions(location: str, archive: str, token: Any, fingerprint: str | N
     captions: dict[int, list[tuple[int, str]]] = {image["id"]: [] for image in tree["images"]}
     for annotation in tree["annotations"]:  # in no order
         captions.setdefault(annotation["image_id"], []).append((annotation["id"], annotation["caption"]))
-    stems = {image["id"]: _stem(image["file_name"]) for image in tree["images"]}
+    stems = {image["id"]: stem(image["file_name"]) for image in tree["images"]}
     return {
         stems.get(id, f"{id:012d}"): _Image(None, id, tuple(caption for _, caption in sorted(found)))
         for id, found in captions.items()
@@ -119,7 +119,7 @@ def _load_karpathy(location: str, archive: str, token: Any, fingerprint: str | N
     tree = _read_json(location, "dataset_coco.json", token)
     splits = {name: split for split, names in _KARPATHY_SPLITS.items() for name in names}
     return {
-        _stem(image["filename"]): _Image(
+        stem(image["filename"]): _Image(
             splits[image["split"]],
             image["cocoid"],
             tuple(
@@ -138,7 +138,3 @@ def _read_json(location: str, name: str, token: Any) -> Any:
             if os.path.basename(member.name) == name:
                 return json.loads(member.read())
     raise ArchiveError(f"{location} has no {name}")
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(os.path.basename(name))[0]

@@ -25,7 +25,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SIDECARS = (".txt", ".caption")
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _CAPTION_COLUMNS = ("caption", "text", "prompt")
-_SPLITS = {  # the sub-folder names that imagefolder knows
+SPLITS = {  # the sub-folder names that imagefolder knows
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -61,11 +61,11 @@ class Folder(ImageCaptionBuilder):
             )
         tops = {
             name: split
-            for split, names in _SPLITS.items()
+            for split, names in SPLITS.items()
             for name in names
             if os.path.isdir(os.path.join(root, name))
         }
-        by_split: dict[str, list[_File]] = {split: [] for split in (_SPLITS if tops else ("train",))}
+        by_split: dict[str, list[_File]] = {split: [] for split in (SPLITS if tops else ("train",))}
         outside = 0
         for file in _list_files(root, set(self._captions())):
             split = tops.get((file.image or file.sidecar or "").split("/")[0]) if tops else "train"

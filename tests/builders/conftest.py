@@ -22,8 +22,7 @@ def build(tmp_path: Path) -> Build:
     def run(
         name: str, config: str | None = None, *, streaming: bool = False, split: str = "train", **kwargs: Any
     ) -> Any:
-        if not streaming:
-            kwargs.setdefault("cache_dir", str(tmp_path / "cache"))
+        kwargs.setdefault("cache_dir", str(tmp_path / "cache"))
         dataset = datasets.load_dataset(
             f"builders/{name}", config, split=split, streaming=streaming, **kwargs
         )

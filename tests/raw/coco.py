@@ -9,7 +9,11 @@ NUMBERS = (1, 2, 3, 4, 5, 6)
 
 
 def _name(split: str, number: int) -> str:
-    return f"COCO_{split}_{number:012d}.jpg" if split.endswith("2014") else f"{number + 500 * (split == 'val2017'):012d}.jpg"
+    return (
+        f"COCO_{split}_{number:012d}.jpg"
+        if split.endswith("2014")
+        else f"{number + 500 * (split == 'val2017'):012d}.jpg"
+    )
 
 
 def _photographs(split: str) -> list[tuple[str, bytes]]:
@@ -92,7 +96,7 @@ def make(root: Path) -> None:
     )
 
 
-def _expected(split: str) -> dict[str, str]:
+def _expected(split: str) -> list[tuple[str, str]]:
     outcomes = {
         1: "A man with a red helmet on a small moped on a dirt road.",
         2: "A PNG in disguise",
@@ -101,25 +105,28 @@ def _expected(split: str) -> dict[str, str]:
         6: "!undecodable",
         5: "!missing_image",
     }
-    keys = {_name(split, number).removesuffix(".jpg"): outcome for number, outcome in outcomes.items()}
-    return keys | {f"{99:012d}": "!missing_image"}  # known by its id alone
+    rows = [(_name(split, number).removesuffix(".jpg"), outcome) for number, outcome in outcomes.items()]
+    return [*rows, (f"{99:012d}", "!missing_image")]  # known by its id alone
 
 
 EXPECTED = {
     "2014": {"train": _expected("train2014"), "validation": _expected("val2014")},
     "2017": {"train": _expected("train2017"), "validation": _expected("val2017")},
     "karpathy": {
-        "train": {
-            "COCO_train2014_000000000001": "train 1 a",
-            "COCO_train2014_000000000002": "train 2 a",
-            "COCO_train2014_000000000003": "train 3 a",
-            "COCO_train2014_000000000004": "!missing_caption",
-            "COCO_train2014_000000000006": "!missing_caption",
-            "COCO_val2014_000000000001": "restval 1 a",
-            "COCO_val2014_000000000004": "!missing_caption",
-            "COCO_val2014_000000000006": "!missing_caption",
-        },
-        "validation": {"COCO_val2014_000000000002": "val 2 a", "COCO_val2014_000000000005": "!missing_image"},
-        "test": {"COCO_val2014_000000000003": "test 3 a"},
+        "train": [
+            ("COCO_train2014_000000000001", "train 1 a"),
+            ("COCO_train2014_000000000002", "train 2 a"),
+            ("COCO_train2014_000000000003", "train 3 a"),
+            ("COCO_train2014_000000000004", "!missing_caption"),
+            ("COCO_train2014_000000000006", "!missing_caption"),
+            ("COCO_val2014_000000000001", "restval 1 a"),
+            ("COCO_val2014_000000000004", "!missing_caption"),
+            ("COCO_val2014_000000000006", "!missing_caption"),
+        ],
+        "validation": [
+            ("COCO_val2014_000000000002", "val 2 a"),
+            ("COCO_val2014_000000000005", "!missing_image"),
+        ],
+        "test": [("COCO_val2014_000000000003", "test 3 a")],
     },
 }

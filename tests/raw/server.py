@@ -14,6 +14,7 @@ Fault = Callable[["Handler", bytes], bool]  # True: it has answered
 class Handler(BaseHTTPRequestHandler):
     server: "Server"
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *args: object) -> None:
         pass

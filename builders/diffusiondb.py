@@ -1,0 +1,149 @@
+"""DiffusionDB: images that people made with Stable Diffusion, with the prompts they wrote.
+
+    load_dataset("builders/diffusiondb", parts="1-10")       # of 14,000 zips of 1,000 images each, lossless WebP, 6.5 TB
+    load_dataset("builders/diffusiondb", "2m")               # the first two million, 2,000 zips, PNG, 1.6 TB
+    load_dataset("builders/diffusiondb", "small")            # the first 140 zips of the large set, 1 %
+
+Safety scores lie in one table apart from the images and are joined by image name. An image without a score, with NaN, or with 2.0
+(blurred by Stable Diffusion's own filter) never passes, whatever the threshold.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import datasets
+import pyarrow.compute
+import pyarrow.parquet
+
+from .archives import iter_members
+from .base import Row, make_key
+from .errors import ArchiveError
+from .sources import (
+    ArchiveBuilder,
+    ArchiveConfig,
+    Shard,
+    Source,
+    SplitSources,
+    hub_url,
+    open_source,
+    parse_parts,
+    stem,
+)
+
+_REPOSITORY = "poloclub/diffusiondb"
+_PARAMETERS = {"seed": ("se", int), "step": ("st", int), "cfg": ("c", float), "sampler": ("sa", str)}
+
+
+@dataclass
+class DiffusiondbConfig(ArchiveConfig):
+    """safety_threshold    highest image and prompt NSFW score that passes, 0 to 1; None lets all pass that have a score"""
+
+    safety_threshold: float | None = 0.2
+
+
+class Diffusiondb(ArchiveBuilder):
+    DESCRIPTION = "Images made with Stable Diffusion and their prompts."
+    HOMEPAGE = "https://poloclub.github.io/diffusiondb"
+    LICENSE = "CC0 1.0"
+    BUILDER_CONFIG_CLASS = DiffusiondbConfig
+    BUILDER_CONFIGS: ClassVar = [
+        DiffusiondbConfig(name="large", version=ArchiveBuilder.VERSION),
+        DiffusiondbConfig(name="2m", version=ArchiveBuilder.VERSION),
+        DiffusiondbConfig(name="small", version=ArchiveBuilder.VERSION, parts="1-140"),
+    ]
+    DEFAULT_CONFIG_NAME = "large"
+    EXTRAS: ClassVar = {
+        "seed": datasets.Value("int64"),
+        "step": datasets.Value("int32"),
+        "cfg": datasets.Value("float32"),
+        "sampler": datasets.Value("string"),
+        "image_nsfw": datasets.Value("float32"),
+        "prompt_nsfw": datasets.Value("float32"),
+    }
+
+    def _sources(self) -> dict[str, SplitSources]:
+        is_2m = self.config.name == "2m"
+        parts = parse_parts(self.config.parts, range(1, 2001 if is_2m else 14_001))
+        table = "metadata.parquet" if is_2m else "metadata-large.parquet"
+        archives = [_path(part, is_2m) for part in parts]
+        scores = {"scores": Source(table, hub_url(_REPOSITORY, table))}
+        return {
+            "train": SplitSources([Source(path, hub_url(_REPOSITORY, path)) for path in archives], scores)
+        }
+
+    def _read(self, shard: Shard) -> Iterator[Row]:
+        part = str(int(stem(shard.path).removeprefix("part-")))
+        scores = self._join(
+            shard.tables["scores"], lambda: self._scores(shard.tables["scores"]), scope=str(self.config.parts)
+        )
+        seen = set()
+        with open_source(shard.location, self.token) as file:
+            members = list(iter_members(file))  # names only; the one .json may stand anywhere
+            parameters = _read_parameters(
+                [member.read() for member in members if member.name.endswith(".json")]
+            )
+            for member in members:
+                name = os.path.basename(member.name)
+                if not name.endswith(".json"):
+                    seen.add(name)
+                    yield self._row(shard, name, member.read, parameters.get(name), scores.get(part, name))
+        for name in sorted({*parameters, *scores.names(part)} - seen):
+            yield Row(make_key(stem(name)), None, None, f"{shard.path}/{name}")
+
+    def _row(
+        self, shard: Shard, name: str, read: Any, found: dict[str, Any] | None, scores: list[float] | None
+    ) -> Row:
+        image_nsfw, prompt_nsfw = scores or (None, None)
+        extras: dict[str, Any] = {"image_nsfw": image_nsfw, "prompt_nsfw": prompt_nsfw}
+        extras |= {column: _cast(kind, (found or {}).get(key)) for column, (key, kind) in _PARAMETERS.items()}
+        limit = 1.0 if self.config.safety_threshold is None else self.config.safety_threshold
+        is_safe = scores is not None and all(
+            score is not None and score <= limit for score in scores
+        )  # NaN is not
+        captions = None if found is None or found.get("p") is None else [str(found["p"])]
+        return Row(
+            make_key(stem(name)),
+            read() if is_safe else None,
+            captions,
+            f"{shard.path}/{name}",
+            extras,
+            None if is_safe else "unsafe",
+        )
+
+    def _scores(self, location: str) -> Iterator[tuple[str, str, Any]]:
+        """Part, image name and scores of the chosen parts."""
+        chosen = None if self.config.parts is None else parse_parts(self.config.parts, range(1, 14_001))
+        columns = ["image_name", "part_id", "image_nsfw", "prompt_nsfw"]
+        with open_source(location, self.token) as file:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(columns=columns):
+                if chosen is not None:
+                    wanted = pyarrow.array(chosen, batch.schema.field("part_id").type)
+                    batch = batch.filter(pyarrow.compute.is_in(batch["part_id"], wanted))
+                for name, part, *scores in zip(
+                    *(batch[column].to_pylist() for column in columns), strict=True
+                ):
+                    yield str(part), name, scores
+
+
+def _path(part: int, is_2m: bool) -> str:
+    return (
+        f"{'images' if is_2m else f'diffusiondb-large-part-{1 if part <= 10_000 else 2}'}/part-{part:06d}.zip"
+    )
+
+
+def _read_parameters(files: list[bytes]) -> dict[str, dict[str, Any]]:
+    try:
+        (data,) = files
+        return dict(json.loads(data))
+    except ValueError as error:
+        raise ArchiveError(f"its one .json is not there or broken: {error}") from error
+
+
+def _cast(kind: type, value: Any) -> Any:
+    try:
+        return None if value is None else kind(value)
+    except ValueError:
+        return None

@@ -1,0 +1,169 @@
+"""JourneyDB: images that people made with Midjourney, with their prompts and GPT-3.5's captions of them.
+
+    load_dataset("builders/journeydb", parts="0-1")                            # of 200 tgz a split; gated, needs a token
+    load_dataset("builders/journeydb", caption_field="caption")                # the sentence instead of the prompt
+    load_dataset("builders/journeydb", "small")                                # the first two tgz of each split
+
+4,189,737 labelled images in train, 234,156 in validation; the test split has questions but no captions and is left out. Annotations
+lie in one file a split, in no order of the archives, and are joined on disk (see joins.py).
+"""
+
+import json
+import os
+import posixpath
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, ClassVar
+
+import datasets
+import huggingface_hub
+
+from .base import Row, logger, make_key
+from .errors import BuilderError, ConfigError
+from .sources import (
+    ArchiveBuilder,
+    ArchiveConfig,
+    Shard,
+    Source,
+    SplitSources,
+    hub_url,
+    open_source,
+    parse_parts,
+    stem,
+)
+
+_REPOSITORY = "JourneyDB/JourneyDB"
+_TABLES = {  # the repathed ones: only their paths match the archives ("realease" is the publisher's)
+    "train": "data/train/train_anno_realease_repath.jsonl.tgz",
+    "validation": "data/valid/valid_anno_repath.jsonl.tgz",
+}
+_NUM_PUBLISHED = 200
+_PATH = re.compile(r"(\d+)/([^/]+)")
+_FLAGS = re.compile(r"(?:\s+--?[a-z]+(?:\s+[\d.:]+)?)+\s*$")  # Midjourney's own: --ar 2:3 --v 4
+
+
+@dataclass
+class JourneydbConfig(ArchiveConfig):
+    """caption_field    "prompt": what the user wrote; "caption": GPT-3.5's sentence, which unlabelled images lack"""
+
+    caption_field: str = "prompt"
+
+
+class Journeydb(ArchiveBuilder):
+    DESCRIPTION = "Images made with Midjourney, their prompts and captions."
+    HOMEPAGE = "https://journeydb.github.io"
+    LICENSE = "JourneyDB terms of usage: non-commercial research only, no redistribution"
+    BUILDER_CONFIG_CLASS = JourneydbConfig
+    BUILDER_CONFIGS: ClassVar = [
+        JourneydbConfig(name="default", version=ArchiveBuilder.VERSION),
+        JourneydbConfig(name="small", version=ArchiveBuilder.VERSION, parts="0-1"),
+    ]
+    DEFAULT_CONFIG_NAME = "default"
+    EXTRAS: ClassVar = {
+        "prompt": datasets.Value("string"),
+        "task1": datasets.Value("string"),  # JSON: style, content, atmosphere
+        "task2_caption": datasets.Value("string"),
+        "task3": datasets.Value("string"),  # JSON: questions and answers, whose keys vary from item to item
+    }
+
+    def _sources(self) -> dict[str, SplitSources]:
+        if self.config.caption_field not in ("prompt", "caption"):
+            raise ConfigError(f"caption_field={self.config.caption_field!r}: choose prompt or caption")
+        logger.info("journeydb: split test is left out: missing_caption 5,402")
+        sources = {}
+        for split, table in _TABLES.items():
+            folder = f"{posixpath.dirname(table)}/imgs"
+            paths = [
+                f"{folder}/{part:03d}.tgz" for part in parse_parts(self.config.parts, self._published(folder))
+            ]
+            archives = [Source(path, hub_url(_REPOSITORY, path)) for path in paths]
+            sources[split] = SplitSources(
+                archives, {"annotations": Source(table, hub_url(_REPOSITORY, table))}
+            )
+        return sources
+
+    def _published(self, folder: str) -> set[int]:
+        """Numbers of the archives of a split: the 200 that are known, and any that the folder holds beyond them."""
+        if self.config.data_dir is not None:
+            root = os.path.join(self.config.data_dir, folder)
+            names = os.listdir(root) if os.path.isdir(root) else []
+        else:
+            try:
+                files = huggingface_hub.HfFileSystem(token=self.token)
+                names = files.ls(f"datasets/{_REPOSITORY}/{folder}", detail=False)
+            except OSError as error:
+                logger.warning(
+                    f"journeydb: cannot list {folder} ({type(error).__name__}); taking its {_NUM_PUBLISHED} known archives"
+                )
+                names = []
+        return {
+            *range(_NUM_PUBLISHED),
+            *(int(stem(name)) for name in names if re.fullmatch(r"\d+\.tgz", posixpath.basename(name))),
+        }
+
+    def _read(self, shard: Shard) -> Iterator[Row]:
+        part = str(int(stem(shard.path)))
+        location = shard.tables["annotations"]
+        annotations = self._join(location, lambda: self._annotations(location), scope=str(self.config.parts))
+        seen = set()
+        for member in self._members(shard):
+            name = stem(member.name)
+            seen.add(name)
+            yield self._row(
+                shard, name, member.read(), f"{shard.path}/{member.name}", annotations.get(part, name)
+            )
+        for name in annotations.names(part):
+            if name not in seen:
+                yield self._row(shard, name, None, shard.path, annotations.get(part, name))
+
+    def _row(
+        self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any] | None
+    ) -> Row:
+        found = found or {}
+        sentence = (found.get("Task2") or {}).get("Caption")
+        caption = found.get("prompt") if self.config.caption_field == "prompt" else sentence
+        extras = {
+            "prompt": found.get("prompt"),
+            "task1": _dumps(found.get("Task1")),
+            "task2_caption": sentence,
+            "task3": _dumps(found.get("Task3")),
+        }
+        captions = None if caption is None else [_FLAGS.sub("", str(caption))]
+        return Row(make_key(f"{shard.split}-{stem(shard.path)}-{name}"), image, captions, source, extras)
+
+    def _annotations(self, location: str) -> Iterator[tuple[str, str, Any]]:
+        """Part, image name and record of the chosen parts, from the one .jsonl in a tgz."""
+        chosen = (
+            None
+            if self.config.parts is None
+            else {str(part) for part in parse_parts(self.config.parts, range(10_000))}
+        )
+        astray = 0
+        with open_source(location, self.token) as file:
+            for record in _records(file):
+                match = _PATH.fullmatch(posixpath.normpath(str(record.pop("img_path", ""))))
+                if match is None:
+                    astray += 1
+                elif chosen is None or str(int(match[1])) in chosen:
+                    yield str(int(match[1])), stem(match[2]), record
+        if astray:
+            logger.warning(
+                f"journeydb: {astray:,} annotations of {os.path.basename(location)} name no archive"
+            )
+
+
+def _records(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """The lines of the one .jsonl in a tgz; it is larger than memory, so not `Member.read`."""
+    try:
+        with tarfile.open(fileobj=file, mode="r|gz") as archive:
+            for info in archive:
+                yield from (json.loads(line) for line in archive.extractfile(info) or () if line.strip())
+    except (tarfile.ReadError, EOFError, zlib.error, ValueError) as error:
+        raise BuilderError(f"the annotations are cut short or damaged: {error}. Fetch them again.") from error
+
+
+def _dumps(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,94 @@
+"""Any WebDataset or img2dataset tars of images and captions, yours or the Hub's.
+
+    load_dataset("builders/webdataset", data_dir="tars")                                        # every *.tar under it
+    load_dataset("builders/webdataset", data_files="hf://datasets/USER/SET/data/*.tar", streaming=True)
+    load_dataset("builders/webdataset", data_dir="tars", caption_field="json.prompt", image_field="png")
+
+Members of a sample share their name up to the first dot and lie side by side. Sub-folders train, validation and test are splits.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import datasets
+
+from .archives import group_by_key, read_facts
+from .base import Row, make_key
+from .errors import ConfigError, MissingSourceError
+from .folder import SPLITS
+from .sources import ArchiveBuilder, ArchiveConfig, Shard, Source, SplitSources
+
+_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_CAPTIONS = ("txt", "caption", "json.caption", "json.prompt", "json.text")
+
+
+@dataclass
+class WebdatasetConfig(ArchiveConfig):
+    """image_field      extension of the image; default: the first there is of jpg, jpeg, png, webp, ...
+    caption_field    extension of the caption, or json.FIELD; default: txt, caption, json.caption, json.prompt or json.text
+    """
+
+    image_field: str | None = None
+    caption_field: str | None = None
+
+
+class Webdataset(ArchiveBuilder):
+    DESCRIPTION = "Images and captions in WebDataset tars."
+    BUILDER_CONFIG_CLASS = WebdatasetConfig
+    EXTRAS: ClassVar = {"json": datasets.Value("string")}
+
+    def _sources(self) -> dict[str, SplitSources]:
+        splits = self._listed() if self.config.data_files is None else self._given()
+        if not any(splits.values()):
+            raise MissingSourceError(
+                f"builders/webdataset: data_dir={self.config.data_dir!r} holds no archive. Looked for *.tar"
+            )
+        return {split: SplitSources(archives) for split, archives in splits.items() if archives}
+
+    def _given(self) -> dict[str, list[Source]]:
+        if self.config.data_dir is not None:
+            raise ConfigError("builders/webdataset: pass data_dir or data_files, not both")
+        files = {str(split): list(urls) for split, urls in self.config.data_files.items()}
+        every = [url for urls in files.values() for url in urls]
+        folder = os.path.commonprefix(every).rpartition("/")[0] + "/"  # noqa: RUF071  commonpath would mend the // of a URL
+        return {
+            split: [Source(url.removeprefix(folder), url) for url in urls] for split, urls in files.items()
+        }
+
+    def _listed(self) -> dict[str, list[Source]]:
+        root = self.config.data_dir
+        if root is None:
+            raise MissingSourceError(
+                "builders/webdataset: pass data_dir=FOLDER or data_files=PATTERN, which name your *.tar"
+            )
+        splits: dict[str, list[Source]] = {split: [] for split in SPLITS}
+        tops = {name: split for split, names in SPLITS.items() for name in names}
+        for folder, subfolders, names in os.walk(root):
+            subfolders.sort()
+            for name in sorted(name for name in names if name.endswith(".tar") and not name.startswith(".")):
+                path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+                splits[tops.get(path.split("/")[0], "train")].append(Source(path, ""))
+        return splits
+
+    def _read(self, shard: Shard) -> Iterator[Row]:
+        config = self.config
+        archive = shard.path.removesuffix(".tar")
+        images = _IMAGES if config.image_field is None else (config.image_field.lower(),)
+        fields = _CAPTIONS if config.caption_field is None else (config.caption_field,)
+        for name, parts in group_by_key(self._members(shard)):
+            facts = read_facts(parts)
+            image = next((parts[kind] for kind in images if kind in parts), None)
+            captions = next((found for field in fields if (found := _captions(field, parts, facts))), None)
+            extras = {"json": json.dumps(facts, ensure_ascii=False) if facts else None}
+            yield Row(make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras)
+
+
+def _captions(field: str, parts: dict[str, bytes], facts: dict[str, Any]) -> list[str]:
+    kind, _, key = field.partition(".")
+    if kind == "json" and key:
+        value = facts.get(key)
+        return [str(text) for text in (value if isinstance(value, list) else [value]) if text is not None]
+    return [parts[field].decode("utf-8-sig", "replace")] if field in parts else []

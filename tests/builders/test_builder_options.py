@@ -1,0 +1,254 @@
+"""What single datasets offer beyond the suite: options, extra columns, and the faults of a whole archive."""
+
+import logging
+import shutil
+
+import datasets
+import pytest
+from raw import cc12m, coco, diffusiondb, journeydb, sa1b, textcaps, webdataset
+from raw.archive import dumps, write_tar, write_tgz, write_zip
+from raw.photos import jpeg
+from raw.server import serve
+
+from builders.errors import ConfigError, MissingSourceError, NoRecordsError
+from builders.sources import parse_parts
+
+
+@pytest.fixture
+def raw(tmp_path):
+    def make(module):
+        root = tmp_path / "raw"
+        root.mkdir()
+        module.make(root)
+        return root
+
+    return make
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "numbers"),
+    [
+        (None, [0, 1, 2, 3, 4, 5]),
+        ("0-2", [0, 1, 2]),
+        ("5,1, 3", [1, 3, 5]),
+        ("2,0-1,2", [0, 1, 2]),
+        ("4", [4]),
+        (4, [4]),
+    ],
+)
+def test_parts(parts, numbers):
+    assert parse_parts(parts, range(6)) == numbers
+
+
+@pytest.mark.parametrize("parts", ["", "a", "1-", "3-1", "-1", "1;2", "0-6", "9"])
+def test_bad_parts_are_named(parts):
+    with pytest.raises(ConfigError, match="parts="):
+        parse_parts(parts, range(6))
+
+
+def test_parts_choose_archives(build, raw):
+    root = raw(cc12m)
+    assert {row["key"][:4] for row in build("cc12m", data_dir=str(root), parts="1")} == {"0001"}
+    with pytest.raises(MissingSourceError, match=r"parts='0-2', but not in .*: cc12m-train-0002.tar"):
+        build("cc12m", data_dir=str(root), parts="0-2", streaming=True)
+
+
+def test_missing_archives_are_told(build, raw, caplog):
+    root = raw(coco)
+    (root / "train2014.zip").unlink()
+    with caplog.at_level(logging.WARNING, "builders"):
+        assert build("coco", data_dir=str(root), split="validation", streaming=True)
+        assert datasets.get_dataset_split_names("builders/coco", data_dir=str(root)) == ["validation"]
+        cc12m.make(root)
+        build("cc12m", data_dir=str(root), streaming=True)
+    assert "coco: split train is left out, not in data_dir: train2014.zip" in caplog.text
+    assert "cc12m: split train has 2 of 2,176 archives in data_dir" in caplog.text
+
+
+# --- archives that are damaged as a whole --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [coco, cc12m, diffusiondb, journeydb, sa1b, textcaps])
+def test_a_truncated_archive_costs_its_rest_and_is_counted(build, raw, module, caplog):
+    root = raw(module)
+    name = module.__name__.rpartition(".")[2]
+    archives = {
+        "coco": "train2014.zip",
+        "cc12m": "cc12m-train-0000.tar",
+        "diffusiondb": "diffusiondb-large-part-1/part-000001.zip",
+        "journeydb": "data/train/imgs/000.tgz",
+        "sa1b": "sa_000020.tar",
+        "textcaps": "train_val_images.zip",
+    }
+    path = root / archives[name]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    rows = build(name, data_dir=str(root), streaming=True, keep_rejected=True)
+    broken = [row for row in rows if row["reject"] == "bad_archive"]
+    assert [row["source"] for row in broken] == [archives[name]]
+    assert f"{archives[name]} breaks off" in caplog.text and "Fetch it again" in caplog.text
+    if name in ("coco", "textcaps"):
+        with pytest.raises(NoRecordsError, match="bad_archive 1"):
+            build(name, data_dir=str(root), streaming=True)
+    elif name != "diffusiondb":
+        assert build(name, data_dir=str(root), streaming=True), (
+            "the rows before it and the other archives are kept"
+        )
+
+
+def test_an_html_page_named_tar_is_a_bad_archive(build, raw):
+    root = raw(cc12m)
+    (root / "cc12m-train-0000.tar").write_bytes(b"<html>" + b"x" * 5000)
+    rows = build("cc12m", data_dir=str(root), streaming=True, keep_rejected=True)
+    assert rows[0]["reject"] == "bad_archive" and rows[1]["key"].startswith("0001")
+
+
+# --- caches ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_archive_or_table_is_read_anew(build, raw):
+    root = raw(sa1b)
+    options = {"data_dir": str(root)}
+    assert build("sa1b", **options)[0]["caption"] == "The image features an astronaut."
+    write_tgz(root / "SA1B_caption.tar.gz", [("sa_1010.txt", b"New caption.")])
+    assert [row["caption"] for row in build("sa1b", **options)] == ["New caption."]
+    write_tar(root / "sa_000138.tar", [("./sa_1010.jpg", jpeg(9))])
+    assert len(build("sa1b", **options)) == 2
+
+
+def test_a_changed_annotation_file_is_read_anew_while_streaming(build, raw):
+    root = raw(textcaps)
+    before = build("textcaps", data_dir=str(root), streaming=True)
+    rows = [{"image_id": "00ab", "caption_id": 1, "caption_str": "changed", "reference_strs": ["changed"]}]
+    (root / "TextCaps_0.1_train.json").write_bytes(dumps({"data": rows}))
+    after = build("textcaps", data_dir=str(root), streaming=True)
+    assert before != after and [row["caption"] for row in after] == ["changed"]
+
+
+# --- coco ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_coco_groups_captions_by_image_in_the_order_of_their_ids(build, raw):
+    rows = {row["image_id"]: row for row in build("coco", data_dir=str(raw(coco)), streaming=True)}
+    assert rows[1]["captions"] == [
+        "A man with a red helmet on a small moped on a dirt road.",
+        "second of one",
+    ]
+    assert rows[3]["captions"] == ["first of three", *(f"caption {extra} of three" for extra in range(5))]
+    assert (rows[3]["width"], rows[3]["height"]) == (288, 320)  # EXIF says sideways
+
+
+def test_a_big_zip_is_several_shards(build, raw, monkeypatch):
+    monkeypatch.setattr("builders.sources.ROWS_PER_SHARD", 2)
+    root = raw(coco)
+    dataset = datasets.load_dataset("builders/coco", data_dir=str(root), split="train", streaming=True)
+    assert dataset.num_shards == 3  # five images and a folder
+    keys = [[row["key"] for row in dataset.shard(3, index).select_columns(["key"])] for index in range(3)]
+    assert [key for part in keys for key in part] == [row["key"] for row in dataset.select_columns(["key"])]
+
+
+def test_small_reads_the_first_slice(build, raw):
+    root = raw(coco)
+    names = [(f"train2014/COCO_train2014_{number:012d}.jpg", jpeg(number % 5)) for number in range(200)]
+    write_zip(root / "train2014.zip", names)
+    rows = build("coco", "small", data_dir=str(root), streaming=True, keep_rejected=True)
+    assert [row["key"] for row in rows] == ["COCO_train2014_000000000000", "COCO_train2014_000000000001"]
+
+
+# --- diffusiondb -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_safety_threshold(build, raw):
+    root = str(raw(diffusiondb))
+    strict = build(
+        "diffusiondb", "2m", data_dir=root, streaming=True, keep_rejected=True, safety_threshold=0.01
+    )
+    assert all(row["reject"] in ("unsafe", "missing_image") for row in strict)
+    open_ = {
+        row["key"]: row["reject"]
+        for row in build(
+            "diffusiondb", "2m", data_dir=root, streaming=True, keep_rejected=True, safety_threshold=1.0
+        )
+    }
+    assert open_["rude"] is None and open_["lewd"] is None
+    assert {open_[key] for key in ("blurred", "nan", "null", "unknown")} == {"unsafe"}
+
+
+def test_diffusiondb_extras(build, raw):
+    (row,) = build("diffusiondb", "2m", data_dir=str(raw(diffusiondb)), streaming=True)
+    assert (row["seed"], row["step"], row["cfg"], row["sampler"]) == (38753269, 50, 12.0, "k_lms")
+    assert row["image_nsfw"] == pytest.approx(0.1) and row["prompt_nsfw"] == pytest.approx(0.05)
+
+
+# --- journeydb -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_journeydb_caption_field(build, raw):
+    root = str(raw(journeydb))
+    rows = build("journeydb", data_dir=root, streaming=True, keep_rejected=True, caption_field="caption")
+    outcomes = {row["key"]: row["reject"] or row["caption"] for row in rows}
+    assert outcomes["train-000-a"] == "A sentence." and outcomes["train-001-a"] == "missing_caption"
+    with pytest.raises(ConfigError, match="caption_field='text'"):
+        build("journeydb", data_dir=root, caption_field="text", streaming=True)
+
+
+def test_journeydb_tells_of_annotations_that_match_no_archive(build, raw, caplog):
+    build("journeydb", data_dir=str(raw(journeydb)), streaming=True)
+    assert "1 annotations of train_anno_realease_repath.jsonl.tgz name no archive" in caplog.text
+
+
+# --- sa1b ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_sa1b_without_links_takes_the_tars_that_are_there(build, raw):
+    root = raw(sa1b)
+    assert [row["key"] for row in build("sa1b", data_dir=str(root), streaming=True)] == [
+        "sa_1010",
+        "sa_1011",
+        "sa_1543967",
+    ]
+    assert [row["key"] for row in build("sa1b", data_dir=str(root), parts="138", streaming=True)] == [
+        "sa_1543967"
+    ]
+
+
+def test_sa1b_says_where_its_links_come_from(build, tmp_path):
+    with pytest.raises(MissingSourceError, match=r"ai\.meta\.com.*links=PATH"):
+        build("sa1b", streaming=True)
+    with pytest.raises(MissingSourceError, match="no such file"):
+        build("sa1b", links=str(tmp_path / "no.txt"), streaming=True)
+    (tmp_path / "links.txt").write_text("<html>")
+    with pytest.raises(MissingSourceError, match=r"no line of the form sa_000020\.tar"):
+        build("sa1b", links=str(tmp_path / "links.txt"), streaming=True)
+
+
+# --- webdataset ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_webdataset_fields_are_chosen_by_name(build, raw):
+    root = str(raw(webdataset))
+    rows = build("webdataset", data_dir=root, streaming=True, caption_field="json.prompt", image_field="png")
+    assert [row["captions"] for row in rows] == [["one", "two"]]
+
+
+def test_webdataset_by_data_files_local_and_remote(build, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    root = raw(webdataset)
+    expected = build("webdataset", data_dir=str(root), streaming=True)
+    tars = ["00000.tar", "00001.tar"]
+    assert build("webdataset", data_files=[str(root / tar) for tar in tars], streaming=True) == expected
+    with serve(root) as server:
+        urls = [f"{server.url}/{tar}" for tar in tars]
+        assert build("webdataset", data_files=urls, streaming=True) == expected
+        assert build("webdataset", data_files=urls) == expected
+
+
+def test_webdataset_without_tars_is_an_error(build, tmp_path):
+    shutil.rmtree(tmp_path / "raw", ignore_errors=True)
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(MissingSourceError, match=r"holds no archive. Looked for \*\.tar"):
+        build("webdataset", data_dir=str(tmp_path / "raw"), streaming=True)
+    with pytest.raises(MissingSourceError, match="data_dir=FOLDER or data_files=PATTERN"):
+        build("webdataset", streaming=True)
