@@ -5,9 +5,11 @@ the device never waits for the host. Keeps to raw latents: what is stored, and h
 """
 
 import hashlib
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +20,18 @@ from precompute.encoders import ImageEncoder
 from precompute.errors import PrecomputeError
 from precompute.text_encoders import Launched, TextEncoder
 
-CACHED_CAPTIONS = 1024  # recent captions of a unit whose embeddings are kept for the rows that repeat them
-FALLBACKS = (
-    torch.bfloat16,
-    torch.float32,
-)  # where a value is not finite: wider exponent, then more of everything
+logger = logging.getLogger("precompute")
 
+CACHED_BYTES = 256 << 20  # of embeddings of a unit's recent captions, kept for the rows that repeat them
+WIDER = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,), torch.float32: ()}
+
+Result = TypeVar("Result")
 Arrays = dict[str, npt.NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the device needs of one row. pixels: resolution -> (R, R, 3) uint8."""
+    """What the device needs of one row. pixels: resolution -> (H, W, 3) uint8, of one shape within a batch."""
 
     key: str
     caption: str
@@ -37,19 +39,29 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class View:
+    """One image field: the picture at a resolution (pixels), as it is or mirrored."""
+
+    name: str
+    resolution: int
+    flipped: bool
+
+
+@dataclass(frozen=True)
 class InFlight:
-    """A launched batch: per resolution what to store and which samples are finite; per text encoder and sample, where
-    its caption's states are."""
+    """A launched batch. images: per view what to store, and which samples are finite; captions: per text encoder and
+    sample, where its caption's states are."""
 
     samples: Sequence[Sample]
-    images: dict[int, tuple[torch.Tensor, torch.Tensor]]
+    images: list[tuple[torch.Tensor, torch.Tensor]]
     captions: list[list[tuple[Launched, int]]]
     done: torch.cuda.Event | None
 
 
 class BatchEncoder:
     """posterior: `moments` (raw mean and std), `sample` (scaled, noise from the sample's key and `seed`) or `mode`
-    (scaled mean). A model without a posterior is stored as `mode`.
+    (scaled mean). A model without a posterior is stored as `mode`. flip: store the mirrored picture too. fixed_size:
+    all pictures are squares of their resolution.
 
     fields: the members that every sample gets, in order.
     """
@@ -61,27 +73,35 @@ class BatchEncoder:
         resolutions: Sequence[int],
         posterior: str,
         seed: int,
+        flip: bool = False,
+        fixed_size: bool = True,
     ) -> None:
         self.posterior = posterior if image_encoder.has_posterior else "mode"
         self._image_encoder, self._text_encoders = image_encoder, text_encoders
-        self._resolutions, self._seed = resolutions, seed
+        self._seed, self._fixed_size = seed, fixed_size
         self._device = image_encoder.device
         self._micro_batch: int | None = None
-        self._recent: list[OrderedDict[str, tuple[Launched, int]]] = []
+        self._captions: list[CaptionCache] = []
         self.start_unit()
-        self.fields = [self._image_field(r) for r in resolutions] + [
-            f for t in text_encoders for f in t.fields
+        self._views = [
+            View(image_field_name(self._kind, r, flipped), r, flipped)
+            for flipped in ([False, True] if flip else [False])
+            for r in resolutions
         ]
+        self.fields = [self._image_field(view) for view in self._views]
+        self.fields += [field for encoder in text_encoders for field in encoder.fields]
 
     def start_unit(self) -> None:
         """Forget the captions seen: a unit's values may depend on nothing outside it."""
-        self._recent = [OrderedDict() for _ in self._text_encoders]
+        self._captions = [CaptionCache() for _ in self._text_encoders]
 
     def launch(self, samples: Sequence[Sample]) -> InFlight:
-        """Start the work. Out of device memory, it goes on in halves, from here on."""
-        images = {r: self._launch_images(samples, r) for r in self._resolutions}
+        """Start the work. Where the device's memory is too small, it goes on in halves, from here on."""
+        pixels = {r: self._to_device(samples, r) for r in dict.fromkeys(v.resolution for v in self._views)}
+        images = [self._launch_images(samples, pixels[view.resolution], view) for view in self._views]
         captions = [
-            self._launch_captions(i, [s.caption for s in samples]) for i in range(len(self._text_encoders))
+            self._launch_captions(encoder, cache, [sample.caption for sample in samples])
+            for encoder, cache in zip(self._text_encoders, self._captions, strict=True)
         ]
         done = None
         if self._device.type == "cuda":
@@ -98,10 +118,10 @@ class BatchEncoder:
         results: list[Arrays | None] = []
         for index, sample in enumerate(batch.samples):
             arrays: Arrays = {}
-            for resolution, (stored, finite) in batch.images.items():
-                good = stored[index] if finite[index] else self._retry(sample, resolution)
+            for view, (stored, finite) in zip(self._views, batch.images, strict=True):
+                good = stored[index] if finite[index] else self._retry(sample, view)
                 if good is not None:
-                    arrays[self._name(resolution)] = good.numpy()
+                    arrays[view.name] = good.numpy()
             for encoder, found in zip(self._text_encoders, batch.captions, strict=True):
                 launched, row = found[index]
                 arrays.update(launched.arrays(row, encoder.fields))
@@ -109,92 +129,128 @@ class BatchEncoder:
             results.append(arrays if whole else None)
         return results
 
-    def _name(self, resolution: int) -> str:
-        return image_field_name("moments" if self.posterior == "moments" else "latents", resolution)
+    @property
+    def _kind(self) -> Literal["moments", "latents"]:
+        return "moments" if self.posterior == "moments" else "latents"
 
-    def _image_field(self, resolution: int) -> Field:
-        encoder, cells = self._image_encoder, resolution // self._image_encoder.factor
-        if self.posterior == "moments":
+    def _image_field(self, view: View) -> Field:
+        encoder = self._image_encoder
+        cells = view.resolution // encoder.factor if self._fixed_size else None
+        if self._kind == "moments":
             shape = (2 * encoder.channels, cells, cells)
-            return Field(self._name(resolution), "moments", "float16", shape, encoder.scale, encoder.shift)
-        return Field(self._name(resolution), "latents", "float16", (encoder.channels, cells, cells))
+            return Field(view.name, "moments", "float16", shape, encoder.scale, encoder.shift)
+        return Field(view.name, "latents", "float16", (encoder.channels, cells, cells))
 
-    def _launch_images(self, samples: Sequence[Sample], resolution: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pinned = self._device.type == "cuda"
-        pixels = torch.empty((len(samples), resolution, resolution, 3), dtype=torch.uint8, pin_memory=pinned)
+    def _to_device(self, samples: Sequence[Sample], resolution: int) -> torch.Tensor:
+        """(B, 3, H, W) uint8, by way of pinned memory and without waiting."""
+        shape = (len(samples), *samples[0].pixels[resolution].shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         for row, sample in zip(pixels.numpy(), samples, strict=True):
             row[:] = sample.pixels[resolution]
-        on_device = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+
+    def _launch_images(
+        self, samples: Sequence[Sample], pixels: torch.Tensor, view: View
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         keys = [sample.key for sample in samples]
-        parts, start = [], 0
-        while start < len(samples):
-            stop = start + (self._micro_batch or len(samples))
-            try:
-                parts.append(self._encode(on_device[start:stop], keys[start:stop], resolution))
-            except torch.OutOfMemoryError as error:
-                self._halve(min(stop, len(samples)) - start, error)
-                continue
-            start = stop
+        parts = self._in_parts(len(keys), lambda part: self._encode(pixels[part], keys[part], view))
         stored = torch.cat(parts) if len(parts) > 1 else parts[0]
         finite = torch.isfinite(stored).flatten(1).all(1)
         return stored.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
 
-    def _halve(self, size: int, error: Exception) -> None:
+    def _launch_captions(
+        self, encoder: TextEncoder, cache: "CaptionCache", captions: list[str]
+    ) -> list[tuple[Launched, int]]:
+        new = cache.unknown(captions)
+        cache.add(new, self._in_parts(len(new), lambda part: encoder.launch(new[part])))
+        return cache.find(captions)
+
+    def _in_parts(self, count: int, work: Callable[[slice], Result]) -> list[Result]:
+        """`work` on all inputs at once, or in as few parts as the device's memory has turned out to allow."""
+        results: list[Result] = []
+        start = 0
+        while start < count:
+            stop = min(count, start + (self._micro_batch or count))
+            try:
+                results.append(work(slice(start, stop)))
+                start = stop
+                continue
+            except torch.OutOfMemoryError:
+                pass  # and go on below, where the frames that hold tensors are gone
+            self._halve(stop - start)
+        return results
+
+    def _halve(self, size: int) -> None:
         if size == 1:
             raise PrecomputeError(
-                f"--resolutions {max(self._resolutions)}: one image does not fit in the device's memory; "
-                "use a smaller resolution, or --dtype bfloat16"
-            ) from error
+                f"--resolutions {max(v.resolution for v in self._views)}: one image and its caption do not fit in the "
+                "device's memory; use a smaller resolution, or --dtype bfloat16"
+            )
         self._micro_batch = size // 2
-        torch.accelerator.empty_cache()
+        logger.warning("--batch-size: out of memory at %d; going on with %d at once", size, self._micro_batch)
+        if self._device.type != "cpu":
+            torch.accelerator.empty_cache()
 
     def _encode(
-        self, pixels: torch.Tensor, keys: Sequence[str], resolution: int, dtype: torch.dtype | None = None
+        self, pixels: torch.Tensor, keys: Sequence[str], view: View, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        mean, std = self._image_encoder.encode(pixels, dtype)
-        return self._store(mean, std, keys, resolution)
+        mean, std = self._image_encoder.encode(pixels.flip(-1) if view.flipped else pixels, dtype)
+        return self._store(mean, std, keys, view)
 
     def _store(
-        self, mean: torch.Tensor, std: torch.Tensor | None, keys: Sequence[str], resolution: int
+        self, mean: torch.Tensor, std: torch.Tensor | None, keys: Sequence[str], view: View
     ) -> torch.Tensor:
         if self.posterior == "moments" and std is not None:
             return torch.cat([mean, std], dim=1).to(torch.float16)
         raw = mean
         if self.posterior == "sample" and std is not None:
-            noise = np.stack(
-                [posterior_noise(self._seed, key, resolution, tuple(mean.shape[1:])) for key in keys]
-            )
-            raw = mean + std * torch.from_numpy(noise).to(mean.device)
-        shift, scale = (torch.as_tensor(v, dtype=torch.float32, device=raw.device) for v in self._affine())
-        return ((raw - shift.view(-1, 1, 1)) * scale.view(-1, 1, 1)).to(torch.float16)
+            shape = tuple(mean.shape[1:])
+            noise = np.stack([posterior_noise(self._seed, key, view.name, shape) for key in keys])
+            raw = mean + std * torch.from_numpy(noise).to(mean.device, non_blocking=True)
+        encoder = self._image_encoder
+        shift, scale = (
+            torch.as_tensor(v, dtype=torch.float32, device=raw.device).view(-1, 1, 1)
+            for v in (encoder.shift, encoder.scale)
+        )
+        return ((raw - shift) * scale).to(torch.float16)
 
-    def _affine(self) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
-        return self._image_encoder.shift, self._image_encoder.scale
-
-    def _retry(self, sample: Sample, resolution: int) -> torch.Tensor | None:
+    def _retry(self, sample: Sample, view: View) -> torch.Tensor | None:
         """One sample alone, in wider and wider precision."""
-        pixels = torch.from_numpy(sample.pixels[resolution].copy()).to(self._device).permute(2, 0, 1)[None]
-        for dtype in FALLBACKS:
-            if dtype != self._image_encoder.dtype:
-                stored = self._encode(pixels, [sample.key], resolution, dtype)
-                if torch.isfinite(stored).all():
-                    return stored[0].cpu()
+        pixels = torch.from_numpy(sample.pixels[view.resolution].copy()).to(self._device).permute(2, 0, 1)
+        for dtype in WIDER[self._image_encoder.dtype]:
+            stored = self._encode(pixels[None], [sample.key], view, dtype)
+            if torch.isfinite(stored).all():
+                return stored[0].cpu()
         return None
 
-    def _launch_captions(self, index: int, captions: Sequence[str]) -> list[tuple[Launched, int]]:
-        recent = self._recent[index]
-        new = [caption for caption in dict.fromkeys(captions) if caption not in recent]
-        if new:
-            launched = self._text_encoders[index].launch(new)
-            recent.update({caption: (launched, row) for row, caption in enumerate(new)})
-        found = [recent[caption] for caption in captions]
-        while len(recent) > CACHED_CAPTIONS:
-            recent.popitem(last=False)
+
+class CaptionCache:
+    """Where the embeddings of a unit's recent captions are, so that a repeated one is encoded once."""
+
+    def __init__(self) -> None:
+        self._recent: OrderedDict[str, tuple[Launched, int]] = OrderedDict()
+        self._bytes = 0
+
+    def unknown(self, captions: Sequence[str]) -> list[str]:
+        return [caption for caption in dict.fromkeys(captions) if caption not in self._recent]
+
+    def add(self, captions: Sequence[str], batches: Sequence[Launched]) -> None:
+        rows = [(launched, row) for launched in batches for row in range(len(launched.lengths))]
+        self._recent.update(zip(captions, rows, strict=True))
+        self._bytes += sum(launched.nbytes for launched in batches)
+
+    def find(self, captions: Sequence[str]) -> list[tuple[Launched, int]]:
+        """For each caption its batch and its row there; the oldest are forgotten thereafter."""
+        found = [self._recent[caption] for caption in captions]
+        while self._bytes > CACHED_BYTES and self._recent:
+            launched, row = self._recent.popitem(last=False)[1]
+            if row == len(launched.lengths) - 1:  # the last of its batch: now the memory is free
+                self._bytes -= launched.nbytes
         return found
 
 
-def posterior_noise(seed: int, key: str, resolution: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Standard normal noise that depends on the sample's key, not on when or where it is drawn."""
-    digest = hashlib.sha256(f"{seed}/{key}/{resolution}".encode()).digest()
+def posterior_noise(seed: int, key: str, view: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Standard normal noise that depends on the sample's key and field, not on when or where it is drawn."""
+    digest = hashlib.sha256(f"{seed}/{key}/{view}".encode()).digest()
     philox = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
     return np.random.Generator(philox).standard_normal(shape, dtype=np.float32)

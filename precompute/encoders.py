@@ -11,7 +11,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 
-from precompute.errors import ModelError
+from precompute.errors import ModelError, UsageError
 from precompute.models import Location, locate, weights_hash
 from precompute.toy import ToyVAE
 
@@ -64,7 +64,10 @@ class ImageEncoder:
 
     def compile(self) -> None:
         """`torch.compile` the encoder itself: compiling the whole model would leave `encode` eager."""
-        self._models[self.dtype].encoder.compile()
+        model = self._models[self.dtype]
+        if not hasattr(model, "encoder"):
+            raise UsageError(f"--compile: --vae {self.recipe['model']} has nothing to compile; leave it out")
+        model.encoder.compile()
 
     def _place(self, model: Any, dtype: torch.dtype) -> Any:
         model = model.to(self.device).eval().requires_grad_(False)

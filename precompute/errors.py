@@ -3,6 +3,8 @@
 PrecomputeError
 ├── UsageError        a flag that cannot be: exit code 2
 ├── ModelError        a model that is missing, unreadable or unfit
+├── SourceError       reading the dataset fails: the network, a disk, a missing table; not a bad row
+├── OutputError       writing fails: a full disk, above all
 ├── RecipeMismatch    the output folder holds shards of another recipe or plan
 └── LostLease         another process took over this unit; never reaches the user
 """
@@ -10,6 +12,7 @@ PrecomputeError
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from loader.format import FormatError
 
@@ -30,12 +33,31 @@ class ModelError(PrecomputeError):
     """A model folder or Hub id that cannot be loaded, or is of no known family."""
 
 
+class SourceError(PrecomputeError):
+    """The dataset cannot be read any further, for a reason that is no fault of one row."""
+
+
+class OutputError(PrecomputeError):
+    """The output folder cannot be written to."""
+
+
 class RecipeMismatch(PrecomputeError):
     """Resuming here would mix values of different recipes."""
 
 
 class LostLease(PrecomputeError):
     """The unit belongs to another process now; what this one made of it is dropped."""
+
+
+@contextlib.contextmanager
+def output_errors(output: Path) -> Iterator[None]:
+    """Turn what the system says of the output folder into an OutputError. Reading has errors of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"--output {output}: {error}. Nothing finished is lost: mend that and run again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -3,14 +3,13 @@
 It also guards the folder: markers or a manifest of another recipe or plan stop the run before any work.
 """
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split, recipe_differences
 from precompute.errors import RecipeMismatch
-from precompute.shards import manifest_of, marker_paths, read_marker, write_file
+from precompute.shards import manifest_of, marker_paths, read_marker, write_shared
 
 INTERVAL = 30.0  # seconds between updates while units finish
 
@@ -53,11 +52,7 @@ class ManifestKeeper:
         while True:
             names = self._read_markers()
             manifest = self.manifest()
-            write_file(
-                self._output / MANIFEST,
-                manifest.to_json().encode(),
-                self._output / f".manifest.{os.getpid()}.tmp",
-            )
+            write_shared(self._output, MANIFEST, manifest.to_json().encode())
             if names == {path.name for path in marker_paths(self._output)}:
                 return manifest
 

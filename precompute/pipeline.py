@@ -16,20 +16,19 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loader.format import npy_bytes
-from precompute import shards
 from precompute.encode import Arrays, BatchEncoder, InFlight, Sample
 from precompute.errors import LostLease
-from precompute.pixels import Picture, UnfitImage, read_picture
+from precompute.pixels import Picture, UnfitImage
 from precompute.plan import Lease, Leases
 from precompute.records import Record, Records
-from precompute.shards import UnitWriter
+from precompute.shards import Row, UnitWriter
 
 logger = logging.getLogger("precompute")
 
@@ -41,8 +40,6 @@ class Stats:
     """What this process did. Seconds of its main thread: starved (no pixels ready) and blocked (writer behind)."""
 
     images: int = 0
-    rejected: int = 0
-    units: int = 0
     seconds: float = 0.0
     starved: float = 0.0
     blocked: float = 0.0
@@ -56,9 +53,9 @@ class Stats:
 
 @dataclass
 class Item:
-    """A row on its way: `picture` or `reject` once decoded, `arrays` or `reject` once encoded."""
+    """A row on its way: `picture` or `reject` once decoded, `arrays` or `reject` once encoded. Its file is let go of."""
 
-    record: Record
+    row: Row
     reject: str | None
     picture: Picture | None = None
     arrays: Arrays | None = None
@@ -66,16 +63,22 @@ class Item:
 
 @dataclass
 class Batch:
-    """Rows of one unit in source order, those to encode and the rejected ones between them; `last` ends the unit."""
+    """Rows of one unit in source order, those to encode and the rejected ones between them; `last` ends the unit.
+
+    group: the size of the pictures, as they share a shard only with their like.
+    """
 
     lease: Lease
+    group: Hashable
     items: list[Item] = field(default_factory=list)
+    good: list[Item] = field(default_factory=list)
     last: bool = False
     in_flight: InFlight | None = None
 
-    @property
-    def good(self) -> list[Item]:
-        return [item for item in self.items if item.reject is None]
+    def add(self, item: Item) -> None:
+        self.items.append(item)
+        if item.picture is not None:
+            self.good.append(item)
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,12 @@ class Pipeline:
         leases: Leases,
         encoder: BatchEncoder,
         output: Output,
-        resolutions: tuple[int, ...],
+        read: Callable[[bytes], Picture],
         num_threads: int,
         on_progress: Callable[[Stats], None],
     ) -> None:
         self._records, self._leases, self._encoder, self._output = records, leases, encoder, output
-        self._resolutions, self._num_threads, self._on_progress = resolutions, num_threads, on_progress
+        self._read_picture, self._num_threads, self._on_progress = read, num_threads, on_progress
         self._failed = threading.Event()
         self._failure: BaseException | None = None
         self._decoded: queue.Queue[tuple[Lease, Future[Item] | None] | None] = queue.Queue(
@@ -133,11 +136,13 @@ class Pipeline:
                     self.stats.seconds = time.monotonic() - started
                     self._on_progress(self.stats)
                 self._put(self._encoded, None)
+                for thread in threads:
+                    thread.join()
             except BaseException as error:  # noqa: BLE001  raised below, once the threads have stopped
                 self._fail(error)
                 decoders.shutdown(wait=False, cancel_futures=True)
-            for thread in threads:
-                thread.join()
+                for thread in threads:
+                    thread.join()
         self.stats.seconds = time.monotonic() - started
         if self._failure is not None:
             raise self._failure
@@ -158,26 +163,37 @@ class Pipeline:
     def _decode(self, record: Record, repeated: bool) -> Item:
         reject = record.reject or ("duplicate_key" if repeated else None)
         if reject is not None or record.image is None:
-            return Item(record, reject or "missing_image")
+            return Item(record.row, reject or "missing_image")
         try:
-            return Item(record, None, read_picture(record.image, self._resolutions))
+            return Item(record.row, None, self._read_picture(record.image))
         except UnfitImage as error:
-            return Item(record, error.reason)
+            return Item(record.row, error.reason)
 
     def _batches(self) -> Iterator[Batch]:
-        batch: Batch | None = None
-        ready = 0
+        """Batches of one size of pictures each: full ones as they fill, the others at the end of the unit.
+
+        A rejected row goes with the picture before it, and the first ones with the first picture.
+        """
+        filling: dict[Hashable, Batch] = {}
+        group: Hashable = None
         while (entry := self._next_decoded()) is not None:
             lease, item = entry
-            batch = batch or Batch(lease)
             if item is None:
-                batch.last = True
-            else:
-                batch.items.append(item)
-                ready += item.reject is None
-            if batch.last or ready == self._output.batch_size:
-                yield batch
-                batch, ready = None, 0
+                *others, last = filling.values() or [Batch(lease, group)]
+                yield from others
+                last.last = True
+                yield last
+                filling, group = {}, None
+                continue
+            if item.picture is not None:
+                if group is None and None in filling:
+                    filling[item.picture.sizes] = filling.pop(None)
+                group = item.picture.sizes
+            batch = filling.setdefault(group, Batch(lease, group))
+            batch.group = group
+            batch.add(item)
+            if len(batch.good) == self._output.batch_size:
+                yield filling.pop(group)
 
     def _write(self) -> None:
         unit: _OpenUnit | None = None
@@ -186,7 +202,7 @@ class Pipeline:
                 unit = unit or _OpenUnit(batch.lease, self._output, self._encoder)
                 unit.write(batch)
                 if batch.last:
-                    self.stats.units += unit.finish(self._leases)
+                    unit.finish(self._leases)
                     unit = None
         finally:
             if unit is not None:
@@ -209,9 +225,8 @@ class Pipeline:
         results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
         for item, arrays in zip(batch.good, results, strict=True):
             item.arrays, item.reject = arrays, None if arrays else "non_finite"
-        self.stats.images += len(batch.good)
-        self.stats.rejected += len(batch.items) - len(batch.good)
         batch.in_flight = None
+        self.stats.images += len(batch.good)
         started = time.monotonic()
         self._put(self._encoded, batch)
         self.stats.blocked += time.monotonic() - started
@@ -261,10 +276,12 @@ class _OpenUnit:
         self._started = time.monotonic()
         self._samples = 0
         members = [*(field.name for field in encoder.fields), "txt", "json"]
-        lease.check()
-        self._writer: UnitWriter | None = UnitWriter(
-            output.folder, output.split, lease.unit.index, members, output.samples_per_shard, lease.token
-        )
+        self._writer: UnitWriter | None = None
+        with self._lost_lease_drops():
+            lease.check()
+            self._writer = UnitWriter(
+                output.folder, output.split, lease.unit.index, members, output.samples_per_shard, lease.owner
+            )
 
     def write(self, batch: Batch) -> None:
         with self._lost_lease_drops():
@@ -272,14 +289,13 @@ class _OpenUnit:
                 if self._writer is None:
                     return
                 if item.reject is not None or item.arrays is None:
-                    self._writer.reject(_row(item), item.reject or "non_finite")
+                    self._writer.reject(_row(item), item.reject or "non_finite", batch.group)
                 else:
-                    self._writer.write(_row(item), _members(item))
+                    self._writer.write(_row(item), _members(item), batch.group)
                     self._samples += 1
 
-    def finish(self, leases: Leases) -> int:
-        """Commit; the number of units that this made visible, 1 or 0."""
-        done = 0
+    def finish(self, leases: Leases) -> None:
+        """Commit, and give the lease back."""
         with self._lost_lease_drops():
             if self._writer is not None:
                 self._lease.check()
@@ -291,10 +307,8 @@ class _OpenUnit:
                 }
                 self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings)
                 self._output.on_commit()
-                done = 1
         self.drop()
         leases.release(self._lease)
-        return done
 
     def drop(self) -> None:
         if self._writer is not None:
@@ -319,14 +333,14 @@ class _OpenUnit:
 
 
 def _sample(item: Item) -> Sample:
-    assert item.picture is not None and item.record.row.caption is not None
-    return Sample(item.record.row.key, item.record.row.caption, item.picture.pixels)
+    assert item.picture is not None and item.row.caption is not None
+    return Sample(item.row.key, item.row.caption, item.picture.pixels)
 
 
-def _row(item: Item) -> shards.Row:
+def _row(item: Item) -> Row:
     if item.picture is None:
-        return item.record.row
-    return replace(item.record.row, width=item.picture.width, height=item.picture.height)
+        return item.row
+    return replace(item.row, width=item.picture.width, height=item.picture.height)
 
 
 def _members(item: Item) -> dict[str, bytes]:

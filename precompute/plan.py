@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import psutil
 
 from precompute.errors import LostLease
-from precompute.shards import WORK, clear_unit
+from precompute.shards import WORK, revoke, sweep
 
 LEASE = re.compile(r"(?P<stem>.+-\d{5,})\.lease-(?P<turn>\d+)")
 
@@ -46,6 +45,11 @@ class Lease:
     path: Path
     token: str
     turn: int
+
+    @property
+    def owner(self) -> str:
+        """Names the temporary files of this turn."""
+        return f"{self.turn}-{self.token}"
 
     def check(self) -> None:
         """Raises LostLease if another process has taken the unit over."""
@@ -128,22 +132,10 @@ class Leases:
         self._stop.set()
         self._heart.join()
         for lease in list(self._held.values()):
-            clear_unit(self.output, self.split, lease.unit.index, lease.token)
             self.release(lease)
-        self._sweep()
+        sweep(self.output, {f"{self.split}-{index:05d}" for index in self.finished()})
         with contextlib.suppress(OSError):
             self._work.rmdir()
-
-    def _sweep(self) -> None:
-        """Remove what processes that were killed left of units that are finished by now."""
-        finished = {f"{self.split}-{index:05d}" for index in self.finished()}
-        for path in self._work.glob("*"):
-            if path.name.partition(".")[0] in finished:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        for path in self.output.glob(".*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > self.timeout:
-                    path.unlink()
 
     def _stem(self, unit: Unit) -> str:
         return f"{self.split}-{unit.index:05d}"
@@ -160,8 +152,13 @@ class Leases:
         except FileNotFoundError:  # another process closed, and removed the empty folder
             self._work.mkdir(parents=True, exist_ok=True)
             return None
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"token": self.token, **_this_process()}, file)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"token": self.token, **_this_process()}, file)
+        except OSError:  # a full disk: an empty lease would hold the unit until it goes stale
+            path.unlink(missing_ok=True)
+            raise
+        revoke(self.output, self._stem(unit), turn)
         lease = Lease(unit, path, self.token, turn)
         if unit.index in self.finished():  # finished between our look and our lease
             lease.release()

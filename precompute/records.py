@@ -7,22 +7,45 @@ A streamed source gives one unit per source shard (an archive, or a range of a b
 import contextlib
 import dataclasses
 import datetime
+import gzip
+import hashlib
+import itertools
 import json
+import logging
+import lzma
 import re
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import datasets
+import pyarrow
 
 import builders  # noqa: F401  registers "builders/<name>" with datasets
+from builders.base import make_key
 from builders.captions import clean_caption
-from precompute.errors import UsageError
+from precompute.errors import SourceError, UsageError
 from precompute.plan import Unit
 from precompute.shards import Row
 
+logger = logging.getLogger("precompute")
+
 OURS = "builders/"
+LONGEST_KEY = 64  # with its unit and extension it fits into the 100 characters of a plain tar header
+BROKEN_OFF = (  # what readers raise at the damaged part of an archive; the rest of it is lost
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    pyarrow.ArrowInvalid,
+)
 COMMON = ("key", "image", "caption", "width", "height", "source", "reject")
 NO_VALUE = {
     "name",
@@ -76,6 +99,7 @@ class Records:
         self.units = self._units()
         self.plan = {
             "dataset": source.dataset if self._ours else Path(source.dataset).name,
+            "parts": self._parts,
             "units": len(self.units),
             "prepared": source.prepare,
             "limit": source.limit,
@@ -83,9 +107,31 @@ class Records:
         }
 
     def rows(self, unit: Unit) -> Iterator[Record]:
-        """The records of one unit, in source order."""
-        for index, values in enumerate(self._raw(unit)):
-            yield self._ours_record(values) if self._ours else self._foreign_record(values, unit, index)
+        """The records of one unit, in source order. An archive that breaks off ends with one row `bad_archive`.
+
+        Raises SourceError where something else than a row is at fault.
+        """
+        raw = self._raw(unit)
+        for number in itertools.count(1):
+            try:
+                values = next(raw)
+            except StopIteration:
+                return
+            except BROKEN_OFF as error:
+                yield self._broken_off(unit, number, error)
+                return
+            except Exception as error:  # of whatever kind: it comes from a reader that is not ours
+                raise SourceError(
+                    f"{self.source.dataset}: cannot read row {number} of unit {unit.index}: {_innermost(error)}. "
+                    "Finished units are kept: mend that and run again"
+                ) from error
+            yield self._ours_record(values) if self._ours else self._foreign_record(values, unit, number)
+
+    def _broken_off(self, unit: Unit, number: int, error: Exception) -> Record:
+        text = f"{type(error).__name__}: {error}"
+        logger.warning("%s: unit %d breaks off at row %d (%s)", self.source.dataset, unit.index, number, text)
+        row = Row(_key(unit, number), source=self.source.dataset, extras={"error": text})
+        return Record(row, None, "bad_archive")
 
     def _open(self) -> tuple[Any, dict[str, Any]]:
         source = self.source
@@ -111,6 +157,7 @@ class Records:
             self._check_columns(dataset)
         image = "image" if self._ours else source.image_column
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
+        self._parts = getattr(builder.config, "parts", None)
         return dataset, self._recipe(builder)
 
     def _check_columns(self, dataset: Any) -> None:
@@ -139,9 +186,11 @@ class Records:
                 **json.loads(json.dumps(config, default=str)),
             }
         local = Path(source.dataset).exists()
+        commit = re.search(r"@([0-9a-f]{40})", builder.base_path or "")
         return {
             "path": Path(source.dataset).name if local else source.dataset,
             "name": builder.config.name,
+            "revision": commit[1] if commit else None,
             "options": sorted(source.options),
             "image_column": source.image_column,
             "caption_column": source.caption_column,
@@ -192,14 +241,11 @@ class Records:
         )
         return Record(row, _image_bytes(values["image"]), values["reject"])
 
-    def _foreign_record(self, values: dict[str, Any], unit: Unit, index: int) -> Record:
+    def _foreign_record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
         source = self.source
-        key = re.sub(
-            r"[^A-Za-z0-9_-]", "_", str(values.get("__key__") or f"{unit.index:05d}-{unit.start + index:07d}")
-        )
         raw = values[source.caption_column]
         texts = raw if isinstance(raw, list) else [raw]
-        captions = [clean_caption(text, self._cleaning) for text in texts if isinstance(text, str)]
+        captions = [clean_caption(_utf8(text), self._cleaning) for text in texts if isinstance(text, str)]
         captions = [caption for caption in captions if caption]
         image = _image_bytes(values[source.image_column])
         reject = None
@@ -212,7 +258,8 @@ class Records:
         }
         extras = {**_jsonable(kept), "captions": captions}
         name = str(values.get("__url__") or source.dataset)
-        return Record(Row(key, captions[0] if captions else None, source=name, extras=extras), image, reject)
+        row = Row(_key(unit, number, values), captions[0] if captions else None, source=name, extras=extras)
+        return Record(row, image, reject)
 
 
 def parse_option(option: str) -> tuple[str, Any]:
@@ -230,9 +277,38 @@ def _image_bytes(image: dict[str, Any] | None) -> bytes | None:
     if image is None:
         return None
     if image.get("bytes") is None and image.get("path"):
-        with datasets.utils.file_utils.xopen(image["path"], "rb") as file:
-            return file.read()
+        return _read(image["path"])
     return image.get("bytes")
+
+
+def _read(path: str) -> bytes | None:
+    """A file on disk or on a server; None where it is gone, or refused to all. Raises SourceError for other failures."""
+    try:
+        with datasets.utils.file_utils.xopen(path, "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError:
+        return None
+    except (OSError, aiohttp.ClientError) as error:
+        if getattr(error, "status", None) in (403, 404, 410, 451):
+            return None
+        raise SourceError(f"{path}: cannot be read: {error}. Mend that and run again") from error
+
+
+def _key(unit: Unit, number: int, values: dict[str, Any] | None = None) -> str:
+    """Key of the row at `number` (from 1) of a unit of a dataset that is not ours: unique over all units.
+
+    A WebDataset's own key is kept behind the unit's number: two of its tars may use the same.
+    """
+    own = str((values or {}).get("__key__") or f"{unit.start + number - 1:07d}")
+    key = make_key(own)
+    if len(key) > LONGEST_KEY:
+        key = f"{key[: LONGEST_KEY - 9]}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
+    return f"{unit.index:05d}-{key}"
+
+
+def _utf8(text: str) -> str:
+    """JSON can hold half a character (a lone surrogate); nothing else can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +316,9 @@ def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in values.items():
         with contextlib.suppress(TypeError, ValueError):
-            kept[name] = json.loads(json.dumps(value, default=_iso, allow_nan=False))
+            kept[name] = json.loads(
+                _utf8(json.dumps(value, default=_iso, allow_nan=False, ensure_ascii=False))
+            )
     return kept
 
 

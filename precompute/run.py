@@ -8,6 +8,7 @@ like; processes find each other through the output folder.
 """
 
 import dataclasses
+import functools
 import io
 import logging
 import os
@@ -30,13 +31,13 @@ from loader.format import NULL_CAPTION
 from precompute import pixels
 from precompute.encode import BatchEncoder
 from precompute.encoders import ImageEncoder, open_image_encoder
-from precompute.errors import PrecomputeError, UsageError, one_line_errors
+from precompute.errors import ModelError, UsageError, one_line_errors, output_errors
 from precompute.manifest import ManifestKeeper
 from precompute.pipeline import Output, Pipeline
 from precompute.plan import Leases
 from precompute.progress import default_threads, progress_bar, summary
 from precompute.records import Records, Source
-from precompute.shards import write_file
+from precompute.shards import write_shared
 from precompute.text_encoders import TextEncoder, open_text_encoder
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -93,6 +94,13 @@ class Config:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the encoders. Values are stored as float16."""
 
+    flip: bool = False
+    """Encode the mirrored pictures too, as fields with `_flipped` in their names; the loader then draws one of the two."""
+
+    buckets: int | None = None
+    """Step in pixels of aspect-ratio buckets, for example 64: keep the shape of a picture, to the nearest multiples of
+    this step, at the area of --resolutions. Each tar holds one size."""
+
     posterior: Literal["moments", "sample", "mode"] = "moments"
     """What to store of the VAE's posterior: raw mean and std (sampled anew each time the loader reads), one scaled
     sample, or the scaled mean."""
@@ -121,6 +129,7 @@ def check(config: Config) -> None:
         "--num-threads": config.num_threads,
         "--limit": config.limit,
         "--lease-timeout": config.lease_timeout,
+        "--buckets": config.buckets,
     }
     for flag, value in positive.items():
         if value is not None and value <= 0:
@@ -133,12 +142,12 @@ def check(config: Config) -> None:
 
 
 def check_factor(config: Config, encoder: ImageEncoder) -> None:
-    for resolution in config.resolutions:
-        if resolution % encoder.factor:
-            near = max(1, round(resolution / encoder.factor)) * encoder.factor
+    edges = [("--resolutions", resolution) for resolution in config.resolutions]
+    for flag, edge in edges + ([("--buckets", config.buckets)] if config.buckets else []):
+        if edge % encoder.factor:
+            near = max(1, round(edge / encoder.factor)) * encoder.factor
             raise UsageError(
-                f"--resolutions {resolution}: not divisible by {encoder.factor}, the factor of --vae {config.vae}; "
-                f"use {near}"
+                f"{flag} {edge}: not divisible by {encoder.factor}, the factor of --vae {config.vae}; use {near}"
             )
 
 
@@ -164,16 +173,23 @@ def make_recipe(
         "resolutions": list(config.resolutions),
         "posterior": posterior,
         "seed": config.seed if posterior == "sample" else None,
-        **pixels.RECIPE,
+        "flip": config.flip,
+        **pixels.recipe(config.buckets),
     }
 
 
 def write_null_caption(output: Path, texts: list[TextEncoder]) -> None:
     """`null_caption.npz`: the empty caption's arrays by field name, for classifier-free guidance."""
     arrays = {name: array for encoder in texts for name, array in encoder.encode([""])[0].items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ModelError(
+                f"--text-encoder: {name} of the empty caption does not fit into float16; take layer=-1, whose states are "
+                "normalised, or --dtype float32"
+            )
     out = io.BytesIO()
     np.savez(out, **arrays)  # type: ignore[arg-type]
-    write_file(output / NULL_CAPTION, out.getvalue())
+    write_shared(output, NULL_CAPTION, out.getvalue())
 
 
 def open_output(output: Path) -> None:
@@ -215,7 +231,15 @@ def run(config: Config) -> None:
     if config.compile:
         image_encoder.compile()
     texts = open_text_encoders(config, device)
-    encoder = BatchEncoder(image_encoder, texts, config.resolutions, config.posterior, config.seed)
+    encoder = BatchEncoder(
+        image_encoder,
+        texts,
+        config.resolutions,
+        config.posterior,
+        config.seed,
+        config.flip,
+        config.buckets is None,
+    )
     recipe = make_recipe(config, records, image_encoder, texts)
     keeper = ManifestKeeper(config.output, config.split, recipe, encoder.fields, records.plan)
     keeper.start()
@@ -235,16 +259,13 @@ def run(config: Config) -> None:
         on_commit=keeper.refresh,
     )
     threads = config.num_threads or default_threads()
+    read = functools.partial(pixels.read_picture, resolutions=config.resolutions, step=config.buckets)
     try:
         with progress_bar(leases, is_main) as on_progress:
-            stats = Pipeline(records, leases, encoder, output, config.resolutions, threads, on_progress).run()
-    except OSError as error:
-        raise PrecomputeError(
-            f"--output {config.output}: {error}. Nothing finished is lost; mend that and run again"
-        ) from error
+            stats = Pipeline(records, leases, encoder, output, read, threads, on_progress).run()
+        manifest = keeper.refresh(force=True)
     finally:
         leases.close()
-    manifest = keeper.refresh(force=True)
     if is_main:
         new = keeper.samples_since(before)
         print(summary(manifest.splits[config.split], new, stats, time.monotonic() - started), flush=True)
@@ -256,12 +277,15 @@ def source_of(config: Config) -> Source:
 
 
 def stop_on_sigterm() -> None:
-    """Unwind as Ctrl-C does: leases are given back and temporary files removed."""
+    """Unwind at the first SIGTERM or Ctrl-C: leases are given back and temporary files removed. Then stop."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        for later in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(later, signal.SIG_IGN)
         sys.exit(128 + signum)
 
-    signal.signal(signal.SIGTERM, stop)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, stop)
 
 
 def main() -> None:
@@ -271,7 +295,7 @@ def main() -> None:
         library.disable_progress_bar()
         library.set_verbosity_error()
     stop_on_sigterm()
-    with one_line_errors():
+    with one_line_errors(), output_errors(config.output):
         run(config)
 
 

@@ -9,11 +9,12 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from loader.format import SHARD_NAME, Field, FormatError, Manifest, Marker, Shard, Split, sidecar_schema
 
 WORK = ".work"
+TEMPORARY, GONE = "tmp-", ".gone"
 BLOCK, RECORD = 512, 20 * 512
 
 
@@ -77,65 +79,101 @@ class TarWriter:
         self.position += len(data)
 
 
+class ShardWriter:
+    """One tar and its sidecar, under temporary names: `folder/NUMBER.tar`, `folder/NUMBER.parquet`."""
+
+    def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
+        self.path = folder / str(number)
+        self.samples = 0
+        self._schema = schema
+        self._tar: TarWriter | None = None
+        self._records: list[dict[str, Any]] = []
+
+    def write(self, row: Row, members: dict[str, bytes]) -> None:
+        if self._tar is None:
+            self._tar = TarWriter(self.path.with_suffix(".tar"))
+        record = _record(row, "ok")
+        for extension, data in members.items():
+            member = extension.removesuffix(".npy")
+            record[f"offset_{member}"] = self._tar.add(f"{row.key}.{extension}", data)
+            record[f"size_{member}"] = len(data)
+        self.samples += 1
+        self._records.append(record)
+
+    def reject(self, row: Row, reason: str) -> None:
+        self._records.append(_record(row, reason))
+
+    def close(self) -> Shard:
+        """Both files whole and synced. The name is still the temporary one."""
+        sha256 = self._tar.close() if self._tar else ""
+        out = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self._records, schema=self._schema), out, compression="zstd")
+        write_file(self.path.with_suffix(".parquet"), out.getvalue())
+        return Shard(
+            name="temporary-00000",
+            samples=self.samples,
+            rows=len(self._records),
+            bytes=self._tar.position if self._tar else 0,
+            sha256=sha256,
+            parquet_sha256=hashlib.sha256(out.getvalue()).hexdigest(),
+        )
+
+    def discard(self) -> None:
+        if self._tar is not None:
+            self._tar.discard()
+
+
 class UnitWriter:
     """Writes the rows of one unit, in source order: `commit` makes them visible, and `discard` must follow, always.
 
     samples_per_shard: samples a tar holds at most; a unit of more is several shards under one marker.
-    token: names the writing process, so that two owners of a unit (one presumed dead) never share a temporary file.
+    owner: names the writing process and its turn, so that two owners of a unit (one presumed dead) never share a
+    temporary file.
     """
 
     def __init__(
-        self, output: Path, split: str, unit: int, members: Sequence[str], samples_per_shard: int, token: str
+        self, output: Path, split: str, unit: int, members: Sequence[str], samples_per_shard: int, owner: str
     ) -> None:
         self.stem = f"{split}-{unit:05d}"
         self._output, self._split, self._unit = output, split, unit
         self._schema = sidecar_schema(members)
         self._samples_per_shard = samples_per_shard
-        self._work = output / WORK / f"{self.stem}.{token}"
-        clear_unit(output, split, unit)
+        self._work = output / WORK / f"{self.stem}.{owner}"
         self._work.mkdir(parents=True)
-        self._tar: TarWriter | None = None
-        self._samples = 0
-        self._records: list[dict[str, Any]] = []
-        self._done: list[Shard] = []
-        self.rejected: Counter[str] = Counter()
+        self._open: dict[Hashable, ShardWriter] = {}
+        self._done: list[tuple[ShardWriter, Shard]] = []
+        self._rejected: Counter[str] = Counter()
 
-    def write(self, row: Row, members: dict[str, bytes]) -> None:
-        """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, adjacent in the tar."""
-        if self._samples == self._samples_per_shard:
-            self._finish_shard()
-        if self._tar is None:
-            self._tar = TarWriter(self._work / f"{len(self._done)}.tar")
-        record = self._record(row, "ok")
-        for extension, data in members.items():
-            member = extension.removesuffix(".npy")
-            record[f"offset_{member}"] = self._tar.add(f"{row.key}.{extension}", data)
-            record[f"size_{member}"] = len(data)
-        self._samples += 1
-        self._records.append(record)
+    def write(self, row: Row, members: dict[str, bytes], group: Hashable = None) -> None:
+        """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, adjacent in the tar.
 
-    def reject(self, row: Row, reason: str) -> None:
+        group: samples of different groups never share a shard.
+        """
+        if group in self._open and self._open[group].samples == self._samples_per_shard:
+            self._close(group)
+        self._shard(group).write(row, members)
+
+    def reject(self, row: Row, reason: str, group: Hashable = None) -> None:
         """A source row that became no sample."""
-        self.rejected[reason] += 1
-        self._records.append(self._record(row, reason))
+        self._rejected[reason] += 1
+        self._shard(group).reject(row, reason)
 
     def commit(
         self, recipe: dict[str, Any], fields: Iterable[Field], plan: dict[str, Any], timings: dict[str, Any]
     ) -> Marker:
-        """Make the unit visible: shards first, marker last. Raises FileNotFoundError if another owner took over."""
-        if self._records or not self._done:
-            self._finish_shard()
-        names = (
-            [self.stem]
-            if len(self._done) == 1
-            else [f"{self.stem}-{i:02d}" for i in range(1, len(self._done) + 1)]
-        )
-        shards = []
-        for index, (name, shard) in enumerate(zip(names, self._done, strict=True)):
-            if shard.samples:
-                (self._work / f"{index}.tar").rename(self._output / f"{name}.tar")
-            (self._work / f"{index}.parquet").rename(self._output / f"{name}.parquet")
-            shards.append(Shard(**{**vars(shard), "name": name}))
+        """Make the unit visible: shards first, marker last. Raises FileNotFoundError once `revoke` has moved our files."""
+        if not self._open and not self._done:
+            self._shard(None)
+        for group in list(self._open):
+            self._close(group)
+        shards, files = [], set()
+        for number, (writer, shard) in enumerate(self._done, start=1):
+            name = self.stem if len(self._done) == 1 else f"{self.stem}-{number:02d}"
+            for suffix in (".tar", ".parquet") if shard.samples else (".parquet",):
+                writer.path.with_suffix(suffix).rename(self._output / f"{name}{suffix}")
+                files.add(f"{name}{suffix}")
+            shards.append(replace(shard, name=name))
+        self._remove_all_but(files)
         sync_directory(self._output)
         marker = Marker(
             split=self._split,
@@ -144,7 +182,7 @@ class UnitWriter:
             fields=tuple(fields),
             plan=plan,
             shards=tuple(shards),
-            rejected=dict(sorted(self.rejected.items())),
+            rejected=dict(sorted(self._rejected.items())),
             timings=timings,
         )
         write_file(self._output / f"{self.stem}.json", marker.to_json().encode(), self._work / "marker")
@@ -152,44 +190,64 @@ class UnitWriter:
 
     def discard(self) -> None:
         """Leave nothing temporary behind, committed or not."""
-        if self._tar is not None:
-            self._tar.discard()
+        for shard in self._open.values():
+            shard.discard()
         shutil.rmtree(self._work, ignore_errors=True)
 
-    def _record(self, row: Row, status: str) -> dict[str, Any]:
-        extras = json.dumps(row.extras, ensure_ascii=False, sort_keys=True)
-        return {**vars(row), "extras": extras, "status": status}
+    def _shard(self, group: Hashable) -> ShardWriter:
+        if group not in self._open:
+            number = len(self._open) + len(self._done)
+            self._open[group] = ShardWriter(self._work, number, self._schema)
+        return self._open[group]
 
-    def _finish_shard(self) -> None:
-        index = len(self._done)
-        size = sha256 = None
-        if self._tar is not None:
-            sha256 = self._tar.close()
-            size = self._tar.position
-        out = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._records, schema=self._schema), out, compression="zstd")
-        write_file(self._work / f"{index}.parquet", out.getvalue())
-        self._done.append(
-            Shard(
-                name=self.stem,
-                samples=self._samples,
-                rows=len(self._records),
-                bytes=size or 0,
-                sha256=sha256 or "",
-                parquet_sha256=hashlib.sha256(out.getvalue()).hexdigest(),
-            )
-        )
-        self._tar, self._samples, self._records = None, 0, []
+    def _close(self, group: Hashable) -> None:
+        self._done.append((self._open[group], self._open[group].close()))
+        del self._open[group]
+
+    def _remove_all_but(self, files: Container[str]) -> None:
+        """What an earlier owner had renamed into place before it died, and this one has no file of the same name for."""
+        for suffix in (".tar", ".parquet"):
+            for pattern in (f"{self.stem}{suffix}", f"{self.stem}-*{suffix}"):
+                for leftover in self._output.glob(pattern):
+                    if leftover.name not in files:
+                        leftover.unlink(missing_ok=True)
 
 
-def clear_unit(output: Path, split: str, unit: int, token: str = "*") -> None:
-    """Remove what an owner of an unfinished unit left: one owner's temporary files, or by default everybody's."""
-    stem = f"{split}-{unit:05d}"
-    for leftover in output.glob(f"{WORK}/{stem}.{token}/"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    if token == "*" and not (output / f"{stem}.json").exists():
-        for pattern in (f"{stem}.tar", f"{stem}.parquet", f"{stem}-*.tar", f"{stem}-*.parquet"):
-            for leftover in output.glob(pattern):
+def _record(row: Row, status: str) -> dict[str, Any]:
+    extras = json.dumps(row.extras, ensure_ascii=False, sort_keys=True)
+    return {**vars(row), "extras": extras, "status": status}
+
+
+def revoke(output: Path, stem: str, turn: int) -> None:
+    """Take the temporary files of a unit's owners before `turn` away from them, at one stroke: a rename.
+
+    An owner that was only asleep finds nothing left to make visible.
+    """
+    for folder in (output / WORK).glob(f"{stem}.*-*/"):
+        if folder.name.endswith(GONE):
+            shutil.rmtree(folder, ignore_errors=True)
+        elif int(folder.name.removeprefix(f"{stem}.").partition("-")[0]) < turn:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder.rename(f"{folder}{GONE}"), ignore_errors=True)
+
+
+def write_shared(output: Path, name: str, data: bytes) -> None:
+    """`OUT/name`, which any process may write. Its temporary file may be swept away by one that finds all work done."""
+    while True:
+        (output / WORK).mkdir(exist_ok=True)
+        try:
+            return write_file(output / name, data, output / WORK / f"{TEMPORARY}{secrets.token_hex(8)}")
+        except FileNotFoundError:
+            continue
+
+
+def sweep(output: Path, finished: Container[str]) -> None:
+    """Remove what dead processes left: of the finished units, by stem, and of files that any process may write."""
+    for leftover in (output / WORK).glob("*"):
+        if leftover.name.startswith(TEMPORARY) or leftover.name.partition(".")[0] in finished:
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
                 leftover.unlink(missing_ok=True)
 
 

@@ -70,6 +70,10 @@ class Launched:
     pooled: torch.Tensor | None
     lengths: list[int]
 
+    @property
+    def nbytes(self) -> int:
+        return self.states.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+
     def arrays(self, row: int, fields: Sequence[Field]) -> dict[str, Float16]:
         """One caption's arrays by field name. Only once the device is done."""
         found = {"caption_latents": self.states[row, : self.lengths[row]].numpy()}
