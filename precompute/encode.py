@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -124,9 +125,9 @@ class BatchEncoder:
                     arrays[view.name] = good.numpy()
             for encoder, found in zip(self._text_encoders, batch.captions, strict=True):
                 launched, row = found[index]
-                arrays.update(launched.arrays(row, encoder.fields))
-            whole = len(arrays) == len(self.fields) and all(np.isfinite(a).all() for a in arrays.values())
-            results.append(arrays if whole else None)
+                states = launched.arrays(row, encoder.fields)
+                arrays.update(states if _finite(states) else self._retry_caption(sample, encoder))
+            results.append(arrays if len(arrays) == len(self.fields) else None)
         return results
 
     @property
@@ -218,10 +219,24 @@ class BatchEncoder:
         """One sample alone, in wider and wider precision."""
         pixels = torch.from_numpy(sample.pixels[view.resolution].copy()).to(self._device).permute(2, 0, 1)
         for dtype in WIDER[self._image_encoder.dtype]:
-            stored = self._encode(pixels[None], [sample.key], view, dtype)
+            stored = self._alone(partial(self._encode, pixels[None], [sample.key], view, dtype))
             if torch.isfinite(stored).all():
                 return stored[0].cpu()
         return None
+
+    def _retry_caption(self, sample: Sample, encoder: TextEncoder) -> Arrays:
+        for dtype in WIDER[encoder.dtype]:
+            (states,) = self._alone(partial(encoder.encode, [sample.caption], dtype))
+            if _finite(states):
+                return states
+        return {}
+
+    def _alone(self, work: Callable[[], Result]) -> Result:
+        return self._in_parts(1, lambda _: work())[0]
+
+
+def _finite(arrays: Arrays) -> bool:
+    return all(np.isfinite(array).all() for array in arrays.values())
 
 
 class CaptionCache:

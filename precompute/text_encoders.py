@@ -7,6 +7,7 @@ length: tokens at most. pooled: store the pooled vector too. The first encoder w
 `caption_latents_NAME`.
 """
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ class TextEncoder:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.spec, self.device = spec, device
-        self._model = model.to(device, dtype).eval().requires_grad_(False)
+        self.spec, self.device, self.dtype = spec, device, dtype
+        self._models = {dtype: model.to(device, dtype).eval().requires_grad_(False)}
         self._tokenizer = tokenizer
         self.length = self._length(spec.length, model, tokenizer)
         probe = self.launch([""])
@@ -122,22 +123,25 @@ class TextEncoder:
             "pooled": spec.pooled,
         }
 
-    def encode(self, captions: Sequence[str]) -> list[dict[str, Float16]]:
+    def encode(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[dict[str, Float16]]:
         """Arrays by field name for each caption: hidden states (T, D), and (P,) where `pooled` is asked for.
 
-        Captions of more than `length` tokens are cut.
+        Captions of more than `length` tokens are cut. dtype: compute in this one rather than in the encoder's own.
         """
-        launched = self.launch(captions)
+        launched = self.launch(captions, dtype)
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
         return [launched.arrays(row, self.fields) for row in range(len(captions))]
 
     @torch.inference_mode()
-    def launch(self, captions: Sequence[str]) -> Launched:
+    def launch(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> Launched:
         """Start `encode` on the device without waiting for it."""
+        dtype = dtype or self.dtype
+        if dtype not in self._models:
+            self._models[dtype] = copy.deepcopy(self._models[self.dtype]).to(dtype)
         tokens = self._tokenize(list(captions))
         mask = tokens.attention_mask if self.trims else None
-        output = self._model(
+        output = self._models[dtype](
             input_ids=tokens.input_ids.to(self.device, non_blocking=True),
             attention_mask=None if mask is None else mask.to(self.device, non_blocking=True),
             output_hidden_states=self.spec.layer != -1,
