@@ -1,0 +1,109 @@
+"""Recipes: the commands they come down to, the plan, and what stops one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import ROOT, environment
+
+import builders
+from loader.format import Manifest
+from precompute import make
+
+DEMO = """
+[flags]
+vae = "toy"
+text-encoder = ["toy", "second=toy"]
+dtype = "float32"
+resolutions = [64, 128]
+
+[datasets.demo]
+full = { rows = 22, gigabytes = 0.5 }
+small = { rows = 2, gigabytes = 0.1 }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "photographs.toml"
+    path.write_text(DEMO)
+    return path
+
+
+def run_make(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "precompute/make.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+
+
+def test_shipped_recipe_names_the_datasets_of_the_paper() -> None:
+    recipe = make.read_recipe("micro_budget", small=False)
+    small = make.read_recipe("micro_budget", small=True)
+    assert {dataset.name for dataset in recipe.datasets} <= set(builders.names())
+    assert len(recipe.datasets) == 6
+    assert all(few.rows < all_.rows / 50 for few, all_ in zip(small.datasets, recipe.datasets, strict=True))
+    from datasets import get_dataset_config_names
+
+    for dataset in small.datasets:
+        assert dataset.config in get_dataset_config_names(f"builders/{dataset.name}")
+
+
+def test_steps_are_commands_in_order(tmp_path: Path) -> None:
+    config = make.Config("micro_budget", small=True, only=("coco",), push_to="someone", latents=tmp_path)
+    found = list(make.steps(config, make.read_recipe("micro_budget", small=True, only=config.only)))
+    verbs = ["download", "precompute train", "precompute validation", "verify", "push"]
+    assert [step.verb for step in found] == verbs
+    assert found[0].command[1:6] == ["-m", "builders.download", "coco", "--name", "small"]
+    assert found[1].command[:4] == ["accelerate", "launch", "precompute/run.py", "builders/coco"]
+    assert found[-1].command[-1] == "someone/micro-budget-coco"
+
+
+def test_recipe_runs_to_the_end_and_again(recipe: Path, tmp_path: Path) -> None:
+    arguments = (recipe, "--stream", "--launch", sys.executable, "--latents", tmp_path / "latents")
+    first = run_make(*arguments)
+    assert first.returncode == 0, first.stderr
+    manifest = Manifest.from_json((tmp_path / "latents" / "demo" / "manifest.json").read_bytes())
+    assert manifest.splits["train"].complete
+    assert [field.name for field in manifest.fields][-2:] == ["caption_latents", "caption_latents_second"]
+    again = run_make(*arguments)
+    assert again.returncode == 0
+    assert "4 of 4 units finished before" in again.stdout
+
+
+def test_a_step_that_fails_stops_the_recipe(recipe: Path, tmp_path: Path) -> None:
+    done = run_make(
+        recipe, "--stream", "--launch", sys.executable, "--latents", tmp_path, "--flags=--resolutions 250"
+    )
+    assert done.returncode == 1
+    assert "error: demo: precompute train ended with exit code" in done.stderr
+    assert "== demo: verify" not in done.stdout
+
+
+def test_plan_is_measured(recipe: Path, tmp_path: Path) -> None:
+    done = run_make(recipe, "--plan", "--raw", tmp_path / "raw", "--latents", tmp_path / "latents")
+    assert done.returncode == 0, done.stderr
+    assert "images/s on one process" in done.stdout
+    assert not (tmp_path / "latents").exists()
+
+
+def test_plan_is_arithmetic() -> None:
+    dataset = make.Dataset("coco", None, ("train",), rows=7_200_000, gigabytes=1500)
+    table = make.plan(make.Recipe("x", (), (dataset,)), make.Measured(200_000, 100), raw=True)
+    assert table.splitlines()[1].split() == ["coco", "7,200,000", "1.50", "TB", "1.44", "TB", "20.0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("", "datasets"), ("[datasets.demo]\nfull = {}", "rows"), ("nonsense", "photographs.toml")],
+)
+def test_recipe_that_is_wrong(recipe: Path, content: str, named: str) -> None:
+    recipe.write_text(content)
+    with pytest.raises(make.UsageError, match=named):
+        make.read_recipe(str(recipe), small=False)
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(make.UsageError, match="micro_budget"):
+        make.read_recipe("nothing", small=False)
+    with pytest.raises(make.UsageError, match="cc12m"):
+        make.read_recipe("micro_budget", small=False, only=["coca"])
