@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from .errors import ArchiveError
 
+_MAX_EXTENSION = 2**20  # bytes of a tar header that only carries a long name
 _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 MAX_MEMBER_SIZE = 256 * 2**20  # bytes; no image is that large, and a header may claim anything
 
@@ -30,6 +31,7 @@ class Member(NamedTuple):
 
 def iter_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Member]:
     """Members in the archive's order, hidden ones left out. Of a zip, the `index`-th of `count` ranges."""
+    file.seek(0)
     magic = file.read(4)
     file.seek(0)
     if magic[:2] == b"PK":
@@ -37,10 +39,13 @@ def iter_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Me
     else:
         unpacked: Any = gzip.GzipFile(fileobj=file) if magic[:2] == b"\x1f\x8b" else file
         members = _iter_tar(unpacked)
-    for member in members:
-        base = os.path.basename(member.name)
-        if base and not base.startswith((".", "__")):
-            yield member
+    try:
+        for member in members:
+            base = os.path.basename(member.name)
+            if base and not base.startswith((".", "__")):
+                yield member
+    except (struct.error, ValueError, OverflowError) as error:  # of a damaged header
+        raise ArchiveError(f"{type(error).__name__}: {error}") from error
 
 
 def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -85,6 +90,8 @@ def _iter_tar(file: IO[bytes]) -> Iterator[Member]:
             raise ArchiveError("not a tar header")
         kind, length = header[156:157], _number(header[124:136])
         if kind in b"Lx":
+            if length > _MAX_EXTENSION:
+                raise ArchiveError("a member name of absurd length")
             body = _exactly(file, length)
             _skip(file, -length % 512)
             if kind == b"L":
@@ -205,7 +212,7 @@ def _read_entry(file: IO[bytes], entry: _Entry) -> bytes:
         return b""
     file.seek(entry.offset)
     header = file.read(30)
-    if header[:4] != b"PK\3\4":
+    if len(header) < 30 or header[:4] != b"PK\3\4":
         return b""
     name_length, extra_length = struct.unpack_from("<2H", header, 26)
     file.seek(name_length + extra_length, os.SEEK_CUR)
@@ -220,9 +227,7 @@ def _read_entry(file: IO[bytes], entry: _Entry) -> bytes:
 
 def _zip_entries(file: IO[bytes], count: int, length: int, offset: int) -> Iterator[_Entry]:
     file.seek(offset)
-    directory = _exactly(file, length) + bytes(
-        _ENTRY.size
-    )  # padded, so that a damaged one unpacks to a wrong signature
+    directory = _exactly(file, length)
     at = 0
     for _ in range(count):
         signature, _, _, flags, method, _, _, crc, packed, size, names, extras, comments, _, _, _, start = (
@@ -236,7 +241,7 @@ def _zip_entries(file: IO[bytes], count: int, length: int, offset: int) -> Itera
             size, packed, start = _zip64(directory[at + names : at + names + extras], size, packed, start)
         at += names + extras + comments
         yield _Entry(
-            raw.decode("utf-8" if flags & 0x800 else "cp437"),
+            raw.decode("utf-8" if flags & 0x800 else "cp437", "replace"),
             bool(flags & 1),
             method,
             crc,

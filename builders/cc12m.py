@@ -15,7 +15,7 @@ import datasets
 
 from .archives import group_by_key, read_facts
 from .base import Row, make_key
-from .sources import ArchiveBuilder, ArchiveConfig, Shard, Source, SplitSources, hub_url, parse_parts
+from .sources import ArchiveBuilder, NumberedConfig, Shard, Source, SplitSources, hub_url, parse_parts
 
 _REPOSITORY = "pixparse/cc12m-wds"
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -23,7 +23,7 @@ _EXTRAS = {"url": "string", "original_width": "int32", "original_height": "int32
 
 
 @dataclass
-class Cc12mConfig(ArchiveConfig):
+class Cc12mConfig(NumberedConfig):
     caption_cleaning: str = "deepfloyd"
 
 

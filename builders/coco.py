@@ -19,7 +19,7 @@ import datasets
 from .archives import iter_members, zip_names
 from .base import Row, make_key
 from .errors import ArchiveError
-from .sources import ArchiveBuilder, ArchiveConfig, Shard, Source, SplitSources, open_source, stem
+from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources, open_source, stem
 
 _URL = "http://images.cocodataset.org/"  # no https: the certificate does not cover the bucket's name
 _TRAIN2014 = Source("train2014.zip", _URL + "zips/train2014.zip", size=13_510_573_713, members=82_784)
@@ -40,11 +40,12 @@ class Coco(ArchiveBuilder):
     DESCRIPTION = "Photographs of everyday scenes with five human captions each."
     HOMEPAGE = "https://cocodataset.org"
     LICENSE = "annotations CC BY 4.0; images under their Flickr licences"
+    BUILDER_CONFIG_CLASS = SlicedConfig
     BUILDER_CONFIGS: ClassVar = [
-        ArchiveConfig(name="2014", version=ArchiveBuilder.VERSION),
-        ArchiveConfig(name="2017", version=ArchiveBuilder.VERSION),
-        ArchiveConfig(name="karpathy", version=ArchiveBuilder.VERSION),
-        ArchiveConfig(name="small", version=ArchiveBuilder.VERSION, first_slice_of=100),
+        SlicedConfig(name="2014", version=ArchiveBuilder.VERSION),
+        SlicedConfig(name="2017", version=ArchiveBuilder.VERSION),
+        SlicedConfig(name="karpathy", version=ArchiveBuilder.VERSION),
+        SlicedConfig(name="small", version=ArchiveBuilder.VERSION, first_slice_of=100),
     ]
     DEFAULT_CONFIG_NAME = "2014"
     EXTRAS: ClassVar = {"image_id": datasets.Value("int64")}

@@ -23,7 +23,7 @@ from .base import Row, make_key
 from .errors import ArchiveError
 from .sources import (
     ArchiveBuilder,
-    ArchiveConfig,
+    NumberedConfig,
     Shard,
     Source,
     SplitSources,
@@ -38,7 +38,7 @@ _PARAMETERS = {"seed": ("se", int), "step": ("st", int), "cfg": ("c", float), "s
 
 
 @dataclass
-class DiffusiondbConfig(ArchiveConfig):
+class DiffusiondbConfig(NumberedConfig):
     """safety_threshold    highest image and prompt NSFW score that passes, 0 to 1; None lets all pass that have a score"""
 
     safety_threshold: float | None = 0.2

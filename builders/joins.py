@@ -1,6 +1,6 @@
 """Annotations too many for memory, kept beside the cache: (part, name) -> values, in one SQLite file a source.
 
-Built once, in one pass and flat memory (10 million captions: about a minute, 4 GB of disk), by whichever process comes first; the
+Built once, in one pass and flat memory (10 million captions: a minute or two, 4 GB of disk), by whichever process comes first; the
 others wait for it. The name of the file holds what it was made from, so a changed source or changed code is a new file.
 """
 

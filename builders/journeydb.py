@@ -25,7 +25,7 @@ from .base import Row, logger, make_key
 from .errors import BuilderError, ConfigError
 from .sources import (
     ArchiveBuilder,
-    ArchiveConfig,
+    NumberedConfig,
     Shard,
     Source,
     SplitSources,
@@ -46,7 +46,7 @@ _FLAGS = re.compile(r"(?:\s+--?[a-z]+(?:\s+[\d.:]+)?)+\s*$")  # Midjourney's own
 
 
 @dataclass
-class JourneydbConfig(ArchiveConfig):
+class JourneydbConfig(NumberedConfig):
     """caption_field    "prompt": what the user wrote; "caption": GPT-3.5's sentence, which unlabelled images lack"""
 
     caption_field: str = "prompt"

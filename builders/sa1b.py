@@ -18,7 +18,7 @@ from .base import Row, make_key
 from .errors import MissingSourceError
 from .sources import (
     ArchiveBuilder,
-    ArchiveConfig,
+    NumberedConfig,
     Shard,
     Source,
     SplitSources,
@@ -37,7 +37,7 @@ _NUM_SMALL = 10
 
 
 @dataclass
-class Sa1bConfig(ArchiveConfig):
+class Sa1bConfig(NumberedConfig):
     """links    path of Meta's list of download links; not needed for the tars that are in data_dir"""
 
     links: str | None = None

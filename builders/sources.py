@@ -69,19 +69,21 @@ class Shard:
 
 
 @dataclass
-class ArchiveConfig(ImageCaptionConfig):
-    """parts             which archives, by the numbers in their published names: "0-22", "1,5,9"; default all
-    first_slice_of    read the first of this many equal slices of a big zip; `small` configs set 100
-    """
+class NumberedConfig(ImageCaptionConfig):
+    """parts    which archives, by the numbers in their published names: "0-22", "1,5,9"; default all"""
 
     parts: str | None = None
+
+
+@dataclass
+class SlicedConfig(ImageCaptionConfig):
+    """first_slice_of    read the first of this many equal slices of each big zip; `small` sets 100"""
+
     first_slice_of: int = 1
 
 
 class ArchiveBuilder(ImageCaptionBuilder):
     """Base of the datasets that come as archives: implement `_sources` and `_read`."""
-
-    BUILDER_CONFIG_CLASS = ArchiveConfig
 
     @abc.abstractmethod
     def _sources(self) -> dict[str, SplitSources]:
@@ -90,6 +92,12 @@ class ArchiveBuilder(ImageCaptionBuilder):
     @abc.abstractmethod
     def _read(self, shard: Shard) -> Iterator[Row]:
         """The rows of one shard; raises ArchiveError where the archive breaks off."""
+
+    def sources(self) -> list[Source]:
+        """Every file that the current config needs, each once."""
+        splits = self._sources().values()
+        files = [source for archives, tables in splits for source in (*tables.values(), *archives)]
+        return list(dict.fromkeys(files))
 
     def _shards(self, dl_manager: Any) -> dict[str, list[Shard]]:
         sources = self._sources()
@@ -125,7 +133,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
             if not here or any(table.path in absent for table in tables.values()):
                 logger.warning(f"{self.name}: split {split} is left out, not in data_dir: {_some(absent)}")
                 continue
-            if absent and self.config.parts is not None:
+            if absent and getattr(self.config, "parts", None) is not None:
                 raise MissingSourceError(
                     f"builders/{self.name}: parts={self.config.parts!r}, but not in {root!r}: {_some(absent)}"
                 )
@@ -143,8 +151,8 @@ class ArchiveBuilder(ImageCaptionBuilder):
 
     def _ranges(self, source: Source, location: str) -> list[tuple[int, int]]:
         """(index, count) of each range that the archive is offered as."""
-        if self.config.first_slice_of > 1:
-            return [(0, self.config.first_slice_of)]
+        if (slices := getattr(self.config, "first_slice_of", 1)) > 1:
+            return [(0, slices)]
         if source.members <= ROWS_PER_SHARD:
             return [(0, 1)]
         members = source.members

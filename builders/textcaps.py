@@ -15,7 +15,7 @@ import datasets
 
 from .archives import zip_names
 from .base import Row, logger, make_key
-from .sources import ArchiveBuilder, ArchiveConfig, Shard, Source, SplitSources, open_source, stem
+from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources, open_source, stem
 
 _URL = "https://dl.fbaipublicfiles.com/textvqa/"
 _IMAGES = Source("train_val_images.zip", _URL + "images/train_val_images.zip", members=25_120)
@@ -26,9 +26,10 @@ class Textcaps(ArchiveBuilder):
     DESCRIPTION = "Photographs that contain text, with five captions each that read it."
     HOMEPAGE = "https://textvqa.org/textcaps"
     LICENSE = "annotations CC BY 4.0; images CC BY 2.0, by their authors (Open Images)"
+    BUILDER_CONFIG_CLASS = SlicedConfig
     BUILDER_CONFIGS: ClassVar = [
-        ArchiveConfig(name="default", version=ArchiveBuilder.VERSION),
-        ArchiveConfig(name="small", version=ArchiveBuilder.VERSION, first_slice_of=100),
+        SlicedConfig(name="default", version=ArchiveBuilder.VERSION),
+        SlicedConfig(name="small", version=ArchiveBuilder.VERSION, first_slice_of=100),
     ]
     DEFAULT_CONFIG_NAME = "default"
     EXTRAS: ClassVar = {

@@ -16,17 +16,17 @@ from typing import Any, ClassVar
 import datasets
 
 from .archives import group_by_key, read_facts
-from .base import Row, make_key
+from .base import ImageCaptionConfig, Row, make_key
 from .errors import ConfigError, MissingSourceError
 from .folder import SPLITS
-from .sources import ArchiveBuilder, ArchiveConfig, Shard, Source, SplitSources
+from .sources import ArchiveBuilder, Shard, Source, SplitSources
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _CAPTIONS = ("txt", "caption", "json.caption", "json.prompt", "json.text")
 
 
 @dataclass
-class WebdatasetConfig(ArchiveConfig):
+class WebdatasetConfig(ImageCaptionConfig):
     """image_field      extension of the image; default: the first there is of jpg, jpeg, png, webp, ...
     caption_field    extension of the caption, or json.FIELD; default: txt, caption, json.caption, json.prompt or json.text
     """
