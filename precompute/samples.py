@@ -1,7 +1,8 @@
 """Single samples out of shards, in place: by what the sidecar says, without reading the rest of the tar."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,22 +46,30 @@ def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple
         yield stem, marker, shard, share
 
 
-def pick_samples(store: Store, markers: dict[str, Marker], split: str, count: int) -> list[Sample]:
-    """Up to `count` samples, spread over the split. Shards that cannot be read are passed over: that is verify's to say."""
-    samples: list[Sample] = []
+def iter_samples(
+    store: Store, markers: dict[str, Marker], split: str, count: int, fields: Sequence[str] | None = None
+) -> Iterator[Sample]:
+    """Up to `count` samples, spread over the split; only the arrays named in `fields`, by default all.
+
+    What cannot be read is passed over: that is verify's to say.
+    """
     for stem, marker, shard, share in spread(markers, split, count):
         try:
             table = pq.read_table(pa.BufferReader(store.read(f"{shard.name}.parquet")))
-            rows = [row for row in table.slice(0, 4 * share + 64).to_pylist() if row["status"] == "ok"][
-                :share
-            ]
-            samples += [read_sample(store, stem, marker, shard, row) for row in rows]
+            for row in itertools.islice((row for row in table.to_pylist() if row["status"] == "ok"), share):
+                yield read_sample(store, stem, marker, shard, row, fields)
         except (OSError, KeyError, ValueError, pa.ArrowException):
             continue
-    return samples
 
 
-def read_sample(store: Store, stem: str, marker: Marker, shard: Shard, row: dict[str, Any]) -> Sample:
+def pick_samples(store: Store, markers: dict[str, Marker], split: str, count: int) -> list[Sample]:
+    """Up to `count` whole samples, spread over the split."""
+    return list(iter_samples(store, markers, split, count))
+
+
+def read_sample(
+    store: Store, stem: str, marker: Marker, shard: Shard, row: dict[str, Any], fields: Sequence[str] | None
+) -> Sample:
     """The sample of one ok row of a sidecar."""
 
     def member(name: str) -> bytes:
@@ -69,11 +78,12 @@ def read_sample(store: Store, stem: str, marker: Marker, shard: Shard, row: dict
 
     arrays = {}
     for field in marker.fields:
-        data = member(field.name)
-        dtype, shape, start = parse_npy(data)
-        if len(shape) != len(field.shape):
-            raise FormatError(f"{row['key']}.{field.member} has shape {shape}, not {field.shape}")
-        arrays[field.name] = np.frombuffer(data, dtype, offset=start).reshape(shape)
+        if fields is None or field.name in fields:
+            data = member(field.name)
+            dtype, shape, start = parse_npy(data)
+            if len(shape) != len(field.shape):
+                raise FormatError(f"{row['key']}.{field.member} has shape {shape}, not {field.shape}")
+            arrays[field.name] = np.frombuffer(data, dtype, offset=start).reshape(shape)
     facts = json.loads(member("json"))
     return Sample(stem, marker.unit, shard.name, row["key"], member("txt").decode(), arrays, facts)
 

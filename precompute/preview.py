@@ -1,0 +1,124 @@
+"""See at a glance whether shards are right: a contact sheet (preview.png) and a report (report.html).
+
+    python precompute/preview.py latents/cc12m
+    python precompute/preview.py hf://datasets/USER/cc12m-latents --to .
+
+Both go into the folder itself. Source images are shown where the dataset that the recipe names can be opened.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from loader.format import Manifest
+from precompute.cards import make_cards, make_pair
+from precompute.errors import PrecomputeError, UsageError, one_line_errors
+from precompute.figures import gather
+from precompute.likeness import Models, recipe_image_encoder, source_images
+from precompute.originals import Where
+from precompute.report import render
+from precompute.samples import pick_samples
+from precompute.shards import write_file
+from precompute.sheet import draw_sheet
+from precompute.store import Store, expected_manifest
+from precompute.verify import read_markers
+
+SHEET, REPORT = "preview.png", "report.html"
+
+
+@dataclass(frozen=True)
+class Config:
+    output: tyro.conf.Positional[str]
+    """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
+
+    to: Path | None = None
+    """Folder for preview.png and report.html. Default: the shards' own."""
+
+    split: str | None = None
+    """Split to show. Default: the first."""
+
+    num_samples: int = 12
+    """Samples on the contact sheet, spread over the shards."""
+
+    source: str | None = None
+    """DATASET with the source images. Default: the one that the recipe names."""
+
+    data_dir: Path | None = None
+    """Folder with the raw archives, as given to precompute/run.py."""
+
+    options: tuple[str, ...] = ()
+    """Options of the dataset's builder as given to precompute/run.py, for example `parts=0-22`."""
+
+    vae: str | None = None
+    """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
+
+
+def run(config: Config) -> list[Path]:
+    """Write both files; their paths. Raises UsageError."""
+    if config.num_samples < 1:
+        raise UsageError(f"--num-samples {config.num_samples}: give at least 1")
+    store = Store(config.output)
+    if config.to is None and not store.local:
+        raise UsageError("--to: name a folder for preview.png and report.html")
+    markers, manifest, _ = read_markers(store)
+    if not markers:
+        raise UsageError(
+            f"{config.output}: no unit is finished yet, there is nothing to show. Come back later"
+        )
+    manifest = expected_manifest(markers, manifest)
+    split = config.split or next(iter(manifest.splits))
+    if split not in manifest.splits:
+        raise UsageError(f"--split {split}: there are {', '.join(manifest.splits)}")
+    folder = config.to or Path(config.output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    where, notes = Where(config.source, config.data_dir, config.options), list[str]()
+    samples = pick_samples(store, markers, split, config.num_samples)
+    encoder = None
+    try:
+        encoder = recipe_image_encoder(manifest.recipe, Models(config.vae))
+    except PrecomputeError as error:
+        if config.vae:
+            raise
+        notes.append(f"latents are shown in false colours: {error}")
+    images = source_images(manifest, split, samples, where, notes)
+    cards = make_cards(samples, images, manifest, encoder)
+    figures = gather(store, manifest, markers, split, where, notes)
+    twins = [make_pair(pair, manifest, encoder) for pair in figures.twins]
+
+    title, subtitle = headline(manifest, split)
+    out = io.BytesIO()
+    draw_sheet(title, subtitle, cards).save(out, "PNG", optimize=True)
+    write_file(folder / SHEET, out.getvalue())
+    write_file(folder / REPORT, render(title, subtitle, cards, twins, figures, manifest.recipe).encode())
+    return [folder / SHEET, folder / REPORT]
+
+
+def headline(manifest: Manifest, split: str) -> tuple[str, str]:
+    """Title and subtitle of sheet and report."""
+    recipe, done = manifest.recipe, manifest.splits[split]
+    dataset: dict[str, Any] = recipe.get("dataset", {})
+    name = str(dataset.get("path", "latents")).removeprefix("builders/")
+    config = dataset.get("name")
+    title = f"{name} · {split}" if config in (None, "default") else f"{name} ({config}) · {split}"
+    facts = [
+        f"{done.samples:,} samples",
+        f"{sum(done.rejected.values()):,} rejected",
+        f"{len(done.shards):,} shards",
+    ]
+    facts += [str(recipe.get("image_encoder", {}).get("model", "")), manifest.fingerprint[:12]]
+    return title, "   ·   ".join(filter(None, facts))
+
+
+def main() -> None:
+    config = tyro.cli(Config, description=__doc__)
+    with one_line_errors():
+        for path in run(config):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The contact sheet: a source beside what its latents decode to, and whatever a caption may be, no crash."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_shards import write_shards
+from PIL import Image
+
+from precompute import preview, run, verify
+from precompute.cards import Card, Picture, printable
+from precompute.errors import UsageError
+from precompute.figures import near_pairs, perceptual_hash
+from precompute.likeness import psnr
+from precompute.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\x00\x07\x1b[31mred\r\nnext\u202egnp.exe\u2066",
+    "写真 العربية हिन्दी ру́сский 🐍🧑‍🚀 e\u0301",
+    "x" * 5000,
+    "word " * 2000,
+    "\ud800 lone surrogate",
+    " ",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("preview") / "latents"
+    run.run(
+        run.Config(
+            "builders/demo", output, vae="toy", text_encoder=("toy",), resolutions=(128, 256), dtype="float32"
+        )
+    )
+    preview.run(preview.Config(str(output), num_samples=6))
+    return output
+
+
+def load(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def card(caption: str = "a caption", tiles: int = 3) -> Card:
+    pixels = np.full((64, 64, 3), 128, np.uint8)
+    return Card(
+        "key", printable(caption), [Picture("source", pixels)] + [Picture("64", pixels, 20.0)] * (tiles - 1)
+    )
+
+
+def test_the_sheet_shows_each_source_beside_what_its_latents_decode_to(demo: Path) -> None:
+    sheet = load(demo / "preview.png")
+    left, top = MARGIN + PAD, MARGIN + 84 + PAD
+    tiles = [sheet[top : top + TILE, left + i * (TILE + GAP) :][:, :TILE] for i in range(3)]
+    source, small, large = tiles
+    assert source.std() > 20  # a photograph, no blank
+    assert 15 < psnr(small, source) < psnr(large, source)
+
+
+def test_the_shards_are_left_as_they_were(demo: Path) -> None:
+    assert list(verify.verify(verify.Config(str(demo)), verify.Report("", ""))) == []
+
+
+@pytest.mark.parametrize("caption", HOSTILE)
+def test_no_caption_breaks_the_sheet(caption: str) -> None:
+    sheet = draw_sheet(
+        "title " + printable(caption), "subtitle", [card(caption), card(), card(caption, tiles=1)]
+    )
+    assert sheet.width < 1700 and sheet.height < 1200
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 13])
+def test_any_number_of_cards_makes_a_sheet(count: int) -> None:
+    heights = draw_sheet("t", "s", [card()] * count).height
+    assert heights >= draw_sheet("t", "s", [card()] * max(0, count - 2)).height
+
+
+def test_printable_text_is_one_line_without_control_characters() -> None:
+    for text in HOSTILE:
+        clean = printable(text)
+        assert clean.isprintable() and "\n" not in clean
+        clean.encode()
+    assert printable("a\tb\n c\u202e") == "a b c"
+
+
+@pytest.mark.parametrize("text", ["one two three " * 30, "x" * 300, "short", "写真" * 100, "a " + "b" * 200])
+def test_wrapped_lines_fit_and_lose_nothing_but_the_tail(text: str) -> None:
+    lines = wrap(text, TEXT, 300, LINES)
+    assert 1 <= len(lines) <= LINES
+    assert all(_font(line, TEXT).getlength(line) <= 300 for line in lines)
+    whole = "".join("".join(lines).split())
+    assert "".join(text.split()).startswith(whole.removesuffix("…"))
+    assert whole.endswith("…") or len(whole) == len("".join(text.split()))
+
+
+def test_without_vae_and_source_there_are_false_colours_and_a_note(tmp_path: Path) -> None:
+    recipe = {
+        "dataset": {"path": "photos-on-another-machine", "name": "default"},
+        "image_encoder": {"model": "/not/here", "scale": 0.5, "shift": 0.0},
+        "text_encoders": [],
+        "resolutions": [32],
+    }
+    output = write_shards(tmp_path / "latents", recipe=recipe)
+    preview.run(preview.Config(str(output)))
+    page = (output / "report.html").read_text()
+    assert "false colours" in page and "no source images" in page
+    assert load(output / "preview.png").shape[1] > 200
+
+
+def test_similar_images_are_paired_and_others_are_not() -> None:
+    random = np.random.default_rng(0)
+    images = random.normal(size=(40, 4, 32, 32)).astype(np.float32)
+    images = np.cumsum(np.cumsum(images, 2), 3)  # smooth, as latents of photographs are
+    images[30] = images[7] + 0.02 * images[7].std() * random.normal(size=(4, 32, 32))
+    assert near_pairs(np.stack([perceptual_hash(image) for image in images])) == [(7, 30)]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (16, 24), (64, 40)])
+def test_a_perceptual_hash_takes_any_size(size: tuple[int, int]) -> None:
+    bits = perceptual_hash(np.random.default_rng(0).normal(size=(4, *size)).astype(np.float32))
+    assert bits.shape == (32,)
+
+
+def test_bad_flags_name_themselves(tmp_path: Path) -> None:
+    output = str(write_shards(tmp_path / "latents"))
+    for flags, message in [
+        ({"num_samples": 0}, "--num-samples 0"),
+        ({"split": "dev"}, "--split dev: there are train"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            preview.run(preview.Config(output, **flags))
+    with pytest.raises(UsageError, match="no shards there"):
+        preview.run(preview.Config(str(tmp_path)))
+
+
+def test_the_command_prints_where_the_files_are(tmp_path: Path) -> None:
+    output = write_shards(tmp_path / "latents")
+    script = Path(preview.__file__)
+    result = subprocess.run(
+        [sys.executable, str(script), str(output), "--to", str(tmp_path / "seen")],
+        capture_output=True,
+        text=True,
+        env={
+            "PYTHONPATH": str(script.parents[1]),
+            "PATH": "/usr/bin:/bin",
+            "HF_HUB_OFFLINE": "1",
+            "HOME": str(tmp_path),
+        },
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [str(tmp_path / "seen" / name) for name in ("preview.png", "report.html")]
