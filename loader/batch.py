@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from loader.buffers import Buffers
+from loader.cache import Cache
 from loader.format import Field, FormatError, npy_header, parse_npy
 from loader.keyed import keyed, normal, uniform
 from loader.order import ATTEMPTS, I64, Order
@@ -65,9 +66,11 @@ class BatchReader:
         draw: Draw,
         on_error: Literal["substitute", "raise"],
         pin_memory: bool,
+        cache: Cache,
     ) -> None:
-        self.order, self.select, self.draw = order, select, draw
+        self.order, self.select, self.draw, self.cache = order, select, draw, cache
         self.buffers = Buffers(pin_memory)
+        cache.reclaim = self._forget
         self._sources, self._on_error = sources, on_error
         self._lock = threading.Lock()
         self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
@@ -78,7 +81,7 @@ class BatchReader:
         failed = work.fill(np.arange(len(positions)), 0)
         for attempt in range(1, ATTEMPTS + 1):
             if not failed:
-                return work.finish(), work.counts
+                return work.finish(), work.counts + self.cache.take_counts()
             for error in failed.values():
                 if self._on_error == "raise":
                     raise error
@@ -97,6 +100,8 @@ class BatchReader:
             source, local = self._source(number)
             try:
                 known = source.open(local, self.select.members, "caption" in self.select.extras)
+            except PermissionError:  # no other shard will do better
+                raise
             except (OSError, FormatError) as error:
                 known = DataError(f"{self.name(number)}: {error}")
             with self._lock:
@@ -106,6 +111,16 @@ class BatchReader:
         if isinstance(known, DataError):
             raise known
         return known
+
+    def prefetch(self, number: int) -> bool:
+        source, local = self._source(number)
+        return source.prefetch(local)
+
+    def _forget(self) -> None:
+        """Let go of all shards but those that a thread reads now."""
+        with self._lock:
+            for number in [n for n, known in self._open.items() if isinstance(known, OpenShard)]:
+                del self._open[number]
 
     def reopen(self, number: int) -> bool:
         """After damage: True if a fresh copy of the shard can be had, which the next `open` gets."""
@@ -119,6 +134,11 @@ class BatchReader:
     def name(self, number: int) -> str:
         source, local = self._source(number)
         return f"{source.files.url}, shard {source.names[local]}"
+
+    def samples_by_path(self, shards: I64) -> dict[str, int]:
+        firsts = np.array([first for first, _ in self._sources])
+        counts = np.bincount(np.searchsorted(firsts, shards, side="right") - 1, minlength=len(firsts))
+        return {f"path {number}": count for number, count in enumerate(counts.tolist())}
 
     def _source(self, number: int) -> tuple[Source, int]:
         first, source = [pair for pair in self._sources if pair[0] <= number][-1]
@@ -153,6 +173,8 @@ class _Work:
     def fill(self, indexes: I64, attempt: int) -> dict[int, DataError]:
         """Read the samples of the batch at `indexes`, shard by shard; returns those that failed, and why."""
         places = self.reader.order.locate(self.epoch, self.positions[indexes], attempt)
+        if not attempt:
+            self.counts.update(self.reader.samples_by_path(places.shard))
         by_place = np.lexsort((places.row, places.shard))
         bounds = np.flatnonzero(np.diff(places.shard[by_place])) + 1
         failed: dict[int, DataError] = {}
@@ -244,8 +266,7 @@ class _Work:
                 batch[mask_name] = mask
             batch[field.name] = text.unsqueeze(1)
         for field in self.select.pooled:
-            batch[field.name] = self.arrays[field.name]
-            batch[field.name][dropped] = 0
+            batch[field.name] = self._without_dropped(self.arrays[field.name])
         if "key" in self.select.extras:
             batch["key"] = self.keys
         if "caption" in self.select.extras:
@@ -280,15 +301,18 @@ class _Work:
             mean = mean.mul_(torch.tensor(field.scale).view(-1, 1, 1))
         return self.reader.buffers.take(tuple(mean.shape)).copy_(mean)
 
+    def _without_dropped(self, rows: torch.Tensor) -> torch.Tensor:
+        for index in np.flatnonzero(self.dropped).tolist():  # a mask would go through all rows
+            rows[index] = 0
+        return rows
+
     def _text(self, field: Field) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, D) with zeros where dropped, and (B, T) True at real tokens, if their number varies.
 
         A dropped caption is T vectors of zero, all of them real: attention over nothing would be NaN.
         """
         if field.name in self.arrays:
-            text = self.arrays[field.name]
-            text[torch.from_numpy(self.dropped)] = 0
-            return text, None
+            return self._without_dropped(self.arrays[field.name]), None
         values = self.listed[field.name]
         longest = self.select.caption_tokens or max([1, *(len(v) for v in values if v is not None)])
         text = self.reader.buffers.take((self.size, longest, *_known(field)))

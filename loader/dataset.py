@@ -5,6 +5,7 @@ Batches are cut from one global stream of samples (order.py) and dealt to ranks 
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,14 @@ import numpy as np
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
+from loader.ahead import FetchAhead
 from loader.batch import Batch, BatchReader, Draw
+from loader.cache import Cache
 from loader.files import Files, LocalFolder
 from loader.order import Order, integer_weights
+from loader.remote import RemoteFolder, open_remote
 from loader.select import Scale, Selection, check_alike, select_flipped, select_image, select_text
-from loader.source import open_source
+from loader.source import ManifestSource, open_source
 
 Path_ = str | os.PathLike[str]
 State = dict[str, int]
@@ -29,7 +33,7 @@ class LatentDataset(IterableDataset[Batch]):
 
     Use it through `make_loader`, or as `DataLoader(dataset, batch_size=None)`.
 
-    paths: folders of shards. Their samples are one dataset, or a mixture where `weights` are given.
+    paths: folders of shards, hf://datasets/USER/REPO[@REVISION][/FOLDER], https:// or what else fsspec opens. Their samples are one dataset, or a mixture where `weights` are given.
     batch_size: samples per rank and batch.
     weights: of each path in the mixture. Each path then has epochs of its own, and an epoch of the mixture is as long as
         all samples together. None: every sample of every path once an epoch.
@@ -51,6 +55,8 @@ class LatentDataset(IterableDataset[Batch]):
     on_error: "substitute" an unreadable sample by another of the same dataset, counted and logged, or "raise" DataError.
     rank, world_size: default to torch.distributed's, else to RANK and WORLD_SIZE, else to 0 and 1.
     cache_dir: remote shards, and the indexes of tars without a manifest; default $LATENTMILL_CACHE or ~/.cache/latentmill.
+    cache_limit: bytes that remote shards may take there, for all processes of a machine; None: no limit.
+    patience: seconds to keep trying to reach a remote shard, before it counts as unreadable.
 
     Raises ValueError for an argument that does not fit the shards, FormatError for an unreadable manifest.
     """
@@ -82,6 +88,8 @@ class LatentDataset(IterableDataset[Batch]):
         rank: int | None = None,
         world_size: int | None = None,
         cache_dir: Path_ | None = None,
+        cache_limit: int | None = None,
+        patience: float = 900.0,
     ) -> None:
         for name, value, fine in (
             ("batch_size", batch_size, batch_size >= 1),
@@ -99,8 +107,9 @@ class LatentDataset(IterableDataset[Batch]):
         if partitions < 1 or self.world_size % partitions:
             raise ValueError(f"partitions={partitions} does not divide the world size, {self.world_size}")
         paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        cache = Path(cache_dir or os.environ.get("LATENTMILL_CACHE") or "~/.cache/latentmill").expanduser()
-        sources = [open_source(open_files(path), split, cache) for path in paths]
+        folder = Path(cache_dir or os.environ.get("LATENTMILL_CACHE") or "~/.cache/latentmill").expanduser()
+        self.cache = Cache(folder, cache_limit)
+        sources = [open_source(self._open_files(path, patience), split, folder) for path in paths]
         selections = []
         for source in sources:
             image = select_image(source, resolution, scale, shift)
@@ -130,6 +139,10 @@ class LatentDataset(IterableDataset[Batch]):
             partitions=partitions,
             stride=batch_size * self.world_size // partitions,
         )
+        self._remote = [
+            s for s in sources if isinstance(s, ManifestSource) and isinstance(s.files, RemoteFolder)
+        ]
+        self._check_cache(cache_limit, shuffle_window)
         self._select = selections[0]
         self._draw = Draw(seed, posterior, caption_drop_prob, flip_prob)
         self._on_error: Literal["substitute", "raise"] = on_error
@@ -141,6 +154,11 @@ class LatentDataset(IterableDataset[Batch]):
                 f"batch_size={batch_size} on {self.world_size} ranks: {self.num_samples} samples do not fill one batch each; "
                 "lower it, or give drop_last=False"
             )
+
+    @property
+    def urls(self) -> list[str]:
+        """Of the paths; hf:// ones with the commit they are pinned to."""
+        return [source.files.url for _, source in self._sources]
 
     # --- length and position
 
@@ -222,16 +240,45 @@ class LatentDataset(IterableDataset[Batch]):
         """Made in the process that uses it: open files and locks do not cross over."""
         if self._reader is None or self._reader[0] != os.getpid():
             reader = BatchReader(
-                self._sources, self._order, self._select, self._draw, self._on_error, self.pin_memory
+                self._sources,
+                self._order,
+                self._select,
+                self._draw,
+                self._on_error,
+                self.pin_memory,
+                self.cache,
             )
             self._reader = os.getpid(), reader
+            self.cache.stop = threading.Event()
         return self._reader[1]
+
+    def fetch_ahead(self, first: int = 0, step: int = 1) -> FetchAhead | None:
+        """Begin to fetch what the batches number first, first + step, ... need, one window ahead. None if all is local."""
+        if not self._remote:
+            return None
+        self.cache.stop = threading.Event()
+        steps = -(-self._order.window * len(self._order.groups) // self._order.stride)
+        return FetchAhead(self.reader, self.turns(first, step), steps // step + 1, self.cache.folder)
+
+    def _open_files(self, path: Path_, patience: float) -> Files:
+        if isinstance(path, str) and "://" in path:
+            return open_remote(path, self.cache, patience)
+        return _folder(path)
+
+    def _check_cache(self, limit: int | None, window: int) -> None:
+        """A cache that does not hold what a window reads would fetch the same shards over and over."""
+        need = sum((source.shards_at_once(window) + 1) * source.largest for source in self._remote)
+        if limit is not None and limit < need:
+            raise ValueError(
+                f"cache_limit={limit}: with shuffle_window={window} it takes {need} bytes to hold the shards of a window "
+                "and the next one; raise cache_limit or lower shuffle_window"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
 
 
-def open_files(path: Path_) -> Files:
+def _folder(path: Path_) -> LocalFolder:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")

@@ -18,6 +18,9 @@ class Files(Protocol):
     def open(self, name: str, size: int, sha256: str) -> int:
         """A file descriptor, for os.pread, of a file known to have `size` bytes. The caller closes it."""
 
+    def prefetch(self, name: str, size: int, sha256: str) -> bool:
+        """Make opening it fast; False where there is no room for it now."""
+
     def discard(self, name: str, sha256: str) -> bool:
         """Forget a local copy that turned out to be damaged; True if opening again may give a better one."""
 
@@ -39,6 +42,9 @@ class LocalFolder:
             os.close(descriptor)
             raise FormatError(f"{self.path / name} holds {found} bytes, the manifest says {size}")
         return descriptor
+
+    def prefetch(self, name: str, size: int, sha256: str) -> bool:
+        return True
 
     def discard(self, name: str, sha256: str) -> bool:
         return False

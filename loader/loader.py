@@ -24,7 +24,7 @@ def make_loader(
     *,
     num_workers: int = 0,
     num_threads: int = 2,
-    prefetch: int = 4,
+    prefetch: int = 2,
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
     **options: Any,
@@ -108,15 +108,29 @@ class Loader:
             self._stream.close()
             self._stream = None
 
-    def stats(self) -> dict[str, float]:
-        """Since the loader was made: samples, samples/s, bytes read, seconds the trainer waited, substitutes."""
-        seconds = time.perf_counter() - self._started
-        samples = self._counts["samples"]
+    def stats(self) -> dict[str, Any]:
+        """Since the loader was made, in this process and its workers, of the batches the trainer has had.
+
+        samples, samples_per_second, seconds, waiting: seconds that the trainer stood still for data. bytes: read.
+        mixture: share of each path. substitutes: samples that stand in for unreadable ones. Of remote shards also
+        cache_hits, cache_misses, cache_evictions, fetched_bytes, retries.
+        """
+        seconds, counts = time.perf_counter() - self._started, self._counts
+        samples = counts["samples"]
         return {
-            **self._counts,
-            "seconds": seconds,
-            "waited": self._waited,
+            "samples": samples,
             "samples_per_second": samples / seconds,
+            "seconds": seconds,
+            "waiting": self._waited,
+            "substitutes": counts["substitutes"],
+            "mixture": {
+                url: counts[f"path {n}"] / max(samples, 1) for n, url in enumerate(self.dataset.urls)
+            },
+            **{
+                name: n
+                for name, n in counts.items()
+                if name not in ("samples", "substitutes") and " " not in name
+            },
         }
 
     def _start(self) -> Generator[Counted]:
@@ -126,15 +140,20 @@ class Loader:
 
 
 def _in_threads(dataset: LatentDataset, threads: int, prefetch: int) -> Generator[Counted]:
-    reader, ahead = dataset.reader, deque[Future[Counted]]()
-    turns = dataset.turns()
+    turns, reader, ahead = dataset.turns(), dataset.reader, dataset.fetch_ahead()
+    ready = deque[Future[Counted]]()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
     try:
         while True:
-            while len(ahead) <= prefetch:
-                ahead.append(pool.submit(reader.read, *next(turns)))
-            yield ahead.popleft().result()
+            while len(ready) <= prefetch:
+                ready.append(pool.submit(reader.read, *next(turns)))
+                if ahead:
+                    ahead.advance()
+            yield ready.popleft().result()
     finally:
+        dataset.cache.stop.set()
+        if ahead:
+            ahead.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -147,8 +166,12 @@ class _Turns(IterableDataset[Counted]):
     def __iter__(self) -> Iterator[Counted]:
         worker = get_worker_info()
         assert worker is not None
-        for turn in self.dataset.turns(worker.id, worker.num_workers):
-            yield self.dataset.reader.read(*turn)
+        share = worker.id, worker.num_workers
+        reader, ahead = self.dataset.reader, self.dataset.fetch_ahead(*share)
+        for turn in self.dataset.turns(*share):
+            yield reader.read(*turn)
+            if ahead:
+                ahead.advance()
 
 
 def _in_processes(

@@ -60,6 +60,16 @@ class ManifestSource:
         self._shards = manifest.splits[split].shards
         self.names = [shard.name for shard in self._shards]
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tar."""
+        return max((shard.bytes for shard in self._shards), default=0)
+
+    def shards_at_once(self, window: int) -> int:
+        """Shards that a window of so many samples touches, on average and rounded up."""
+        samples = sum(shard.samples for shard in self._shards)
+        return min(len(self._shards), -(-window * len(self._shards) // max(samples, 1)) + 1)
+
     def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
         """Number of samples with all of `members` in each shard."""
         return np.array([shard.samples for shard in self._shards], np.int64)
@@ -73,6 +83,12 @@ class ManifestSource:
         except BaseException:
             os.close(tar)
             raise
+
+    def prefetch(self, number: int) -> bool:
+        """Make opening it fast; False where there is no room for it now. Raises OSError or FormatError."""
+        shard = self._shards[number]
+        sidecar = self.files.prefetch(f"{shard.name}.parquet", 0, shard.parquet_sha256)
+        return self.files.prefetch(f"{shard.name}.tar", shard.bytes, shard.sha256) and sidecar
 
     def discard(self, number: int) -> bool:
         """Forget local copies of a damaged shard; True if opening it again may give a better one."""
@@ -123,6 +139,9 @@ class TarSource:
     def open(self, number: int, members: Sequence[str], captions: bool) -> OpenShard:
         path = self._paths[number]
         return OpenShard(self.files.open(self.names[number], 0, ""), self._scan(path, members, captions))
+
+    def prefetch(self, number: int) -> bool:
+        return True
 
     def discard(self, number: int) -> bool:
         return False

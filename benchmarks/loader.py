@@ -1,0 +1,227 @@
+"""Loaders side by side: the same 4,000 samples, one process each, shards in the page cache, one table.
+
+    pip install "latentmill[bench]"
+    python benchmarks/loader.py                    # --samples 4000 --rounds 3 --workers 0 2
+
+A sample holds what a text-to-image run stores: a 256-pixel latent (8 KiB), a 512-pixel latent (32 KiB) and a caption of
+77 x 1024 float16 (154 KiB). A batch needs the first and the last; who can only read all of it, reads all of it. Each
+loader reads its own format, written from the same arrays, shuffled as its own manual advises, into batches of 256 tensors.
+Runs alternate, each in a process of its own; the first epoch warms up, the second is timed; the best of the rounds counts.
+"""
+
+import argparse
+import importlib.machinery
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+BATCH, SHARD = 256, 1000
+SHAPES = {"latents_256": (4, 32, 32), "latents_512": (4, 64, 64), "caption_latents": (77, 1024)}
+USED = ("latents_256", "caption_latents")
+USED_BYTES = sum(2 * int(np.prod(SHAPES[name])) for name in USED)
+Batches = Iterable[Any]
+
+
+def sample(number: int) -> dict[str, Any]:
+    rng = np.random.default_rng(number)
+    return {n: rng.standard_normal(s, np.float32).astype(np.float16) for n, s in SHAPES.items()}
+
+
+def sample_of_tensors(number: int) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in sample(number).items()}
+
+
+# --- each loader: write its format once, then give an iterable of batches, one epoch at a time --------------------------
+
+
+def write_tars(folder: Path, count: int) -> None:
+    from loader.format import MANIFEST, Field, npy_bytes
+    from precompute.shards import Row, UnitWriter, manifest_of, write_file
+
+    kinds = {"latents_256": "latents", "latents_512": "latents", "caption_latents": "caption_latents"}
+    fields = [Field(name, kinds[name], "float16", shape) for name, shape in SHAPES.items()]  # type: ignore[arg-type]
+    markers, units = [], -(-count // SHARD)
+    for unit in range(units):
+        writer = UnitWriter(folder, "train", unit, list(SHAPES), SHARD, "bench")
+        for number in range(unit * SHARD, min(count, (unit + 1) * SHARD)):
+            writer.write(Row(f"{number:08d}"), {f"{n}.npy": npy_bytes(a) for n, a in sample(number).items()})
+        markers.append(writer.commit({}, fields, {"units": units}, {}))
+        writer.discard()
+    write_file(folder / MANIFEST, manifest_of({}, fields, markers).to_json().encode())
+
+
+def ours(folder: Path, workers: int) -> Batches:
+    from loader import make_loader
+
+    return make_loader(folder / "tar", BATCH, resolution=256, num_workers=workers)
+
+
+def webdataset(folder: Path, workers: int) -> Batches:
+    import webdataset as wds
+
+    urls = sorted(map(str, (folder / "tar").glob("*.tar")))
+    stream = wds.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(1000).decode()
+    stream = stream.to_tuple(*(f"{name}.npy" for name in USED)).batched(BATCH, partial=False)
+    return wds.WebLoader(stream.map(lambda b: [torch.from_numpy(a) for a in b]), batch_size=None, num_workers=workers)
+
+
+def write_mds(folder: Path, count: int) -> None:
+    mosaic = import_mosaic()
+    columns = {n: f"ndarray:float16:{','.join(map(str, s))}" for n, s in SHAPES.items()}
+    with mosaic.MDSWriter(out=str(folder), columns=columns) as writer:
+        for number in range(count):
+            writer.write(sample(number))
+
+
+def mosaicml(folder: Path, workers: int) -> Batches:
+    dataset = import_mosaic().StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
+    return torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True)
+
+
+def import_mosaic() -> Any:
+    """MosaicML's package imports torchvision, for classes nobody uses here: an empty one will do."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        for name in ("", ".datasets", ".transforms", ".transforms.functional"):
+            module: Any = types.ModuleType(f"torchvision{name}")
+            module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
+            module.__path__, module.to_tensor = [], None
+            module.VisionDataset = module.CIFAR10 = object
+            sys.modules[module.__name__] = module
+    import streaming
+
+    return streaming
+
+
+def write_litdata(folder: Path, count: int) -> None:
+    import litdata
+
+    inputs = list(range(count))
+    litdata.optimize(sample_of_tensors, inputs, output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
+
+
+def litdata(folder: Path, workers: int) -> Batches:
+    import litdata
+
+    dataset = litdata.StreamingDataset(str(folder / "litdata"), shuffle=True, drop_last=True)
+    return litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=workers, drop_last=True)
+
+
+def datasets(folder: Path, workers: int) -> Batches:
+    from datasets import load_dataset
+
+    files = sorted(map(str, (folder / "tar").glob("*.tar")))
+    stream = load_dataset("webdataset", data_files=files, split="train", streaming=True).shuffle(0, buffer_size=1000)
+    stream = stream.select_columns([f"{name}.npy" for name in USED]).with_format("torch")
+    return torch.utils.data.DataLoader(stream, batch_size=BATCH, num_workers=workers, drop_last=True)
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {"tar": write_tars, "mds": write_mds, "litdata": write_litdata}
+LOADERS: dict[str, tuple[str, Callable[[Path, int], Batches]]] = {
+    "latentmill": ("tar", ours),
+    "webdataset": ("tar", webdataset),
+    "mosaicml-streaming": ("mds", mosaicml),
+    "litdata": ("litdata", litdata),
+    "datasets": ("tar", datasets),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, folder: Path, workers: int, count: int) -> dict[str, float]:
+    """Runs in a process of its own. cpu: seconds of this process and its workers, per GB that a batch holds."""
+    torch.set_num_threads(1)
+    if name == "memcpy":
+        return measure_memcpy(count)
+    started = time.perf_counter()
+    batches = LOADERS[name][1](folder, workers)
+    if name != "datasets":  # a whole epoch of which would take minutes, and warms nothing that the kernel does not
+        seen = consume(batches, 1 if count < BATCH * 2 else 10**9, started)
+    cpu, begin = os.times(), time.perf_counter()
+    seen = consume(batches, 4 if name == "datasets" else 10**9, begin)
+    seconds, after = time.perf_counter() - begin, os.times()
+    used = sum(after[:2]) - sum(cpu[:2])
+    return {"rate": seen / seconds, "cpu": used / (seen * USED_BYTES / 1e9)}
+
+
+def consume(batches: Batches, limit: int, begin: float) -> int:
+    """Look at each batch as a training step would, and count its samples."""
+    seen = 0
+    for batch in itertools.islice(batches, limit):
+        tensors = list(batch.values()) if isinstance(batch, dict) else batch
+        latents = next(t for t in tensors if torch.is_tensor(t) and t.ndim == 4 and t.shape[-1] == 32)
+        assert latents.shape[1:] == SHAPES["latents_256"], latents.shape
+        seen += len(latents)
+    return seen
+
+
+def measure_memcpy(count: int) -> dict[str, float]:
+    """The same bytes from one place in memory to another, in batches."""
+    source = np.ones((count, USED_BYTES), np.uint8)
+    target = np.ones((BATCH, USED_BYTES), np.uint8)
+    begin, cpu = time.perf_counter(), time.process_time()
+    for start in range(0, count - BATCH + 1, BATCH):
+        np.copyto(target, source[start : start + BATCH])
+    copied = count // BATCH * BATCH
+    seconds, used = time.perf_counter() - begin, time.process_time() - cpu
+    return {"rate": copied / seconds, "cpu": used / (copied * USED_BYTES / 1e9)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Loaders side by side.")
+    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=list(LOADERS))
+    parser.add_argument("--folder", type=Path, help="keep the data there; default: a temporary folder")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # measure one loader here
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one, args.folder, args.workers[0], args.samples)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        for kind in {LOADERS[name][0] for name in args.loaders}:
+            if not (folder / kind).exists():
+                print(f"writing {args.samples} samples as {kind}", file=sys.stderr)
+                WRITERS[kind](folder / kind, args.samples)
+        for workers in args.workers:
+            print_table(args, folder, workers)
+
+
+def print_table(args: argparse.Namespace, folder: Path, workers: int) -> None:
+    results: dict[str, list[dict[str, float]]] = {}
+    for _ in range(args.rounds):
+        for name in ("memcpy", *args.loaders):
+            options = ["--one", name, "--folder", folder, "--workers", workers, "--samples", args.samples]
+            done = subprocess.run([sys.executable, __file__, *map(str, options)], capture_output=True, text=True)
+            if done.returncode:
+                print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+                continue
+            results.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+    print(f"\n{workers} workers, best of {args.rounds}\n")
+    print(f"{'loader':20s} {'samples/s':>10s} {'GB/s':>7s} {'CPU s/GB':>9s} {'ours is':>8s} {'of memcpy':>10s}")
+    best = {name: max(runs, key=lambda run: run["rate"]) for name, runs in results.items()}
+    for name, run in sorted(best.items(), key=lambda item: -item[1]["rate"]):
+        ratio, share = best["latentmill"]["rate"] / run["rate"], run["rate"] / best["memcpy"]["rate"]
+        line = f"{name:20s} {run['rate']:10.0f} {run['rate'] * USED_BYTES / 1e9:7.2f} {run['cpu']:9.2f}"
+        print(f"{line} {ratio:7.2f}x {100 * share:9.1f}%")
+
+
+if __name__ == "__main__":
+    main()
