@@ -23,6 +23,7 @@ from loader.format import Field, text_field_name
 from precompute.encoders import DTYPES
 from precompute.errors import ModelError, UsageError
 from precompute.models import locate, weights_hash
+from precompute.openclip import open_openclip
 from precompute.toy import ToyTokenizer, toy_text_model
 
 Float16 = npt.NDArray[np.float16]
@@ -203,14 +204,21 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
     """The encoder that one `--text-encoder` names: `toy`, a folder, or a Hub id; `text_encoder` and `tokenizer`
     subfolders, as diffusers pipelines have them, are found by themselves.
 
-    CLIP and T5 families go by their name; `auto:ID` takes any other transformers model that gives hidden states.
+    CLIP and T5 families go by their name; `auto:ID` takes any other transformers model that gives hidden states;
+    `openclip:NAME` one of OpenCLIP (precompute/openclip.py).
     Raises ModelError or UsageError.
     """
     spec, device, torch_dtype = parse_text_encoder(value), torch.device(device), DTYPES[dtype]
+    model: Any
+    tokenizer: Any
     if spec.model == "toy":
         model = toy_text_model()
         recipe = {"model": "toy", "weights": weights_hash(model)}
         return TextEncoder(spec, model, ToyTokenizer(), recipe, device, torch_dtype)
+    if spec.model.startswith("openclip:"):
+        model, tokenizer = open_openclip(spec.model)
+        recipe = {"model": spec.model, "weights": weights_hash(model)}
+        return TextEncoder(spec, model, tokenizer, recipe, device, torch_dtype)
     auto = spec.model.startswith("auto:")
     location = locate("--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"])
     kind, architectures = location.config.get("model_type", ""), location.config.get("architectures") or [""]
@@ -238,6 +246,8 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
     except (OSError, ValueError, RuntimeError) as error:
         first = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(f"--text-encoder {spec.model}: cannot load it: {first}") from error
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        model = model.get_encoder()  # the other half writes text
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return family(spec, model, tokenizer, location.recipe(model), device, torch_dtype)

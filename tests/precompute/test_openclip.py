@@ -1,0 +1,82 @@
+"""`openclip:` encoders give what OpenCLIP gives: padding id 0, no mask over it, states after the final layer norm."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from precompute.errors import ModelError
+from precompute.text_encoders import open_text_encoder
+
+CAPTIONS = ["a photograph of a cat", "", "the cup " * 60]
+
+
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ModelError, match=r"latentmill\[openclip\]"):
+        open_text_encoder("openclip:ViT-B-32/openai")
+
+
+@pytest.fixture(scope="module", params=["CLIP", "CustomTextCLIP"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    """`openclip:local-dir:FOLDER` of a small random model, and OpenCLIP's own copy of it."""
+    open_clip = pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("openclip")
+    config = {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
+        "custom_text": request.param == "CustomTextCLIP",
+    }
+    torch.manual_seed(5)
+    made = getattr(open_clip.model, request.param)(
+        config["embed_dim"], config["vision_cfg"], config["text_cfg"]
+    ).eval()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file(made.state_dict(), folder / "open_clip_model.safetensors")
+    return f"openclip:local-dir:{folder}", made
+
+
+def test_states_are_those_after_the_final_layer_norm(model: tuple[str, Any]) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    name, made = model
+    encoder = open_text_encoder(f"{name}?pooled")
+    assert [field.shape for field in encoder.fields] == [(77, 64), (12,)]
+    tokens = open_clip.get_tokenizer("ViT-B-32")(CAPTIONS)
+    assert (tokens[1, 2:] == 0).all() and (tokens[2] != 0).all()
+    normed: list[torch.Tensor] = []
+    hook = getattr(made, "text", made).ln_final.register_forward_hook(lambda *a: normed.append(a[-1]))
+    with torch.no_grad():
+        pooled = made.encode_text(tokens)
+    hook.remove()
+    for arrays, states, vector in zip(encoder.encode(CAPTIONS), normed[0], pooled, strict=True):
+        np.testing.assert_allclose(arrays["caption_latents"], states.numpy(), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(arrays["caption_pooled"], vector.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_earlier_layer_is_that_block_s_output(model: tuple[str, Any]) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    name, made = model
+    outputs: list[torch.Tensor] = []
+    block = getattr(made, "text", made).transformer.resblocks[-2]
+    hook = block.register_forward_hook(lambda *a: outputs.append(a[-1]))
+    with torch.no_grad():
+        made.encode_text(open_clip.get_tokenizer("ViT-B-32")(CAPTIONS))
+    hook.remove()
+    for arrays, states in zip(
+        open_text_encoder(f"{name}?layer=-2").encode(CAPTIONS), outputs[0], strict=True
+    ):
+        np.testing.assert_allclose(arrays["caption_latents"], states.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_model_that_is_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    with pytest.raises(ModelError, match="--text-encoder openclip:local-dir"):
+        open_text_encoder(f"openclip:local-dir:{tmp_path}")
+    with pytest.raises(ModelError, match="--text-encoder openclip:NoSuchModel"):
+        open_text_encoder("openclip:NoSuchModel/openai")

@@ -1,0 +1,236 @@
+"""Every text encoder gives the library's own states, and each row gets those of its own caption."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+import transformers
+
+from precompute.encode import BatchEncoder, CaptionCache, Sample
+from precompute.encoders import open_image_encoder
+from precompute.errors import ModelError, UsageError
+from precompute.text_encoders import Launched, TextEncoder, open_text_encoder, parse_text_encoder
+
+CAPTIONS = ["a photograph of a cat", "", "the woman in the cup with a flag", "cup"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_t5(tmp_path_factory.mktemp("t5"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save_decoder_only(tmp_path_factory.mktemp("llama"))
+
+
+def library(folder: Path, model_class: Any, captions: list[str], **kwargs: Any) -> Any:
+    """The library's forward over one caption at a time, padded as pipelines do; with `trim`, not padded at all."""
+    trim = kwargs.pop("trim", False)
+    top = "" if (folder / "config.json").exists() else "text_encoder"
+    model = model_class.from_pretrained(folder, subfolder=top).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, subfolder=top and "tokenizer")
+    padding = {} if trim else {"padding": "max_length", "max_length": 77}
+    tokens = [
+        tokenizer([text], truncation=True, return_tensors="pt", **padding).input_ids for text in captions
+    ]
+    with torch.no_grad():
+        return [model(ids, **kwargs) for ids in tokens]
+
+
+def check(found: np.ndarray, expected: torch.Tensor) -> None:
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_clip_gives_the_last_hidden_state_of_all_tokens(clip: Path) -> None:
+    encoder = open_text_encoder(str(clip))
+    assert [(f.name, f.shape) for f in encoder.fields] == [("caption_latents", (77, 16))]
+    for arrays, out in zip(
+        encoder.encode(CAPTIONS), library(clip, transformers.CLIPTextModel, CAPTIONS), strict=True
+    ):
+        check(arrays["caption_latents"], out.last_hidden_state[0])
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 0])
+def test_layer_counts_as_the_library_does(clip: Path, layer: int) -> None:
+    encoder = open_text_encoder(f"{clip}?layer={layer}")
+    outs = library(clip, transformers.CLIPTextModel, CAPTIONS, output_hidden_states=True)
+    for arrays, out in zip(encoder.encode(CAPTIONS), outs, strict=True):
+        expected = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+        check(arrays["caption_latents"], expected[0])
+
+
+def test_pooled_is_the_library_s_pooler_output(clip: Path) -> None:
+    encoder = open_text_encoder(f"l={clip}?pooled")
+    assert [(f.name, f.kind, f.shape) for f in encoder.fields] == [
+        ("caption_latents_l", "caption_latents", (77, 16)),
+        ("caption_pooled_l", "caption_pooled", (16,)),
+    ]
+    for arrays, out in zip(
+        encoder.encode(CAPTIONS), library(clip, transformers.CLIPTextModel, CAPTIONS), strict=True
+    ):
+        check(arrays["caption_pooled_l"], out.pooler_output[0])
+
+
+def test_pooled_of_a_projected_model_is_the_projection(tmp_path: Path) -> None:
+    folder = tiny_models.save_clip(tmp_path, projection=True)
+    outs = library(folder, transformers.CLIPTextModelWithProjection, CAPTIONS)
+    for arrays, out in zip(open_text_encoder(f"{folder}?pooled").encode(CAPTIONS), outs, strict=True):
+        check(arrays["caption_pooled"], out.text_embeds[0])
+
+
+def test_t5_keeps_the_real_tokens_alone(t5: Path) -> None:
+    encoder = open_text_encoder(f"t5={t5}")
+    assert [(f.name, f.shape) for f in encoder.fields] == [("caption_latents_t5", (None, 16))]
+    outs = library(t5, transformers.T5EncoderModel, CAPTIONS, trim=True)
+    lengths = []
+    for arrays, out in zip(encoder.encode(CAPTIONS), outs, strict=True):
+        check(arrays["caption_latents_t5"], out.last_hidden_state[0])
+        lengths.append(len(arrays["caption_latents_t5"]))
+    assert lengths == [6, 1, 9, 2], "words and the end token"
+
+
+def test_length_cuts_long_captions(t5: Path, clip: Path) -> None:
+    encoder = open_text_encoder(f"{t5}?length=4")
+    assert [len(a["caption_latents"]) for a in encoder.encode(CAPTIONS)] == [4, 1, 4, 2]
+    (cut,) = encoder.encode(["a photograph of a cat"])
+    (whole,) = encoder.encode(["a photograph of"])
+    np.testing.assert_allclose(cut["caption_latents"], whole["caption_latents"], atol=2e-3)
+    assert open_text_encoder(f"{clip}?length=20").encode(["a cat"])[0]["caption_latents"].shape == (20, 16)
+    with pytest.raises(UsageError, match="length 100 is more than the model's 77"):
+        open_text_encoder(f"{clip}?length=100")
+
+
+def test_decoder_only_model_by_auto(llama: Path) -> None:
+    encoder = open_text_encoder(f"auto:{llama}?layer=-2")
+    texts = [text for text in CAPTIONS if text]
+    outs = library(llama, transformers.AutoModel, texts, trim=True, output_hidden_states=True)
+    for arrays, out in zip(encoder.encode(texts), outs, strict=True):
+        check(arrays["caption_latents"], out.hidden_states[-2][0])
+    assert encoder.encode([""])[0]["caption_latents"].shape == (1, 16), "one padding token"
+
+
+def test_encoder_half_by_auto(tmp_path: Path) -> None:
+    size = tiny_models.save_word_tokenizer(tmp_path, end=True)
+    config = transformers.T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    torch.manual_seed(4)
+    transformers.T5Model(config).save_pretrained(tmp_path)
+    encoder = open_text_encoder(f"auto:{tmp_path}")
+    outs = library(tmp_path, transformers.T5EncoderModel, CAPTIONS, trim=True)
+    for arrays, out in zip(encoder.encode(CAPTIONS), outs, strict=True):
+        check(arrays["caption_latents"], out.last_hidden_state[0])
+
+
+def test_unknown_family_says_how_to_take_it_all_the_same(llama: Path) -> None:
+    with pytest.raises(ModelError, match=f"auto:{llama}"):
+        open_text_encoder(str(llama))
+
+
+def test_recipe_holds_all_that_changes_a_state(clip: Path) -> None:
+    plain = open_text_encoder(str(clip)).recipe
+    for option, name in (("layer=-2", "layer"), ("length=20", "length"), ("pooled", "pooled")):
+        other = open_text_encoder(f"{clip}?{option}").recipe
+        assert {key for key in plain if plain[key] != other[key]} == {name}
+
+
+def test_value_names_encoder_model_and_options() -> None:
+    spec = parse_text_encoder("g=user/model@v1?subfolder=text_encoder_2&layer=-2&length=77&pooled")
+    assert vars(spec) == {
+        "name": "g", "model": "user/model@v1", "subfolder": "text_encoder_2", "layer": -2, "length": 77, "pooled": True,
+    }  # fmt: skip
+
+
+# --- rows and captions ---
+
+
+class Counting(TextEncoder):
+    """Remembers what it was asked to encode."""
+
+    def launch(self, captions: Any, dtype: torch.dtype | None = None) -> Launched:
+        asked.append(list(captions))
+        return super().launch(captions, dtype)
+
+
+asked: list[list[str]] = []
+
+
+@pytest.fixture
+def batches(t5: Path) -> BatchEncoder:
+    """The toy images with a T5 whose calls are counted."""
+    encoder = open_text_encoder(str(t5))
+    encoder.__class__ = type("CountingT5", (Counting, type(encoder)), {})
+    found = BatchEncoder(open_image_encoder("toy"), [encoder], [8], "moments", 0)
+    asked.clear()
+    return found
+
+
+def rows(captions: list[str]) -> list[Sample]:
+    return [Sample(f"k{i}", text, {8: np.zeros((8, 8, 3), np.uint8)}) for i, text in enumerate(captions)]
+
+
+def test_rows_get_the_states_of_their_own_caption_and_each_is_encoded_once(
+    batches: BatchEncoder, t5: Path
+) -> None:
+    first, second = ["cat", "cup", "cat", "woman in a cup"], ["cup", "man", "cat", "man"]
+    got = [*batches.collect(batches.launch(rows(first))), *batches.collect(batches.launch(rows(second)))]
+    assert asked == [["cat", "cup", "woman in a cup"], ["man"]]
+    alone = open_text_encoder(str(t5))
+    for caption, arrays in zip(first + second, got, strict=True):
+        np.testing.assert_allclose(
+            arrays["caption_latents"], alone.encode([caption])[0]["caption_latents"], atol=2e-3
+        )
+    batches.start_unit()
+    batches.launch(rows(["cat"]))
+    assert asked[-1] == ["cat"], "a unit depends on nothing outside of it"
+
+
+def test_cache_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("precompute.encode.CACHED_BYTES", 10_000)
+    cache = CaptionCache()
+    for number in range(50):
+        texts = [f"{number}-{i}" for i in range(4)]
+        cache.add(texts, [Launched(torch.zeros(4, 10, 50, dtype=torch.float16), None, [10] * 4)])
+        assert [row for _, row in cache.find(texts)] == [0, 1, 2, 3]
+    assert cache.unknown(["0-0", "47-3", "48-0", "49-3"]) == ["0-0", "47-3"], "two batches of 4,000 bytes"
+
+
+class Loud(torch.nn.Module):
+    """Hidden states of 2,000 a letter, where float16 ends at 65,504; without `stays`, on the way only."""
+
+    def __init__(self, stays: bool) -> None:
+        super().__init__()
+        self.stays = stays
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.config = SimpleNamespace(max_position_embeddings=4)
+
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+        states = input_ids[..., None] * self.weight * 2000
+        return SimpleNamespace(last_hidden_state=states if self.stays else states / 2000)
+
+
+class Letters:
+    model_max_length = 4
+
+    def __call__(self, captions: list[str], **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=torch.tensor([[len(text)] * 4 for text in captions]))
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_caption_that_overflows_is_computed_again_in_wider_precision_or_rejected(stays: bool) -> None:
+    spec = parse_text_encoder("loud")
+    encoder = TextEncoder(spec, Loud(stays), Letters(), {}, torch.device("cpu"), torch.float16)
+    batches = BatchEncoder(open_image_encoder("toy"), [encoder], [8], "moments", 0)
+    results = batches.collect(batches.launch(rows(["short", "x" * 60, "again"])))
+    assert [result is None for result in results] == [False, stays, False]
+    if not stays:
+        np.testing.assert_array_equal(results[1]["caption_latents"], np.full((4, 1), 60))
