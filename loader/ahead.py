@@ -48,7 +48,7 @@ class FetchAhead:
 
     def _next_shards(self, turns: Iterator[Turn]) -> Iterator[int]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "fetcher").open("w") as turnstile:
+        with (self._folder / "fetcher.lock").open("w") as turnstile:
             while not self._stop.is_set():
                 try:
                     fcntl.flock(turnstile, fcntl.LOCK_EX | fcntl.LOCK_NB)

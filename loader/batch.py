@@ -122,9 +122,12 @@ class BatchReader:
             for number in [n for n, known in self._open.items() if isinstance(known, OpenShard)]:
                 del self._open[number]
 
-    def reopen(self, number: int) -> bool:
-        """After damage: True if a fresh copy of the shard can be had, which the next `open` gets."""
+    def reopen(self, number: int, damaged: OpenShard) -> bool:
+        """True if the next `open` gives another copy of the shard than the damaged one."""
         source, local = self._source(number)
+        with self._lock:
+            if self._open.get(number) is not damaged:  # another thread was faster
+                return True
         if not source.discard(local):
             return False
         with self._lock:
@@ -179,18 +182,26 @@ class _Work:
         bounds = np.flatnonzero(np.diff(places.shard[by_place])) + 1
         failed: dict[int, DataError] = {}
         for part in np.split(by_place, bounds):
-            number = int(places.shard[part[0]])
-            bad = self._read_shard(number, indexes[part], places.row[part])
-            if bad and self.reader.reopen(number):
-                bad = self._read_shard(number, indexes[part], places.row[part])
-            failed |= bad
+            failed |= self._read_shard(int(places.shard[part[0]]), indexes[part], places.row[part])
         return failed
 
     def _read_shard(self, number: int, indexes: I64, rows: I64) -> dict[int, DataError]:
         try:
             shard = self.reader.open(number)
+            errors = self._read_rows(shard, indexes, rows)
+            if errors and self.reader.reopen(number, shard):
+                errors = self._read_rows(self.reader.open(number), indexes, rows)
         except DataError as error:
             return dict.fromkeys(indexes.tolist(), error)
+        if not errors:
+            return {}
+        row_of = dict(zip(indexes.tolist(), rows.tolist(), strict=True))
+        return {
+            index: DataError(f"{self.reader.name(number)}, key {shard.table.keys[row_of[index]]}: {error}")
+            for index, error in errors.items()
+        }
+
+    def _read_rows(self, shard: OpenShard, indexes: I64, rows: I64) -> dict[int, Exception]:
         errors: dict[int, Exception] = {}
         image, mirror = self.select.image, self.flipped[indexes]
         self._read_field(shard, image, image.name, indexes[~mirror], rows[~mirror], errors)
@@ -200,13 +211,7 @@ class _Work:
         for field in (*self.select.text, *self.select.pooled):
             self._read_field(shard, field, field.name, indexes[kept], rows[kept], errors)
         self._read_words(shard, indexes, rows, errors)
-        if not errors:
-            return {}
-        row_of = dict(zip(indexes.tolist(), rows.tolist(), strict=True))
-        return {
-            index: DataError(f"{self.reader.name(number)}, key {shard.table.keys[row_of[index]]}: {error}")
-            for index, error in errors.items()
-        }
+        return errors
 
     def _read_field(
         self,

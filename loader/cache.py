@@ -6,7 +6,7 @@ their process. There is nothing else: no index, no counter, no shared memory, no
 
     CACHE/files/<sha256>                 whole and verified
     CACHE/files/<sha256>.<size>.part     being fetched, or left by a process that died: the next one goes on from there
-    CACHE/files/room                     locked while room is made
+    CACHE/room.lock, CACHE/fetcher.lock  held by who makes room, by who fetches ahead; empty
 """
 
 import contextlib
@@ -82,19 +82,17 @@ class Cache:
         return counts
 
     def discard(self, sha256: str) -> bool:
-        """Remove the file if it is damaged; True if it was."""
+        """Remove the file if it is damaged; True if it is gone, so that opening it again fetches it."""
         if sha256 in self._verified:
             return False
         path = self.folder / sha256
-        try:
+        with contextlib.suppress(FileNotFoundError):
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                     self._verified.add(sha256)
                     return False
             log.warning("%s was damaged on disk: fetching it again", path)
             path.unlink()
-        except FileNotFoundError:
-            return False
         return True
 
     def _open_whole(self, sha256: str) -> int | None:
@@ -121,7 +119,9 @@ class Cache:
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 locked = self._lock(part, descriptor, name, wait)
-                if locked and whole.exists():  # finished between our look and our lock: the part is a new, empty one
+                if (
+                    locked and whole.exists()
+                ):  # finished between our look and our lock: the part is a new, empty one
                     part.unlink()
                     locked = False
                 if not locked:
@@ -163,7 +163,7 @@ class Cache:
         if self.limit is None:
             return True
         for waited in self._waiting(f"room in the cache for {name}"):
-            with (self.folder / "room").open("w") as room:
+            with (self.folder.parent / "room.lock").open("w") as room:
                 fcntl.flock(room, fcntl.LOCK_EX)
                 if part.exists() or self._evict(self.limit - size):
                     part.touch()
@@ -182,11 +182,10 @@ class Cache:
         """Bring the files down to `target` bytes. Parts count as what they will be."""
         files, total = [], 0
         for entry in os.scandir(self.folder):
-            if entry.name != "room":
-                with contextlib.suppress(FileNotFoundError):
-                    size = _size_in_name(entry.name) or entry.stat().st_size
-                    files.append((entry.stat().st_mtime_ns, size, Path(entry.path)))
-                    total += size
+            with contextlib.suppress(FileNotFoundError):
+                size = _size_in_name(entry.name) or entry.stat().st_size
+                files.append((entry.stat().st_mtime_ns, size, Path(entry.path)))
+                total += size
         for _, size, path in sorted(files):
             if total <= target:
                 break

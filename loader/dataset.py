@@ -258,7 +258,7 @@ class LatentDataset(IterableDataset[Batch]):
             return None
         self.cache.stop = threading.Event()
         steps = -(-self._order.window * len(self._order.groups) // self._order.stride)
-        return FetchAhead(self.reader, self.turns(first, step), steps // step + 1, self.cache.folder)
+        return FetchAhead(self.reader, self.turns(first, step), steps // step + 1, self.cache.folder.parent)
 
     def _open_files(self, path: Path_, patience: float) -> Files:
         if isinstance(path, str) and "://" in path:
