@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 from .errors import ArchiveError
 
 _MAX_EXTENSION = 2**20  # bytes of a tar header that only carries a long name
+_SEEK_FROM = 4096  # bytes; less is read faster than skipped
 _BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 MAX_MEMBER_SIZE = 256 * 2**20  # bytes; no image is that large, and a header may claim anything
 
@@ -41,11 +42,21 @@ def iter_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Me
         members = _iter_tar(unpacked)
     try:
         for member in members:
-            base = os.path.basename(member.name)
+            base = basename(member.name)
             if base and not base.startswith((".", "__")):
                 yield member
     except (struct.error, ValueError, OverflowError) as error:  # of a damaged header
         raise ArchiveError(f"{type(error).__name__}: {error}") from error
+
+
+def basename(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def stem(name: str) -> str:
+    """The base name without its extension: what annotations and images are matched by."""
+    base = basename(name)
+    return base.rpartition(".")[0] or base
 
 
 def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -55,9 +66,9 @@ def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, byt
     """
     name, parts = "", dict[str, bytes]()
     for member in members:
-        folder, base = os.path.split(member.name)
-        stem, _, extension = base.partition(".")
-        key, extension = os.path.join(folder, stem), extension.lower()
+        extension = basename(member.name).partition(".")[2]
+        key = member.name.removesuffix(extension).removesuffix(".")
+        extension = extension.lower()
         if parts and (key != name or extension in parts):
             yield name, parts
             parts = {}
@@ -164,7 +175,9 @@ def _exactly(file: IO[bytes], length: int) -> bytes:
 
 
 def _skip(file: IO[bytes], length: int) -> None:
-    if length:
+    if 0 < length <= _SEEK_FROM:
+        _exactly(file, length)
+    elif length:
         try:
             file.seek(length - 1, os.SEEK_CUR)
         except _BROKEN_GZIP as error:

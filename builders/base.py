@@ -98,6 +98,9 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             if os.path.isdir(data_dir):
                 kwargs["data_fingerprint"] = _fingerprint(data_dir)
         super().__init__(*args, data_dir=data_dir, hash=_code_hash(type(self)), **kwargs)
+        self._raw_features = datasets.Features(
+            {**self._info().features, "image": datasets.Image(decode=False)}
+        )
 
     def _info(self) -> datasets.DatasetInfo:
         config = self.config
@@ -146,7 +149,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         for index, shard in enumerate(shards):
             seen: set[str] = set()
             for number, row in enumerate(self._rows(shard)):
-                reason, record = ("duplicate_key", _blank(row)) if row.key in seen else self._judge(row)
+                reason, record = ("duplicate_key", self._blank(row)) if row.key in seen else self._judge(row)
                 seen.add(row.key)
                 if counts is not None:
                     counts[reason or "ok"] += 1
@@ -158,7 +161,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
 
     def _judge(self, row: Row) -> tuple[str | None, dict[str, Any]]:
         """The reason to reject the row, or None, and its record as far as it goes."""
-        record = _blank(row)
+        record = self._blank(row)
         data, config = row.image, self.config
         if row.reject is not None:
             return row.reject, record
@@ -189,6 +192,12 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         if config.max_image_size is not None and min(info.width, info.height) > config.max_image_size:
             return self._shrunk(data, record)
         return None, record
+
+    def _blank(self, row: Row) -> dict[str, Any]:
+        """A record of which nothing but its origin is known."""
+        record: dict[str, Any] = dict.fromkeys(self._raw_features)
+        record.update(row.extras, key=row.key, source=row.source)
+        return record
 
     def _shrunk(self, data: bytes, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         try:
@@ -244,6 +253,11 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
 class _CountedExamples(ExamplesIterable):
     """A stream of a builder's examples that reports the counts when it has been read to the end."""
 
+    @property
+    def features(self) -> datasets.Features:
+        """What the examples hold as they are; a stream cast to just this (images not decoded) needs no conversion."""
+        return self.generate_examples_fn.__self__._raw_features
+
     def __iter__(self) -> Iterator[tuple[Key, dict[str, Any]]]:
         counts: Counter[str] = Counter()
         self.kwargs: dict[str, Any] = {**self.kwargs, "counts": counts}
@@ -262,11 +276,6 @@ class _CountedExamples(ExamplesIterable):
 
     def _counted(self, other: ExamplesIterable) -> "_CountedExamples":
         return _CountedExamples(other.generate_examples_fn, other.kwargs)
-
-
-def _blank(row: Row) -> dict[str, Any]:
-    empty = {"key": row.key, "image": None, "caption": None, "captions": None, "width": None, "height": None}
-    return {**empty, "source": row.source, **row.extras}
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import datasets
 
-from .archives import iter_members, zip_names
+from .archives import iter_members, stem, zip_names
 from .base import Row, make_key
 from .errors import ArchiveError
-from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources, open_source, stem
+from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources, open_source
 
 _URL = "http://images.cocodataset.org/"  # no https: the certificate does not cover the bucket's name
 _TRAIN2014 = Source("train2014.zip", _URL + "zips/train2014.zip", size=13_510_573_713, members=82_784)

@@ -9,7 +9,6 @@ Safety scores lie in one table apart from the images and are joined by image nam
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ import datasets
 import pyarrow.compute
 import pyarrow.parquet
 
-from .archives import iter_members
+from .archives import basename, iter_members, stem
 from .base import Row, make_key
 from .errors import ArchiveError
 from .sources import (
@@ -30,7 +29,6 @@ from .sources import (
     hub_url,
     open_source,
     parse_parts,
-    stem,
 )
 
 _REPOSITORY = "poloclub/diffusiondb"
@@ -86,7 +84,7 @@ class Diffusiondb(ArchiveBuilder):
                 [member.read() for member in members if member.name.endswith(".json")]
             )
             for member in members:
-                name = os.path.basename(member.name)
+                name = basename(member.name)
                 if not name.endswith(".json"):
                     seen.add(name)
                     yield self._row(shard, name, member.read, parameters.get(name), scores.get(part, name))

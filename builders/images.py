@@ -123,7 +123,7 @@ def decode_rgb(data: bytes, shorter_edge: int | None = None) -> Image.Image:
 
 
 def shrink(data: bytes, shorter_edge: int, lossless: bool = False) -> bytes:
-    """A copy whose shorter edge has `shorter_edge` pixels: upright RGB, Lanczos, JPEG of quality 95.
+    """A copy whose shorter edge has `shorter_edge` pixels: upright RGB, bicubic, JPEG of quality 95.
 
     With `lossless`, sources that are not JPEG are stored losslessly (PNG as PNG, the others as WebP), so that they suffer no second
     lossy generation. The colour profile is kept.
@@ -131,7 +131,7 @@ def shrink(data: bytes, shorter_edge: int, lossless: bool = False) -> bytes:
     image = decode_rgb(data, shorter_edge)
     scale = shorter_edge / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    small = image.resize(size, Image.Resampling.LANCZOS)
+    small = image.resize(size, Image.Resampling.BICUBIC)
     out, profile = io.BytesIO(), image.info.get("icc_profile")
     kind = sniff(data)
     if not lossless or kind == "JPEG":

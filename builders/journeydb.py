@@ -21,6 +21,7 @@ from typing import IO, Any, ClassVar
 import datasets
 import huggingface_hub
 
+from .archives import stem
 from .base import Row, logger, make_key
 from .errors import BuilderError, ConfigError
 from .sources import (
@@ -32,7 +33,6 @@ from .sources import (
     hub_url,
     open_source,
     parse_parts,
-    stem,
 )
 
 _REPOSITORY = "JourneyDB/JourneyDB"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .archives import iter_members
+from .archives import iter_members, stem
 from .base import Row, make_key
 from .errors import MissingSourceError
 from .sources import (
@@ -25,7 +25,6 @@ from .sources import (
     hub_url,
     open_source,
     parse_parts,
-    stem,
 )
 
 LICENSE_PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"

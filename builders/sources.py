@@ -212,11 +212,6 @@ def hub_url(repository: str, path: str) -> str:
     return f"hf://datasets/{repository}/{path}"
 
 
-def stem(name: str) -> str:
-    """The base name without its extension: what annotations and images are matched by."""
-    return os.path.splitext(os.path.basename(name))[0]
-
-
 def _some(paths: list[str]) -> str:
     return ", ".join(paths[:6]) + (f" and {len(paths) - 6:,} more" if len(paths) > 6 else "")
 

@@ -174,7 +174,7 @@ def test_shrink(orientation):
     info = probe(small)
     assert info.format == "JPEG" and min(info.width, info.height) == 512
     assert (info.height > info.width) is (orientation == 6)
-    full = decode_rgb(data).resize((info.width, info.height), Image.Resampling.LANCZOS)
+    full = decode_rgb(data).resize((info.width, info.height), Image.Resampling.BICUBIC)
     assert psnr(decode_rgb(small), full) > 36
 
 
@@ -182,5 +182,5 @@ def test_shrink(orientation):
 def test_lossless_shrink_adds_no_loss(data, kind):
     small = shrink(data, 300, lossless=True)
     assert sniff(small) == kind
-    assert psnr(decode_rgb(small), decode_rgb(data).resize((300, 300), Image.Resampling.LANCZOS)) > 60
+    assert psnr(decode_rgb(small), decode_rgb(data).resize((300, 300), Image.Resampling.BICUBIC)) > 60
     assert sniff(shrink(data, 300)) == "JPEG"
