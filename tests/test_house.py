@@ -44,7 +44,9 @@ def test_a_leaf_needs_nothing_heavier_than_it_says(part: str) -> None:
         "loader": ["diffusers", "transformers", "accelerate", "datasets", "webdataset", "PIL"],
     }[part]
     modules = sorted(
-        f"{part}.{path.stem}" for path in (ROOT / part).glob("*.py") if path.stem not in ("__init__", "__main__")
+        f"{part}.{path.stem}"
+        for path in (ROOT / part).glob("*.py")
+        if path.stem not in ("__init__", "__main__")
     )
     code = f"import sys; sys.modules.update(dict.fromkeys({banned!r})); import importlib\n"
     code += f"for name in {modules!r}: importlib.import_module(name)"

@@ -119,7 +119,23 @@ def save_word_tokenizer(folder: Path, end: bool) -> int:
         "<pad>",
         "</s>",
         "<unk>",
-        *"a an and cat cup flag for in man of on photograph the white with woman".split(),
+        *(
+            "a",
+            "an",
+            "and",
+            "cat",
+            "cup",
+            "flag",
+            "for",
+            "in",
+            "man",
+            "of",
+            "on",
+            "photograph",
+            "the",
+            "with",
+            "woman",
+        ),
     ]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
