@@ -12,6 +12,7 @@ from precompute.encoders import ImageEncoder
 from precompute.likeness import decode, psnr
 from precompute.originals import source_pixels
 from precompute.samples import Sample, raw_latents
+from precompute.text import printable
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -83,8 +84,3 @@ def _false_colours(raw: npt.NDArray[np.float32]) -> UInt8:
     low, high = channels.min((0, 1)), channels.max((0, 1))
     scaled = (channels - low) / np.maximum(high - low, 1e-6) * 255
     return scaled.astype(np.uint8).repeat(8, 0).repeat(8, 1)
-
-
-def printable(text: str) -> str:
-    """One line without control, format or surrogate characters: a caption must not reorder or break the page."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from loader.format import (
     KEY,
+    MANIFEST,
+    NULL_CAPTION,
     SHARD_NAME,
     Field,
     FormatError,
@@ -52,7 +54,8 @@ def redo(stem: str) -> str:
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
-COMPANIONS = {"manifest.json", "null_caption.npz", "README.md", "preview.png", "report.html"}
+README, SHEET, REPORT = "README.md", "preview.png", "report.html"
+COMPANIONS = {MANIFEST, NULL_CAPTION, README, SHEET, REPORT}
 
 
 @dataclass(frozen=True)

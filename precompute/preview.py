@@ -15,6 +15,7 @@ import tyro
 
 from loader.format import Manifest
 from precompute.cards import make_cards, make_pair
+from precompute.checks import REPORT, SHEET
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.figures import gather
 from precompute.likeness import Models, recipe_image_encoder, source_images
@@ -25,8 +26,6 @@ from precompute.shards import write_file
 from precompute.sheet import draw_sheet
 from precompute.store import Store, expected_manifest
 from precompute.verify import read_markers
-
-SHEET, REPORT = "preview.png", "report.html"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Any
 from PIL import Image
 
 from precompute import charts
-from precompute.cards import Card, Picture, printable
+from precompute.cards import Card, Picture
 from precompute.figures import Figures, Reject
+from precompute.text import file_size, flatten, printable
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PIXELS = 320  # edge of a picture on the page
@@ -48,16 +49,6 @@ def render(
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """(`image_encoder.scale`, `0.13025`) for every leaf of a recipe."""
-    if isinstance(value, dict) and value:
-        return [leaf for k, v in value.items() for leaf in flatten(v, f"{prefix}.{k}" if prefix else str(k))]
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return [leaf for i, item in enumerate(value) for leaf in flatten(item, f"{prefix}[{i}]")]
-    text = ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
-    return [(prefix, printable(text))]
-
-
 def _numbers(figures: Figures) -> list[tuple[str, str]]:
     done, units = figures.units
     speed = sorted(figures.speed)
@@ -65,18 +56,10 @@ def _numbers(figures: Figures) -> list[tuple[str, str]]:
         ("samples", f"{figures.samples:,}"),
         ("rejected", f"{sum(figures.rejected.values()):,}"),
         ("units finished", f"{done:,} of {units:,}"),
-        ("in shards", _size(figures.bytes)),
-        ("a sample", _size(figures.bytes / max(figures.samples, 1))),
+        ("in shards", file_size(figures.bytes)),
+        ("a sample", file_size(figures.bytes / max(figures.samples, 1))),
         ("images/s, median", f"{speed[len(speed) // 2]:,.1f}" if speed else "not timed"),
     ]
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.2f} TB"
 
 
 def _row_charts(figures: Figures, recipe: dict[str, Any]) -> list[tuple[str, str]]:

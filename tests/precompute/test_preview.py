@@ -10,11 +10,12 @@ from made_shards import write_shards
 from PIL import Image
 
 from precompute import preview, run, verify
-from precompute.cards import Card, Picture, printable
+from precompute.cards import Card, Picture
 from precompute.errors import UsageError
 from precompute.figures import near_pairs, perceptual_hash
 from precompute.likeness import psnr
 from precompute.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
+from precompute.text import printable
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -14,7 +14,8 @@ from PIL import Image
 from precompute import charts, preview
 from precompute.cards import Card, Picture
 from precompute.figures import Figures, Reject
-from precompute.report import flatten, render
+from precompute.report import render
+from precompute.text import flatten
 
 ATTACK = "<script>document.title='owned'</script>\"'><img src=https://example.invalid/x onerror=alert(1)>{{recipe}}"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
