@@ -1,0 +1,188 @@
+"""Processes are killed, stopped and starved of disk at random instants; the tars are those of an undisturbed run."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import ROOT, environment, leftovers, tars
+from raw.archive import write_tar
+from raw.photos import jpeg
+from worker import work
+
+from precompute.verify import Config as VerifyConfig
+from precompute.verify import Report, verify
+
+UNITS, ROWS = 12, 7
+KILLS, KILLS_A_RUN = 60, 16
+SLOW = 0.002  # seconds a write: a unit takes about 0.2 s, as long as a process needs to start
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGSTOP is POSIX's")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve tars of seven rows; the third of each is no image, and the last has no caption."""
+    folder = tmp_path_factory.mktemp("raw")
+    for unit in range(UNITS):
+        members = []
+        for row in range(ROWS):
+            key = f"{unit:03d}{row:03d}"
+            members.append((f"{key}.jpg", b"<html>" if row == 2 else jpeg(unit + row, (256, 256))))
+            if row < ROWS - 1:
+                members.append((f"{key}.txt", f"caption {row} of {unit}".encode()))
+        write_tar(folder / f"{unit:05d}.tar", members)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Any]:
+    """Start a process on a folder. All that still run at the end are killed."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/precompute")]
+    )
+    os.environ["HF_HUB_OFFLINE"] = environment()["HF_HUB_OFFLINE"]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worker"])
+    started: list[BaseProcess] = []
+
+    def start(output: Path, data: Path, **options: Any) -> BaseProcess:
+        process = context.Process(target=work, args=(output, data), kwargs=options)
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def finish(start: Any, output: Path, data: Path, **options: Any) -> None:
+    process = start(output, data, **options)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path, start: Any) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed")
+    finish(start, output, data)
+    assert len(tars(output)) == 2 * UNITS
+    return output
+
+
+def check(output: Path, undisturbed: Path) -> None:
+    """As if nothing had happened."""
+    assert tars(output) == tars(undisturbed)
+    for path in undisturbed.glob("*.parquet"):
+        assert (output / path.name).read_bytes() == path.read_bytes()
+    assert (output / "manifest.json").read_bytes() == (undisturbed / "manifest.json").read_bytes()
+    assert not leftovers(output)
+    assert not list(verify(VerifyConfig(str(output)), Report(str(output), "all")))
+
+
+def wait_for(output: Path, pattern: str, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not list(output.glob(pattern)):
+        assert time.monotonic() < end, f"no {pattern} in {seconds} s"
+        time.sleep(0.002)
+
+
+def test_killed_at_random_instants(tmp_path: Path, data: Path, undisturbed: Path, start: Any) -> None:
+    """Two to four processes; whoever dies is replaced, until a run is through; so many runs as it takes."""
+    kills, seed = 0, 0
+    while kills < KILLS:
+        random_ = random.Random(seed)
+        output = tmp_path / f"run-{seed}"
+        count = random_.randint(2, 4)
+        processes = [start(output, data, slow=SLOW, timeout=2.0) for _ in range(count)]
+        killed = 0
+        while killed < KILLS_A_RUN and all(process.exitcode is None for process in processes):
+            time.sleep(random_.uniform(0, 0.25))
+            victim = random_.randrange(count)
+            if processes[victim].is_alive():
+                processes[victim].kill()
+                killed += 1
+                processes[victim] = start(output, data, slow=SLOW, timeout=2.0)
+        for process in processes:
+            process.join(timeout=60)
+        assert {process.exitcode for process in processes} == {0}
+        print(f"seed {seed}: {count} processes, {killed} kills")
+        check(output, undisturbed)
+        shutil.rmtree(output)
+        kills, seed = kills + killed, seed + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_disk_that_fills_up(tmp_path: Path, data: Path, undisturbed: Path, start: Any, seed: int) -> None:
+    output = tmp_path / "out"
+    processes = [start(output, data, full_disk=2 * seed + i) for i in range(2)]
+    for process in processes:
+        process.join(timeout=60)
+    assert 1 in {process.exitcode for process in processes}, "at least one ran into it, and said so"
+    assert tars(output).items() <= tars(undisturbed).items()
+    if leftovers(output):  # of a whole run, or of one that stopped and tidied up
+        assert leftovers(output) == [".work"] and not list((output / ".work").iterdir())
+    finish(start, output, data)
+    check(output, undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sigterm_gives_the_work_back(
+    tmp_path: Path, data: Path, undisturbed: Path, start: Any, seed: int
+) -> None:
+    """The other process takes it up at once: the leases of both would only go stale in an hour."""
+    output = tmp_path / "out"
+    first, second = (start(output, data, slow=SLOW, timeout=3600) for _ in range(2))
+    wait_for(output, "train-*.json")
+    time.sleep(random.Random(seed).uniform(0, 0.2))
+    first.terminate()
+    first.join(timeout=10)
+    assert first.exitcode == 128 + signal.SIGTERM
+    second.join(timeout=60)
+    assert second.exitcode == 0
+    check(output, undisturbed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stopped_process_is_overtaken_and_wakes_to_find_it_out(
+    tmp_path: Path, data: Path, undisturbed: Path, start: Any, seed: int
+) -> None:
+    output = tmp_path / "out"
+    asleep = start(output, data, slow=SLOW, timeout=0.6)
+    wait_for(output, ".work/train-*.1-*/0.tar")
+    time.sleep(random.Random(seed).uniform(0, 0.2))
+    os.kill(asleep.pid, signal.SIGSTOP)
+    held = [path.name for path in (output / ".work").glob("*.lease-1")]
+    assert held, "it was to be stopped with a unit in its hands"
+    finish(start, output, data, timeout=0.6)
+    assert asleep.is_alive()
+    os.kill(asleep.pid, signal.SIGCONT)
+    asleep.join(timeout=30)
+    assert asleep.exitcode == 0, "it finds all done, and nothing of its own to add"
+    check(output, undisturbed)
+
+
+@pytest.mark.parametrize("after", [0.1, 0.7, 1.3])
+def test_stopped_process_wakes_while_the_other_works_on_its_unit(
+    tmp_path: Path, data: Path, undisturbed: Path, start: Any, after: float
+) -> None:
+    output = tmp_path / "out"
+    asleep = start(output, data, slow=SLOW, timeout=0.6)
+    wait_for(output, ".work/train-*.1-*/0.tar")
+    os.kill(asleep.pid, signal.SIGSTOP)
+    awake = start(output, data, slow=SLOW, timeout=0.6)
+    time.sleep(0.6 + after)
+    os.kill(asleep.pid, signal.SIGCONT)
+    for process in (asleep, awake):
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    check(output, undisturbed)

@@ -1,0 +1,62 @@
+"""One process of a precompute run, started by fork from a server that has imported everything: in milliseconds."""
+
+import errno
+import logging
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from tqdm import tqdm
+
+from precompute import run
+from precompute.errors import one_line_errors, output_errors
+from precompute.shards import TarWriter
+
+TOY: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32", "resolutions": (64,)}
+
+
+def work(
+    output: Path, data: Path, slow: float = 0.0, full_disk: int | None = None, timeout: float = 60.0
+) -> None:
+    """`precompute/run.py builders/webdataset` over the tars in `data`.
+
+    slow: seconds that each write to a tar takes longer. full_disk: seed; the disk is full at a random write.
+    """
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore that a killed process would leak
+    logging.disable(logging.WARNING)
+    sys.stdout = open(os.devnull, "w")
+    sys.stderr = sys.stdout if full_disk is None else sys.stderr
+    left = random.Random(full_disk).randrange(1, 400) if full_disk is not None else -1
+    put = TarWriter._put
+
+    def hindered(self: TarWriter, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time.sleep(slow)
+        put(self, data)
+
+    TarWriter._put = hindered  # type: ignore[method-assign]
+    run.stop_on_sigterm()
+    with one_line_errors(), output_errors(output):
+        run.run(
+            run.Config(
+                "builders/webdataset",
+                output,
+                data_dir=data,
+                batch_size=3,
+                num_threads=2,
+                samples_per_shard=3,
+                lease_timeout=timeout,
+                **TOY,
+            )
+        )
