@@ -75,7 +75,9 @@ def webdataset(folder: Path, workers: int) -> Batches:
     urls = sorted(map(str, (folder / "tar").glob("*.tar")))
     stream = wds.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(1000).decode()
     stream = stream.to_tuple(*(f"{name}.npy" for name in USED)).batched(BATCH, partial=False)
-    return wds.WebLoader(stream.map(lambda b: [torch.from_numpy(a) for a in b]), batch_size=None, num_workers=workers)
+    return wds.WebLoader(
+        stream.map(lambda b: [torch.from_numpy(a) for a in b]), batch_size=None, num_workers=workers
+    )
 
 
 def write_mds(folder: Path, count: int) -> None:
@@ -125,12 +127,18 @@ def datasets(folder: Path, workers: int) -> Batches:
     from datasets import load_dataset
 
     files = sorted(map(str, (folder / "tar").glob("*.tar")))
-    stream = load_dataset("webdataset", data_files=files, split="train", streaming=True).shuffle(0, buffer_size=1000)
+    stream = load_dataset("webdataset", data_files=files, split="train", streaming=True).shuffle(
+        0, buffer_size=1000
+    )
     stream = stream.select_columns([f"{name}.npy" for name in USED]).with_format("torch")
     return torch.utils.data.DataLoader(stream, batch_size=BATCH, num_workers=workers, drop_last=True)
 
 
-WRITERS: dict[str, Callable[[Path, int], None]] = {"tar": write_tars, "mds": write_mds, "litdata": write_litdata}
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "tar": write_tars,
+    "mds": write_mds,
+    "litdata": write_litdata,
+}
 LOADERS: dict[str, tuple[str, Callable[[Path, int], Batches]]] = {
     "latentmill": ("tar", ours),
     "webdataset": ("tar", webdataset),
@@ -150,7 +158,9 @@ def measure(name: str, folder: Path, workers: int, count: int) -> dict[str, floa
         return measure_memcpy(count)
     started = time.perf_counter()
     batches = LOADERS[name][1](folder, workers)
-    if name != "datasets":  # a whole epoch of which would take minutes, and warms nothing that the kernel does not
+    if (
+        name != "datasets"
+    ):  # a whole epoch of which would take minutes, and warms nothing that the kernel does not
         seen = consume(batches, 1 if count < BATCH * 2 else 10**9, started)
     cpu, begin = os.times(), time.perf_counter()
     seen = consume(batches, 4 if name == "datasets" else 10**9, begin)
@@ -209,13 +219,17 @@ def print_table(args: argparse.Namespace, folder: Path, workers: int) -> None:
     for _ in range(args.rounds):
         for name in ("memcpy", *args.loaders):
             options = ["--one", name, "--folder", folder, "--workers", workers, "--samples", args.samples]
-            done = subprocess.run([sys.executable, __file__, *map(str, options)], capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, *map(str, options)], capture_output=True, text=True
+            )
             if done.returncode:
                 print(f"{name} failed: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
                 continue
             results.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
     print(f"\n{workers} workers, best of {args.rounds}\n")
-    print(f"{'loader':20s} {'samples/s':>10s} {'GB/s':>7s} {'CPU s/GB':>9s} {'ours is':>8s} {'of memcpy':>10s}")
+    print(
+        f"{'loader':20s} {'samples/s':>10s} {'GB/s':>7s} {'CPU s/GB':>9s} {'ours is':>8s} {'of memcpy':>10s}"
+    )
     best = {name: max(runs, key=lambda run: run["rate"]) for name, runs in results.items()}
     for name, run in sorted(best.items(), key=lambda item: -item[1]["rate"]):
         ratio, share = best["latentmill"]["rate"] / run["rate"], run["rate"] / best["memcpy"]["rate"]

@@ -9,5 +9,6 @@ from loader.batch import DataError, noise
 from loader.dataset import LatentDataset
 from loader.format import FormatError
 from loader.loader import Loader, make_loader
+from loader.stock import as_webdataset
 
-__all__ = ["DataError", "FormatError", "LatentDataset", "Loader", "make_loader", "noise"]
+__all__ = ["DataError", "FormatError", "LatentDataset", "Loader", "as_webdataset", "make_loader", "noise"]

@@ -3,6 +3,7 @@
 Nothing is read that is not used: not a field that was not asked for, not a caption that dropout removes.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -27,6 +28,7 @@ log = logging.getLogger("loader")
 
 NOISE, DROP, FLIP = 11, 12, 13  # what a hash is for; order.py has 1 to 3
 OPEN_SHARDS = 256
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE}
 
 Array = npt.NDArray[Any]
 Batch = dict[str, Any]
@@ -100,9 +102,9 @@ class BatchReader:
             source, local = self._source(number)
             try:
                 known = source.open(local, self.select.members, "caption" in self.select.extras)
-            except PermissionError:  # no other shard will do better
-                raise
             except (OSError, FormatError) as error:
+                if isinstance(error, PermissionError) or getattr(error, "errno", None) in HOPELESS:
+                    raise  # no other shard will do better
                 known = DataError(f"{self.name(number)}: {error}")
             with self._lock:
                 self._open[number] = known

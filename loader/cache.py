@@ -41,6 +41,7 @@ class Cache:
         self.folder, self.limit = folder / "files", limit
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
+        self.busy: set[str] = set()  # what this process is fetching
         self.stop = threading.Event()
         self.reclaim: Callable[[], None] = lambda: None  # lets go of files that are held but not being read
         self._verified: set[str] = set()
@@ -130,6 +131,7 @@ class Cache:
                     if found is not None:
                         return found
                     continue
+                self.busy.add(name)
                 fetch(descriptor)
                 with open(descriptor, "rb", closefd=False) as file:
                     file.seek(0)
@@ -144,6 +146,8 @@ class Cache:
             except BaseException:
                 os.close(descriptor)
                 raise
+            finally:
+                self.busy.discard(name)
 
     def _lock(self, part: Path, descriptor: int, name: str, wait: bool) -> bool:
         """Become the one who fetches. Waits for another that does, as long as it lives; False if that one has finished."""

@@ -19,7 +19,7 @@ from loader.ahead import FetchAhead
 from loader.batch import Batch, BatchReader, Draw
 from loader.cache import Cache
 from loader.files import Files, LocalFolder
-from loader.order import Order, integer_weights
+from loader.order import bucketed, mixture
 from loader.remote import RemoteFolder, open_remote
 from loader.select import Scale, Selection, check_alike, select_flipped, select_image, select_text
 from loader.source import ManifestSource, open_source
@@ -91,17 +91,7 @@ class LatentDataset(IterableDataset[Batch]):
         cache_limit: int | None = None,
         patience: float = 900.0,
     ) -> None:
-        for name, value, fine in (
-            ("batch_size", batch_size, batch_size >= 1),
-            ("shuffle_window", shuffle_window, shuffle_window >= 1),
-            ("caption_drop_prob", caption_drop_prob, 0 <= caption_drop_prob <= 1),
-            ("flip_prob", flip_prob, 0 <= flip_prob <= 1),
-            ("posterior", posterior, posterior in ("sample", "mean")),
-            ("on_error", on_error, on_error in ("substitute", "raise")),
-            ("extras", extras, set(extras) <= {"key", "caption"}),
-        ):
-            if not fine:
-                raise ValueError(f"{name}={value!r} is out of range")
+        _check(locals())
         self.batch_size, self.drop_last = batch_size, drop_last
         self.rank, self.world_size = _rank_and_world_size(rank, world_size)
         if partitions < 1 or self.world_size % partitions:
@@ -110,49 +100,52 @@ class LatentDataset(IterableDataset[Batch]):
         folder = Path(cache_dir or os.environ.get("LATENTMILL_CACHE") or "~/.cache/latentmill").expanduser()
         self.cache = Cache(folder, cache_limit)
         sources = [open_source(self._open_files(path, patience), split, folder) for path in paths]
-        selections = []
-        for source in sources:
-            image = select_image(source, resolution, scale, shift)
-            flipped = select_flipped(source, image) if flip_prob else None
-            text = select_text(source, text_encoders, "latents")
-            pools = select_text(source, text_encoders, "pooled") if pooled else ()
-            selections.append(Selection(image, flipped, text, pools, tuple(extras), caption_tokens))
-        check_alike(sources, selections, may_differ)
-        counts = [source.samples(selections[0].members, "caption" in extras) for source in sources]
-        ends = np.cumsum([len(count) for count in counts]).tolist()
-        self._sources = list(zip([0, *ends[:-1]], sources, strict=True))
-        self._shards_hash = _hash_of(
-            [(s.fingerprint, *s.names, *c.tolist()) for s, c in zip(sources, counts, strict=True)]
-        )
-        shards = np.concatenate(counts)
-        if weights is not None and len(weights) != len(paths):
-            raise ValueError(f"weights={list(weights)!r}: {len(paths)} paths need as many weights")
-        mixture = weights is not None and len(paths) > 1
-        self._order = Order(
-            shards=shards,
-            groups=tuple(zip([0, *ends[:-1]], ends, strict=True)) if mixture else ((0, len(shards)),),
-            weights=integer_weights(weights) if mixture and weights else (1,),
-            lengths=tuple(int(c.sum()) for c in counts) if mixture else (int(shards.sum()),),
-            seed=seed,
-            shuffle=shuffle,
-            window=shuffle_window,
-            partitions=partitions,
-            stride=batch_size * self.world_size // partitions,
-        )
         self._remote = [
             s for s in sources if isinstance(s, ManifestSource) and isinstance(s.files, RemoteFolder)
         ]
         self._check_cache(cache_limit, shuffle_window)
+        selections = [
+            Selection(
+                image := select_image(source, resolution, scale, shift),
+                select_flipped(source, image) if flip_prob else None,
+                select_text(source, text_encoders, "latents"),
+                select_text(source, text_encoders, "pooled") if pooled else (),
+                tuple(extras),
+                caption_tokens,
+            )
+            for source in sources
+        ]
+        check_alike(sources, selections, may_differ)
         self._select = selections[0]
         self._draw = Draw(seed, posterior, caption_drop_prob, flip_prob)
         self._on_error: Literal["substitute", "raise"] = on_error
+        counts = [source.samples(self._select.members, "caption" in extras) for source in sources]
+        firsts = np.cumsum([0, *(len(count) for count in counts)]).tolist()
+        self._sources = list(zip(firsts, sources, strict=False))
+        self._shards_hash = _hash_of(
+            [(s.fingerprint, *s.names, *c.tolist()) for s, c in zip(sources, counts, strict=True)]
+        )
+        options: dict[str, Any] = {
+            "seed": seed,
+            "shuffle": shuffle,
+            "window": shuffle_window,
+            "partitions": partitions,
+        }
+        if None in self._select.image.shape:
+            if weights is not None:
+                raise ValueError("weights: shards of several buckets cannot be mixed by weight")
+            buckets = [bucket for source in sources for bucket in source.buckets]
+            self._order = bucketed(np.concatenate(counts), buckets, batch_size, drop_last, **options)
+        else:
+            options["stride"] = batch_size * self.world_size // partitions
+            self._order = mixture(counts, weights, **options)
         self.pin_memory = False
         self.epoch = self.position = 0
         self._reader: tuple[int, BatchReader] | None = None
         if not len(self):
             raise ValueError(
-                f"batch_size={batch_size} on {self.world_size} ranks: {self.num_samples} samples do not fill one batch each; "
-                "lower it, or give drop_last=False"
+                f"batch_size={batch_size} on {self.world_size} ranks: {sum(int(c.sum()) for c in counts)} samples do not "
+                "fill one batch each; lower it, or give drop_last=False"
             )
 
     @property
@@ -191,7 +184,7 @@ class LatentDataset(IterableDataset[Batch]):
         """Where the next batch begins, and the identity of the order; the same on every rank."""
         order = self._order
         identity = {"shards": self._shards_hash, "seed": order.seed, "window": order.window * order.shuffle}
-        identity |= {"partitions": order.partitions, "weights": _hash_of(order.weights)}
+        identity |= {"partitions": order.partitions, "unit": order.unit, "weights": _hash_of(order.weights)}
         return {"epoch": self.epoch, "position": self.position, "stride": order.stride, **identity}
 
     def load_state_dict(self, state: State) -> None:
@@ -213,6 +206,7 @@ class LatentDataset(IterableDataset[Batch]):
     # --- iteration
 
     def __iter__(self) -> Iterator[Batch]:
+        self.cache.stop.clear()
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         # In a worker the position counts rounds of all workers, so that a copy restored from it finds its own batches.
@@ -276,6 +270,23 @@ class LatentDataset(IterableDataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
+
+
+def _check(arguments: dict[str, Any]) -> None:
+    """The arguments that are wrong whatever the shards are."""
+    fine = {
+        "batch_size": arguments["batch_size"] >= 1,
+        "shuffle_window": arguments["shuffle_window"] >= 1,
+        "caption_drop_prob": 0 <= arguments["caption_drop_prob"] <= 1,
+        "flip_prob": 0 <= arguments["flip_prob"] <= 1,
+        "caption_tokens": arguments["caption_tokens"] is None or arguments["caption_tokens"] >= 1,
+        "posterior": arguments["posterior"] in ("sample", "mean"),
+        "on_error": arguments["on_error"] in ("substitute", "raise"),
+        "extras": set(arguments["extras"]) <= {"key", "caption"},
+    }
+    for name, value in fine.items():
+        if not value:
+            raise ValueError(f"{name}={arguments[name]!r} is out of range")
 
 
 def _folder(path: Path_) -> LocalFolder:

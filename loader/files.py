@@ -12,6 +12,9 @@ class Files(Protocol):
 
     url: str
 
+    def address(self, name: str) -> str:
+        """A path or URL that others can open."""
+
     def read(self, name: str) -> bytes:
         """All of a small file. Raises FileNotFoundError where there is none."""
 
@@ -31,6 +34,9 @@ class LocalFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.url = str(path)
+
+    def address(self, name: str) -> str:
+        return str(self.path / name)
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()

@@ -174,7 +174,10 @@ def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar and its sidecar, `{name}.tar` and `{name}.parquet`. With no samples there is no tar, and no sha256."""
+    """One tar and its sidecar, `{name}.tar` and `{name}.parquet`. With no samples there is no tar, and no sha256.
+
+    bucket: of aspect-ratio buckets the one that all samples are of, `1024x768` (height, width in pixels); else empty.
+    """
 
     name: str
     samples: int
@@ -182,6 +185,7 @@ class Shard:
     bytes: int
     sha256: str
     parquet_sha256: str
+    bucket: str = ""
 
     def __post_init__(self) -> None:
         if not SHARD_NAME.fullmatch(self.name):

@@ -4,10 +4,12 @@ Threads (the default) fill batches in this process: reading releases the interpr
 processes. `num_workers` processes do the same through torch's DataLoader.
 """
 
+import itertools
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -15,6 +17,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from loader.batch import Batch
 from loader.dataset import LatentDataset, Path_, State
 
+log = logging.getLogger("loader")
+
+STALL = 30.0  # seconds
 Counted = tuple[Batch, Counter[str]]
 
 
@@ -84,7 +89,11 @@ class Loader:
         stream = self._stream
         for _ in range(dataset.batches_left(dataset.position)):
             asked = time.perf_counter()
-            batch, counts = next(stream)
+            try:
+                batch, counts = next(stream)
+            except BaseException:
+                self._stream = None
+                raise
             self._waited += time.perf_counter() - asked
             self._counts.update(counts)
             dataset.position += dataset.global_batch_size
@@ -149,12 +158,28 @@ def _in_threads(dataset: LatentDataset, threads: int, prefetch: int) -> Generato
                 ready.append(pool.submit(reader.read, *next(turns)))
                 if ahead:
                     ahead.advance()
-            yield ready.popleft().result()
+            yield _wait_for(ready.popleft(), dataset)
     finally:
         dataset.cache.stop.set()
         if ahead:
             ahead.close()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _wait_for(batch: Future[Counted], dataset: LatentDataset) -> Counted:
+    """With a line in the log for every so many seconds without it."""
+    for number in itertools.count(1):
+        wait([batch], timeout=STALL)
+        if batch.done():
+            break
+        log.warning(
+            "waiting since %.0f s for the batch at epoch %d, position %d; being fetched: %s",
+            number * STALL,
+            dataset.epoch,
+            dataset.position,
+            ", ".join(sorted(dataset.cache.busy)) or "nothing",
+        )
+    return batch.result()
 
 
 class _Turns(IterableDataset[Counted]):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Order:
-    """shards: samples of each shard. groups: shard numbers [first, last) of each group; one group if not a mixture.
+    """shards: samples of each shard. groups: the shards of each group, by number; one group if not a mixture.
 
     weights: integers, one per group: how many positions of `sum(weights)` belong to it.
     unit: positions that stay together in one group: 1, or the batch size where groups are buckets.
@@ -46,7 +47,7 @@ class Order:
     """
 
     shards: I64
-    groups: tuple[tuple[int, int], ...]
+    groups: tuple[I64, ...]
     weights: tuple[int, ...]
     lengths: tuple[int, ...]
     seed: int
@@ -112,7 +113,7 @@ class Order:
 
         A substitute takes the place of another turn, of the same window as long as there is hope.
         """
-        total = int(self.shards[slice(*self.groups[group])].sum())
+        total = int(self.shards[self.groups[group]].sum())
         first = self._cut(total, partition)
         size = self._cut(total, partition + 1) - first
         turn = turn % size
@@ -148,11 +149,10 @@ class Order:
         cache: OrderedDict[tuple[int, int], tuple[I64, I64]] = vars(self)["_epochs"]
         known = cache.get((group, epoch))
         if known is None:
-            first, last = self.groups[group]
-            shards = np.arange(last - first, dtype=np.int64)
+            shards = self.groups[group]
             if self.shuffle:
-                shards = permute(shards, last - first, keyed(self.seed, SHARDS, group, epoch))
-            shards += first
+                turn = np.arange(len(shards))
+                shards = shards[permute(turn, len(shards), keyed(self.seed, SHARDS, group, epoch))]
             known = cache[group, epoch] = shards, np.cumsum(self.shards[shards])
             while len(cache) > 3 * len(self.groups):
                 cache.popitem(last=False)
@@ -180,6 +180,40 @@ def _share(count: I64, weight: int, total: int) -> I64:
     """`count * weight / total`, rounded; in two parts, so that nothing overflows."""
     whole, part = np.divmod(count, total)
     return whole * weight + (part * weight + total // 2) // total
+
+
+def mixture(counts: Sequence[I64], weights: Sequence[float] | None, **options: Any) -> Order:
+    """The order of one or several datasets, given the samples of each one's shards; weighted, or all of each once."""
+    ends = np.cumsum([len(count) for count in counts])
+    groups = tuple(np.arange(end - len(count), end) for end, count in zip(ends, counts, strict=True))
+    lengths = tuple(int(count.sum()) for count in counts)
+    if weights is not None and len(weights) != len(counts):
+        raise ValueError(f"weights={list(weights)!r}: {len(counts)} paths need as many weights")
+    if weights is None or len(counts) == 1:
+        return Order(np.concatenate(counts), (np.concatenate(groups),), (1,), (sum(lengths),), **options)
+    if 0 in lengths:
+        raise ValueError(f"weights={list(weights)!r}: path number {lengths.index(0)} has no samples")
+    return Order(np.concatenate(counts), groups, integer_weights(weights), lengths, **options)
+
+
+def bucketed(counts: I64, buckets: Sequence[str], batch_size: int, drop_last: bool, **options: Any) -> Order:
+    """The order of shards of several image shapes: every batch is of one bucket, and all buckets are spread over the epoch.
+
+    What does not fill the last batch of a bucket is left out of the epoch, or padded from the bucket's beginning.
+    """
+    if "" in buckets:
+        raise ValueError(
+            "the images are of several shapes, and the manifest does not say which shard is of which bucket"
+        )
+    if options["partitions"] > 1:
+        raise ValueError(
+            f"partitions={options['partitions']}: shards of several buckets cannot be partitioned"
+        )
+    names = np.array(buckets)
+    groups = tuple(np.flatnonzero(names == name) for name in sorted(set(buckets)))
+    sizes = [int(counts[group].sum()) for group in groups]
+    lengths = tuple(size // batch_size if drop_last else -(-size // batch_size) for size in sizes)
+    return Order(counts, groups, lengths, lengths, unit=batch_size, **options)
 
 
 def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:

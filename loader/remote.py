@@ -43,6 +43,9 @@ class Interrupted(OSError):
 class Transport(Protocol):
     url: str
 
+    def address(self, name: str) -> str:
+        """A URL that others can open."""
+
     def stream(self, name: str, start: int) -> Iterator[bytes]:
         """The bytes of a file from `start`; first b"" if the server begins at 0 instead.
 
@@ -56,6 +59,9 @@ class RemoteFolder:
     def __init__(self, transport: Transport, cache: Cache, patience: float) -> None:
         self.transport, self.cache, self.patience = transport, cache, patience
         self.url = transport.url
+
+    def address(self, name: str) -> str:
+        return self.transport.address(name)
 
     def read(self, name: str) -> bytes:
         data = bytearray()
@@ -128,8 +134,11 @@ class HttpTransport:
     def __init__(self, url: str, base: str, token: str | None = None) -> None:
         self.url, self._base, self._token = url, base.rstrip("/"), token
 
+    def address(self, name: str) -> str:
+        return f"{self._base}/{urllib.parse.quote(name, safe='/%')}"
+
     def stream(self, name: str, start: int) -> Iterator[bytes]:
-        request = urllib.request.Request(f"{self._base}/{urllib.parse.quote(name, safe='/%')}")
+        request = urllib.request.Request(self.address(name))
         request.add_header("User-Agent", "latentmill")
         if start:
             request.add_header("Range", f"bytes={start}-")
@@ -147,13 +156,16 @@ class HttpTransport:
                 raise Interrupted(f"connection closed after {seen} of {expected} bytes")
         except urllib.error.HTTPError as error:
             with error:
-                raise self._meaning(error, name, start) from error
+                if error.code != 416 or not start:
+                    raise self._meaning(error, name) from error
+            yield b""  # there is nothing from there on: what we have is whole, or wrong
+            yield from self.stream(name, 0)
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, Interrupted):
                 raise
             raise Interrupted(str(error) or type(error).__name__) from error
 
-    def _meaning(self, error: urllib.error.HTTPError, name: str, start: int) -> OSError:
+    def _meaning(self, error: urllib.error.HTTPError, name: str) -> OSError:
         what = f"{self.url}/{name}: HTTP {error.code} {error.reason}"
         if error.code in (404, 410):
             return FileNotFoundError(what)
@@ -174,6 +186,9 @@ class FsspecTransport:
 
         self.url = url.rstrip("/")
         self._files, self._root = fsspec.core.url_to_fs(self.url)
+
+    def address(self, name: str) -> str:
+        return f"{self.url}/{name}"
 
     def stream(self, name: str, start: int) -> Iterator[bytes]:
         try:

@@ -58,6 +58,7 @@ class ManifestSource:
         self.files, self.fields = files, manifest.fields
         self.recipe, self.fingerprint = manifest.recipe, manifest.fingerprint
         self._shards = manifest.splits[split].shards
+        self.buckets = [shard.bucket for shard in self._shards]
         self.names = [shard.name for shard in self._shards]
 
     @property
@@ -129,6 +130,7 @@ class TarSource:
         self.names = [str(path.relative_to(files.path)) for path in self._paths]
         if not self._paths:
             raise ValueError(f"{files.url}: no {MANIFEST} and no .tar there")
+        self.buckets = [""] * len(self._paths)
         self.fields = self._guess_fields()
 
     def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:

@@ -1,0 +1,51 @@
+"""How fast the loader reads your own shards, here.
+
+python -m loader.bench latents/cc12m --batch-size 256 --resolution 256 --seconds 20
+"""
+
+import argparse
+import json
+import time
+
+from loader.loader import make_loader
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m loader.bench", description="How fast the loader reads your shards."
+    )
+    parser.add_argument("shards", nargs="+", help="folders, hf://datasets/USER/REPO, https://...")
+    parser.add_argument("--weights", type=float, nargs="+")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--resolution", type=int)
+    parser.add_argument("--caption-drop-prob", type=float, default=0.0)
+    parser.add_argument("--shuffle-window", type=int, default=16384)
+    parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--num-threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    args = vars(parser.parse_args())
+    shards, seconds = args.pop("shards"), args.pop("seconds")
+    started = time.perf_counter()
+    try:
+        batches = make_loader(shards, **args)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    first: dict[str, object] | None = None
+    while time.perf_counter() - started < seconds:
+        for batch in batches:
+            if first is None:
+                first = batch
+                print(f"first batch after {time.perf_counter() - started:.2f} s")
+                for name, value in batch.items():
+                    print(f"  {name:20s} {tuple(value.shape)} {value.dtype}")
+            if time.perf_counter() - started >= seconds:
+                break
+    stats = batches.stats()
+    batches.close()
+    print(f"{stats['samples_per_second']:.0f} samples/s, {stats['bytes'] / stats['seconds'] / 1e9:.2f} GB/s")
+    print(json.dumps(stats, indent=1))
+
+
+if __name__ == "__main__":
+    main()

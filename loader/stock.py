@@ -1,0 +1,27 @@
+"""The way out: the same shards through stock webdataset."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from loader.cache import Cache
+from loader.files import LocalFolder
+from loader.remote import open_remote
+from loader.source import open_source
+
+
+def as_webdataset(path: str | os.PathLike[str], split: str = "train", **options: Any) -> Any:
+    """A `webdataset.WebDataset` over the shards of `path`, members decoded: `sample["moments_256.npy"]`, `sample["txt"]`.
+
+    options: as of WebDataset; shardshuffle is False unless given. Its latents are raw: scaling is up to you.
+    """
+    import webdataset
+
+    cache = Cache(Path.home() / ".cache" / "latentmill", None)
+    remote = isinstance(path, str) and "://" in path
+    files = open_remote(str(path), cache, patience=60.0) if remote else LocalFolder(Path(path).expanduser())
+    source = open_source(files, split, cache.folder.parent)
+    counts = source.samples([], False)
+    names = [name.removesuffix(".tar") for name, count in zip(source.names, counts, strict=True) if count]
+    urls = [files.address(f"{name}.tar") for name in names]
+    return webdataset.WebDataset(urls, **{"shardshuffle": False, "empty_check": False, **options}).decode()

@@ -1,0 +1,126 @@
+"""Mixtures and buckets, end to end."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_shards import arrays, write_shards
+
+from loader import LatentDataset, make_loader
+from loader.format import MANIFEST, Field, npy_bytes
+from precompute.shards import Row, UnitWriter, manifest_of, write_file
+
+
+def test_a_mixture_holds_its_weights_and_says_so(shards: Path, more_shards: Path) -> None:
+    batches = make_loader([shards, more_shards], 10, weights=[1, 4], resolution=512, extras=["key"])
+    assert len(batches) == 13
+    seen: list[str] = []
+    for _ in range(3):
+        for batch in batches:
+            assert sum(key.startswith("m") for key in batch["key"]) == 8
+            seen += batch["key"]
+    assert batches.stats()["mixture"] == {str(shards): 0.2, str(more_shards): 0.8}
+    ours = [key for key in seen if key.startswith("k")]
+    theirs = [key for key in seen if key.startswith("m")]
+    assert len(set(ours)) == len(ours)  # 78 of the first epoch of 100
+    assert all(len(set(theirs[at : at + 30])) == 30 for at in range(0, 300, 30))  # epochs of 30, ten of them
+
+
+def test_without_weights_every_sample_of_every_path_comes_once(shards: Path, more_shards: Path) -> None:
+    batches = make_loader([shards, more_shards], 13, resolution=512, extras=["key"])
+    keys = [key for batch in batches for key in batch["key"]]
+    assert len(keys) == len(set(keys)) == 130
+
+
+def test_an_empty_path_cannot_have_a_weight(shards: Path, tmp_path: Path) -> None:
+    empty = write_shards(tmp_path / "b", [0])
+    with pytest.raises(ValueError, match="path number 1 has no samples"):
+        make_loader([shards, empty], 10, weights=[1, 1], resolution=512)
+
+
+# --- buckets: shards of several image shapes --------------------------------------------------------------------------
+
+SIZES = {"512x512": (8, 8), "384x640": (6, 10), "640x384": (10, 6)}
+
+
+def write_buckets(folder: Path, counts: dict[str, list[int]]) -> Path:
+    """One shard for each number, all of one bucket; the manifest says which."""
+    fields = [Field("latents_512", "latents", "float16", (4, None, None))]
+    folder.mkdir()
+    markers, number = [], 0
+    order = [(bucket, count) for bucket, several in counts.items() for count in several]
+    for unit, (bucket, count) in enumerate(order[::-1]):
+        writer = UnitWriter(folder, "train", unit, ["latents_512"], 1 << 20, "test")
+        for _ in range(count):
+            height, width = SIZES[bucket]
+            key = f"{bucket}-{number:04d}"
+            number += 1
+            rng = np.random.default_rng(number)
+            array = rng.normal(size=(4, height, width)).astype(np.float16)
+            writer.write(Row(key), {"latents_512.npy": npy_bytes(array)})
+        marker = writer.commit({}, fields, {"units": len(order)}, {})
+        writer.discard()
+        shards = tuple(dataclasses.replace(shard, bucket=bucket) for shard in marker.shards)
+        markers.append(dataclasses.replace(marker, shards=shards))
+    write_file(folder / MANIFEST, manifest_of({}, fields, markers).to_json().encode())
+    return folder
+
+
+COUNTS = {"512x512": [20, 17], "384x640": [9, 12], "640x384": [3]}
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_batch_is_of_one_bucket(tmp_path: Path, drop_last: bool, world_size: int) -> None:
+    path = write_buckets(tmp_path / "a", COUNTS)
+    keys, shapes = [], []
+    for rank in range(world_size):
+        batches = make_loader(path, 4, extras=["key"], drop_last=drop_last, rank=rank, world_size=world_size)
+        for batch in batches:
+            buckets = {key.split("-")[0] for key in batch["key"]}
+            assert len(buckets) == 1
+            assert batch["image_latents"].shape == (4, 4, *SIZES[buckets.pop()])
+            keys += batch["key"]
+            shapes.append(batch["image_latents"].shape)
+    if drop_last:
+        assert len(keys) == len(set(keys)) == (9 + 5) * 4
+    else:
+        assert len(set(keys)) == 61 and len(keys) >= (10 + 6 + 1) * 4
+    assert len(set(shapes[:5])) > 1  # spread, not one bucket after the other
+
+
+def test_a_state_among_buckets_goes_on_exactly(tmp_path: Path) -> None:
+    path = write_buckets(tmp_path / "a", COUNTS)
+    whole = [key for batch in make_loader(path, 4, extras=["key"]) for key in batch["key"]]
+    first = LatentDataset(path, 4, extras=["key"])
+    seen = []
+    for batch, _ in zip(first, range(5), strict=False):
+        seen += batch["key"]
+    seen = seen[:20]
+    state = json.loads(json.dumps({**first.state_dict(), "position": 20}))
+    again = make_loader(path, 4, extras=["key"])
+    again.load_state_dict(state)
+    assert seen + [key for batch in again for key in batch["key"]] == whole
+    with pytest.raises(ValueError, match="unit: 4 there, 2 here"):
+        make_loader(path, 2).load_state_dict(state)
+
+
+def test_what_buckets_cannot_do_is_refused(tmp_path: Path, shards: Path) -> None:
+    path = write_buckets(tmp_path / "a", COUNTS)
+    with pytest.raises(ValueError, match="cannot be mixed by weight"):
+        make_loader([path, path], 4, weights=[1, 1])
+    with pytest.raises(ValueError, match="cannot be partitioned"):
+        make_loader(path, 4, partitions=2, rank=0, world_size=2)
+    manifest = json.loads((path / MANIFEST).read_text())
+    for shard in manifest["splits"]["train"]["shards"]:
+        del shard["bucket"]
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="does not say which shard is of which bucket"):
+        make_loader(path, 4)
+
+
+def test_samples_tell_their_keys() -> None:
+    """What the other tests lean on."""
+    assert not np.array_equal(arrays("k000001")["moments_256"], arrays("k000002")["moments_256"])
