@@ -7,7 +7,6 @@ as zero bytes, which the gate calls undecodable; an archive that breaks off rais
 """
 
 import gzip
-import itertools
 import json
 import os
 import struct
@@ -187,7 +186,10 @@ def _skip(file: IO[bytes], length: int) -> None:
 
 # --- zip: APPNOTE.TXT 4.3, with zip64 -----------------------------------------------------------------------------------------------
 
-_ENTRY = struct.Struct("<4s6H3L5H2L")
+_ENTRY = struct.Struct(
+    "<4s4x2H4x3L14xL"
+)  # signature, flags, method, crc, packed size, size, offset of the member
+_LENGTHS = struct.Struct("<3H")  # of name, extra fields and comment, 28 bytes into the entry
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 
@@ -209,13 +211,13 @@ def count_zip(file: IO[bytes]) -> int:
 
 def zip_names(file: IO[bytes]) -> Iterator[str]:
     """Names of all entries."""
-    return (entry.name for entry in _zip_entries(file, *_zip_end(file)))
+    count, length, offset = _zip_end(file)
+    return (entry.name for entry in _zip_entries(file, length, offset, 0, count))
 
 
 def _iter_zip(file: IO[bytes], index: int, count: int) -> Iterator[Member]:
     total, length, offset = _zip_end(file)
-    entries = _zip_entries(file, total, length, offset)
-    for entry in itertools.islice(entries, total * index // count, total * (index + 1) // count):
+    for entry in _zip_entries(file, length, offset, total * index // count, total * (index + 1) // count):
         if not entry.name.endswith("/"):
             yield Member(entry.name.removeprefix("./"), lambda entry=entry: _read_entry(file, entry))  # type: ignore[misc]
 
@@ -238,30 +240,30 @@ def _read_entry(file: IO[bytes], entry: _Entry) -> bytes:
     return data if entry.method in (0, 8) and zlib.crc32(data) == entry.crc else b""
 
 
-def _zip_entries(file: IO[bytes], count: int, length: int, offset: int) -> Iterator[_Entry]:
+def _zip_entries(file: IO[bytes], length: int, offset: int, start: int, stop: int) -> Iterator[_Entry]:
+    """Entries number `start` to `stop` of the directory."""
     file.seek(offset)
     directory = _exactly(file, length)
     at = 0
-    for _ in range(count):
-        signature, _, _, flags, method, _, _, crc, packed, size, names, extras, comments, _, _, _, start = (
-            _ENTRY.unpack_from(directory, at)
-        )
-        if signature != b"PK\1\2":
-            raise ArchiveError("zip directory is damaged")
-        at += _ENTRY.size
-        raw = directory[at : at + names]
-        if 0xFFFFFFFF in (packed, size, start):
-            size, packed, start = _zip64(directory[at + names : at + names + extras], size, packed, start)
-        at += names + extras + comments
-        yield _Entry(
-            raw.decode("utf-8" if flags & 0x800 else "cp437", "replace"),
-            bool(flags & 1),
-            method,
-            crc,
-            packed,
-            size,
-            start,
-        )
+    for number in range(stop):
+        names, extras, comments = _LENGTHS.unpack_from(directory, at + 28)
+        end = at + _ENTRY.size + names + extras + comments
+        if number >= start:
+            yield _entry(directory, at, names, extras)
+        at = end
+
+
+def _entry(directory: bytes, at: int, names: int, extras: int) -> _Entry:
+    signature, flags, method, crc, packed, size, offset = _ENTRY.unpack_from(directory, at)
+    if signature != b"PK\1\2":
+        raise ArchiveError("zip directory is damaged")
+    name = directory[at + _ENTRY.size : at + _ENTRY.size + names].decode(
+        "utf-8" if flags & 0x800 else "cp437", "replace"
+    )
+    if 0xFFFFFFFF in (packed, size, offset):
+        more = directory[at + _ENTRY.size + names : at + _ENTRY.size + names + extras]
+        size, packed, offset = _zip64(more, size, packed, offset)
+    return _Entry(name, bool(flags & 1), method, crc, packed, size, offset)
 
 
 def _zip64(extras: bytes, *values: int) -> list[int]:

@@ -74,8 +74,9 @@ class Diffusiondb(ArchiveBuilder):
 
     def _read(self, shard: Shard) -> Iterator[Row]:
         part = str(int(stem(shard.path).removeprefix("part-")))
-        scores = self._join(
-            shard.tables["scores"], lambda: self._scores(shard.tables["scores"]), scope=str(self.config.parts)
+        location = shard.tables["scores"]
+        scores = dict(
+            self._join(location, lambda: self._scores(location), scope=str(self.config.parts)).items(part)
         )
         seen = set()
         with open_source(shard.location, self.token) as file:
@@ -87,8 +88,8 @@ class Diffusiondb(ArchiveBuilder):
                 name = basename(member.name)
                 if not name.endswith(".json"):
                     seen.add(name)
-                    yield self._row(shard, name, member.read, parameters.get(name), scores.get(part, name))
-        for name in sorted({*parameters, *scores.names(part)} - seen):
+                    yield self._row(shard, name, member.read, parameters.get(name), scores.get(name))
+        for name in sorted({*parameters, *scores} - seen):
             yield Row(make_key(stem(name)), None, None, f"{shard.path}/{name}")
 
     def _row(

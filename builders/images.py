@@ -89,7 +89,7 @@ def is_whole(data: bytes, kind: str) -> bool:
     """False for a truncated file: its trailer is missing and its pixels do not decode."""
     if kind == "JPEG":
         # An embedded thumbnail ends with FFD9 too, but lies before the frame header; FFD9 cannot occur inside entropy-coded data.
-        whole = data.rfind(b"\xff\xd9") > _jpeg_frame(data)
+        whole = data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > _jpeg_frame(data)
     elif kind == "PNG":
         whole = data.rfind(b"IEND", max(0, len(data) - 64)) >= 0
     elif kind == "WEBP":

@@ -30,14 +30,10 @@ class Join:
         ).fetchone()
         return None if row is None else json.loads(row[0])
 
-    def names(self, part: str) -> Iterator[str]:
-        """All names of a part, sorted, each once."""
-        return (
-            name
-            for (name,) in self._db.execute(
-                "SELECT DISTINCT name FROM rows WHERE part = ? ORDER BY name", (part,)
-            )
-        )
+    def items(self, part: str) -> Iterator[tuple[str, Any]]:
+        """Names and values of a part, by name."""
+        rows = self._db.execute("SELECT name, value FROM rows WHERE part = ? ORDER BY name", (part,))
+        return ((name, json.loads(value)) for name, value in rows)
 
 
 def open_join(folder: str, identity: str, rows: Callable[[], _Rows]) -> Join:

@@ -115,9 +115,9 @@ class Journeydb(ArchiveBuilder):
             yield self._row(
                 shard, name, member.read(), f"{shard.path}/{member.name}", annotations.get(part, name)
             )
-        for name in annotations.names(part):
+        for name, found in annotations.items(part):
             if name not in seen:
-                yield self._row(shard, name, None, shard.path, annotations.get(part, name))
+                yield self._row(shard, name, None, shard.path, found)
 
     def _row(
         self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any] | None

@@ -7,7 +7,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from raw.photos import HTML, jpeg, png, truncated
+from raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated
 
 from builders.errors import ConfigError, MissingSourceError
 
@@ -40,6 +40,12 @@ def test_sidecars_and_every_fault(build, photos, tmp_path):
         "small.txt": b"small",
         "cut.jpg": truncated(jpeg(6)),
         "cut.txt": b"cut",
+        "bomb.png": bomb(20_000, 20_000),
+        "bomb.txt": b"400 million pixels",
+        "flat.png": bomb(0, 300),
+        "flat.txt": b"no pixels at all",
+        "moving.gif": encode(photo(0), "GIF", save_all=True, append_images=[photo(1)]),
+        "moving.txt": b"animated",
         "zero.jpg": b"",
         "zero.txt": b"zero",
         "page.jpg": HTML,
@@ -57,9 +63,12 @@ def test_sidecars_and_every_fault(build, photos, tmp_path):
     assert reasons(rows) == {
         "a.jpg": None,
         "b.PNG": None,
+        "bomb.png": "too_large",
         "cut.jpg": "undecodable",
         "empty-caption.jpg": "empty_caption",
+        "flat.png": "undecodable",
         "latin.jpg": None,
+        "moving.gif": None,
         "lonely.txt": "missing_image",
         "no-caption.jpg": "missing_caption",
         "page.jpg": "undecodable",
@@ -73,6 +82,7 @@ def test_sidecars_and_every_fault(build, photos, tmp_path):
         "a.jpg": "A red car",
         "b.PNG": "ein Hund, größer",
         "latin.jpg": "caf\ufffd",
+        "moving.gif": "animated",
         "sub/c d.jpeg": "third",
         "wrong-name.jpg": "a PNG named jpg",
     }

@@ -1,14 +1,12 @@
 """Image bytes: formats by content, sizes as seen, damage found from the trailer, every mode to RGB, small copies."""
 
 import io
-import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from raw.photos import HTML, encode, jpeg, photo, png, truncated, webp
+from raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated, webp
 
 from builders.images import MAX_PIXELS, UndecodableImage, decode_rgb, is_whole, probe, shrink, sniff
 
@@ -18,16 +16,6 @@ ENCODED = {kind: encode(photo(1), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF
 def psnr(a: Image.Image, b: Image.Image) -> float:
     error = np.mean((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
-
-
-def png_header_of(width: int, height: int) -> bytes:
-    """A valid PNG of a few bytes that claims to be huge."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ENCODED)
@@ -129,7 +117,7 @@ def test_an_animation_gives_its_first_frame(kind):
 
 
 def test_a_bomb_is_known_by_its_header():
-    data = png_header_of(20_000, 20_000)
+    data = bomb(20_000, 20_000)
     info = probe(data)
     assert info.width * info.height > MAX_PIXELS
     with pytest.raises(UndecodableImage, match="DecompressionBomb"):

@@ -15,9 +15,9 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def write_tar(path: Path, members: Members, mode: str = "w") -> None:
+def write_tar(path: Path, members: Members, mode: str = "w", **options: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
+    with tarfile.open(path, mode, **options) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -27,7 +27,7 @@ def write_tar(path: Path, members: Members, mode: str = "w") -> None:
 
 
 def write_tgz(path: Path, members: Members) -> None:
-    write_tar(path, members, "w:gz")
+    write_tar(path, members, "w:gz", compresslevel=1)
 
 
 def write_zip(path: Path, members: Members, compression: int = zipfile.ZIP_STORED) -> None:

@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import io
+import struct
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -50,3 +52,13 @@ def webp(number: int = 0, size: tuple[int, int] = (320, 288)) -> bytes:
 
 def truncated(data: bytes) -> bytes:
     return data[: len(data) * 2 // 3]
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A valid PNG of a few bytes that claims to be huge."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
