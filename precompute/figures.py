@@ -22,7 +22,7 @@ from precompute.samples import Sample, iter_samples, per_channel, raw_latents
 from precompute.store import Store
 
 MAX_ROWS = 1_000_000  # sidecar rows looked at, spread over the shards
-MAX_SAMPLES = 4096  # samples whose latents are read, spread over the shards
+MAX_SAMPLES, MAX_REMOTE = 4096, 512  # samples whose latents are read, spread over the shards
 TWINS = 0.04  # of the bits of a perceptual hash; unrelated images differ in about half
 EXAMPLES = 4  # thumbnails of each reject reason
 
@@ -159,7 +159,8 @@ def _describe_latents(
     scale, shift = (per_channel(manifest.recipe["image_encoder"][name]) for name in ("scale", "shift"))
     sums: dict[str, list[Array]] = {spec.name: [] for spec in specs}
     seen, hashes = list[Sample](), []
-    for sample in iter_samples(store, markers, split, MAX_SAMPLES, [spec.name for spec in specs]):
+    most = MAX_SAMPLES if store.local else MAX_REMOTE
+    for sample in iter_samples(store, markers, split, most, [spec.name for spec in specs]):
         for spec in specs:
             latents = (raw_latents(spec, sample.arrays[spec.name], manifest.recipe) - shift) * scale
             sums[spec.name].append(np.stack([latents.mean((1, 2)), (latents**2).mean((1, 2))]))

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 from loader.format import Field, FormatError, Marker, Shard, parse_npy
 from precompute.store import Store
 
+REQUEST = 32 << 20  # bytes asked of the Hub at once
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -54,11 +56,13 @@ def iter_samples(
     What cannot be read is passed over: that is verify's to say.
     """
     for stem, marker, shard, share in spread(markers, split, count):
+        specs = [field for field in marker.fields if fields is None or field.name in fields]
         try:
             table = pq.read_table(pa.BufferReader(store.read(f"{shard.name}.parquet")))
-            for row in itertools.islice((row for row in table.to_pylist() if row["status"] == "ok"), share):
-                yield read_sample(store, stem, marker, shard, row, fields)
-        except (OSError, KeyError, ValueError, pa.ArrowException):
+            rows = list(itertools.islice((row for row in table.to_pylist() if row["status"] == "ok"), share))
+            for start, data, row in _read_rows(store, f"{shard.name}.tar", rows):
+                yield _sample(stem, marker, shard, specs, row, start, data)
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
             continue
 
 
@@ -67,25 +71,48 @@ def pick_samples(store: Store, markers: dict[str, Marker], split: str, count: in
     return list(iter_samples(store, markers, split, count))
 
 
-def read_sample(
-    store: Store, stem: str, marker: Marker, shard: Shard, row: dict[str, Any], fields: Sequence[str] | None
-) -> Sample:
-    """The sample of one ok row of a sidecar."""
+def _read_rows(
+    store: Store, tar: str, rows: list[dict[str, Any]]
+) -> Iterator[tuple[int, memoryview, dict[str, Any]]]:
+    """(offset of the data, data, row): neighbours in one read, where a read is a request to the Hub."""
+    most = 1 if store.local else REQUEST
+    while rows:
+        start, stop = _span(rows[0])
+        chunk = list(itertools.takewhile(lambda row: _span(row)[1] - start <= max(most, stop - start), rows))  # noqa: B023
+        rows = rows[len(chunk) :]
+        data = memoryview(store.read(tar, start, _span(chunk[-1])[1]))
+        for row in chunk:
+            yield start, data, row
 
-    def member(name: str) -> bytes:
-        start = row[f"offset_{name}"]
-        return store.read(f"{shard.name}.tar", start, start + row[f"size_{name}"])
+
+def _span(row: dict[str, Any]) -> tuple[int, int]:
+    """Where the members of a row lie in the tar: they are adjacent."""
+    members = [name.removeprefix("offset_") for name in row if name.startswith("offset_")]
+    starts = [row[f"offset_{name}"] for name in members]
+    return min(starts), max(row[f"offset_{name}"] + row[f"size_{name}"] for name in members)
+
+
+def _sample(
+    stem: str,
+    marker: Marker,
+    shard: Shard,
+    fields: Sequence[Field],
+    row: dict[str, Any],
+    start: int,
+    data: memoryview,
+) -> Sample:
+    def member(name: str) -> memoryview:
+        place = row[f"offset_{name}"] - start
+        return data[place : place + row[f"size_{name}"]]
 
     arrays = {}
-    for field in marker.fields:
-        if fields is None or field.name in fields:
-            data = member(field.name)
-            dtype, shape, start = parse_npy(data)
-            if len(shape) != len(field.shape):
-                raise FormatError(f"{row['key']}.{field.member} has shape {shape}, not {field.shape}")
-            arrays[field.name] = np.frombuffer(data, dtype, offset=start).reshape(shape)
-    facts = json.loads(member("json"))
-    return Sample(stem, marker.unit, shard.name, row["key"], member("txt").decode(), arrays, facts)
+    for field in fields:
+        dtype, shape, offset = parse_npy(member(field.name))
+        if len(shape) != len(field.shape):
+            raise FormatError(f"{row['key']}.{field.member} has shape {shape}, not {field.shape}")
+        arrays[field.name] = np.frombuffer(member(field.name), dtype, offset=offset).reshape(shape)
+    facts, caption = json.loads(bytes(member("json"))), str(member("txt"), "utf-8")
+    return Sample(stem, marker.unit, shard.name, row["key"], caption, arrays, facts)
 
 
 def raw_latents(field: Field, array: npt.NDArray[Any], recipe: dict[str, Any]) -> npt.NDArray[np.float32]:

@@ -41,7 +41,8 @@ class Store:
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes `start` to `end`, exclusive, of a file; by default all of it."""
-        return bytes(self._fs.cat_file(f"{self._root}/{name}", start=start, end=end))
+        options: dict[str, Any] = {} if self.local else {"cache_type": "none"}  # no more than is asked for
+        return bytes(self._fs.cat_file(f"{self._root}/{name}", start=start, end=end, **options))
 
     def open(self, name: str) -> BinaryIO:
         """A stream to read forward."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -83,8 +84,6 @@ def answer(hub: LoopbackHub, home: Path, program: str, token: str | None = None)
 
 
 def keys_of(folder: Path) -> list[str]:
-    import tarfile
-
     keys: dict[str, None] = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -158,7 +157,7 @@ def test_our_loader_reads_the_hubs_copy(pushed: LoopbackHub, demo: Path, tmp_pat
     program = """
     import hashlib, json
     from loader import make_loader
-    batches = make_loader({source!r}, batch_size=5, resolution=64, seed=3, columns=("key", "caption"))
+    batches = make_loader({source!r}, batch_size=5, resolution=64, seed=3, extras=("key", "caption"))
     digest, keys = hashlib.sha256(), []
     for batch in batches:
         keys += batch["key"]
