@@ -7,6 +7,7 @@ processes. `num_workers` processes do the same through torch's DataLoader.
 import itertools
 import logging
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -86,6 +87,8 @@ class Loader:
         dataset = self.dataset
         if self._stream is None:
             self._stream = self._start()
+            # At the end of the program too, while threads can still be told to stop.
+            self._finalizer = weakref.finalize(self, self._stream.close)
         stream = self._stream
         for _ in range(dataset.batches_left(dataset.position)):
             asked = time.perf_counter()
@@ -114,7 +117,7 @@ class Loader:
     def close(self) -> None:
         """Stop threads and workers; iterating again starts them. Dropping the loader does it too."""
         if self._stream is not None:
-            self._stream.close()
+            self._finalizer()
             self._stream = None
 
     def stats(self) -> dict[str, Any]:

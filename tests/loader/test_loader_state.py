@@ -4,6 +4,8 @@ import gc
 import itertools
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -254,3 +256,15 @@ def test_no_thread_process_or_file_is_left_when_the_loader_is_dropped(shards: Pa
         ):
             time.sleep(0.02)
         assert all(now <= then for now, then in zip(left(), before, strict=True)), (left(), before)
+
+
+def test_a_program_may_end_with_the_loader_still_open(shards: Path) -> None:
+    code = f"from loader import make_loader\nbatches = make_loader({str(shards)!r}, 4, resolution=256, text_encoders=[''])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "next(iter(batches))"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
