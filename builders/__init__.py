@@ -29,9 +29,12 @@ _SHARED = {
     "captions",
     "download",
     "errors",
+    "freshness",
     "images",
     "joins",
+    "remote",
     "sources",
+    "zips",
 }  # modules that are not a dataset
 
 

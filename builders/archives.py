@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from .errors import ArchiveError
+from .zips import iter_zip
 
 _MAX_EXTENSION = 2**20  # bytes of a tar header that only carries a long name
 _SEEK_FROM = 4096  # bytes; less is read faster than skipped
@@ -34,8 +35,12 @@ def iter_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Me
     file.seek(0)
     magic = file.read(4)
     file.seek(0)
+    members: Iterator[Member]
     if magic[:2] == b"PK":
-        members = _iter_zip(file, index, count)
+        members = (
+            Member(name.removeprefix("./"), read)
+            for name, read in iter_zip(file, index, count, MAX_MEMBER_SIZE)
+        )
     else:
         unpacked: Any = gzip.GzipFile(fileobj=file) if magic[:2] == b"\x1f\x8b" else file
         members = _iter_tar(unpacked)
@@ -182,113 +187,3 @@ def _skip(file: IO[bytes], length: int) -> None:
         except _BROKEN_GZIP as error:
             raise ArchiveError(f"compressed data: {error}") from error
         _exactly(file, 1)  # a seek beyond the end would pass unnoticed
-
-
-# --- zip: APPNOTE.TXT 4.3, with zip64 -----------------------------------------------------------------------------------------------
-
-_ENTRY = struct.Struct(
-    "<4s4x2H4x3L14xL"
-)  # signature, flags, method, crc, packed size, size, offset of the member
-_LENGTHS = struct.Struct("<3H")  # of name, extra fields and comment, 28 bytes into the entry
-_END = struct.Struct("<4s4H2LH")
-_END64 = struct.Struct("<4sQ2H2L4Q")
-
-
-class _Entry(NamedTuple):
-    name: str
-    encrypted: bool
-    method: int
-    crc: int
-    packed: int
-    size: int
-    offset: int
-
-
-def count_zip(file: IO[bytes]) -> int:
-    """Number of entries, folders included, from the last bytes alone."""
-    return _zip_end(file)[0]
-
-
-def zip_names(file: IO[bytes]) -> Iterator[str]:
-    """Names of all entries."""
-    count, length, offset = _zip_end(file)
-    return (entry.name for entry in _zip_entries(file, length, offset, 0, count))
-
-
-def _iter_zip(file: IO[bytes], index: int, count: int) -> Iterator[Member]:
-    total, length, offset = _zip_end(file)
-    for entry in _zip_entries(file, length, offset, total * index // count, total * (index + 1) // count):
-        if not entry.name.endswith("/"):
-            yield Member(entry.name.removeprefix("./"), lambda entry=entry: _read_entry(file, entry))  # type: ignore[misc]
-
-
-def _read_entry(file: IO[bytes], entry: _Entry) -> bytes:
-    if entry.encrypted or max(entry.packed, entry.size) > MAX_MEMBER_SIZE:
-        return b""
-    file.seek(entry.offset)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\3\4":
-        return b""
-    name_length, extra_length = struct.unpack_from("<2H", header, 26)
-    file.seek(name_length + extra_length, os.SEEK_CUR)
-    data = file.read(entry.packed)
-    if entry.method == 8:
-        try:
-            data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
-        except zlib.error:
-            return b""
-    return data if entry.method in (0, 8) and zlib.crc32(data) == entry.crc else b""
-
-
-def _zip_entries(file: IO[bytes], length: int, offset: int, start: int, stop: int) -> Iterator[_Entry]:
-    """Entries number `start` to `stop` of the directory."""
-    file.seek(offset)
-    directory = _exactly(file, length)
-    at = 0
-    for number in range(stop):
-        names, extras, comments = _LENGTHS.unpack_from(directory, at + 28)
-        end = at + _ENTRY.size + names + extras + comments
-        if number >= start:
-            yield _entry(directory, at, names, extras)
-        at = end
-
-
-def _entry(directory: bytes, at: int, names: int, extras: int) -> _Entry:
-    signature, flags, method, crc, packed, size, offset = _ENTRY.unpack_from(directory, at)
-    if signature != b"PK\1\2":
-        raise ArchiveError("zip directory is damaged")
-    name = directory[at + _ENTRY.size : at + _ENTRY.size + names].decode(
-        "utf-8" if flags & 0x800 else "cp437", "replace"
-    )
-    if 0xFFFFFFFF in (packed, size, offset):
-        more = directory[at + _ENTRY.size + names : at + _ENTRY.size + names + extras]
-        size, packed, offset = _zip64(more, size, packed, offset)
-    return _Entry(name, bool(flags & 1), method, crc, packed, size, offset)
-
-
-def _zip64(extras: bytes, *values: int) -> list[int]:
-    """The 64-bit values that replace those which are all ones, in their order."""
-    while len(extras) >= 4:
-        kind, length = struct.unpack_from("<2H", extras)
-        if kind == 1:
-            large = iter(struct.unpack_from(f"<{length // 8}Q", extras, 4))
-            return [next(large, value) if value == 0xFFFFFFFF else value for value in values]
-        extras = extras[4 + length :]
-    return list(values)
-
-
-def _zip_end(file: IO[bytes]) -> tuple[int, int, int]:
-    """Number of entries, and size and offset of the directory."""
-    end = file.seek(0, os.SEEK_END)
-    start = file.seek(max(0, end - 65_600))
-    tail = file.read()
-    at = tail.rfind(b"PK\5\6")
-    if at < 0:
-        raise ArchiveError("zip without a directory: cut short")
-    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
-    if count == 0xFFFF or 0xFFFFFFFF in (length, offset):
-        locator = at - 20
-        if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
-            (at64,) = struct.unpack_from("<Q", tail, locator + 8)
-            _, _, _, _, _, _, _, count, length, offset = _END64.unpack_from(tail, at64 - start)
-    return count, length, offset

@@ -6,7 +6,6 @@ one record or one rejection with a reason out of REASONS, and the counts are sho
 
 import abc
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from datasets.iterable_dataset import ExamplesIterable
 from . import images
 from .captions import PROFILES, clean_caption
 from .errors import ConfigError, NoRecordsError
+from .freshness import code_hash, folder_fingerprint
 
 logger = logging.getLogger("builders")
 
@@ -96,8 +96,8 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         if data_dir is not None:
             data_dir = os.path.abspath(os.path.expanduser(data_dir))
             if os.path.isdir(data_dir):
-                kwargs["data_fingerprint"] = _fingerprint(data_dir)
-        super().__init__(*args, data_dir=data_dir, hash=_code_hash(type(self)), **kwargs)
+                kwargs["data_fingerprint"] = folder_fingerprint(data_dir)
+        super().__init__(*args, data_dir=data_dir, hash=code_hash(type(self)), **kwargs)
         self._raw_features = datasets.Features(
             {**self._info().features, "image": datasets.Image(decode=False)}
         )
@@ -287,29 +287,3 @@ def make_key(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") + f"-{digest}"
-
-
-def _fingerprint(folder: str) -> str:
-    """Names, sizes and times of all files under the folder, hashed."""
-    digest = hashlib.sha256()
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            stat = os.stat(os.path.join(root, name))
-            digest.update(
-                f"{os.path.relpath(root, folder)}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode()
-            )
-    return digest.hexdigest()[:16]
-
-
-def _code_hash(builder: type) -> str:
-    """Changes with any line of this package or of the builder's own file, so that no cache outlives the code that made it."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    files = {os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".py")} | {
-        inspect.getfile(builder)
-    }
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        with open(path, "rb") as file:
-            digest.update(file.read())
-    return digest.hexdigest()[:16]

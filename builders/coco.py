@@ -11,15 +11,17 @@ Captions are grouped by image id and ordered by annotation id; some images have 
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import datasets
 
-from .archives import iter_members, stem, zip_names
+from .archives import iter_members, stem
 from .base import Row, make_key
 from .errors import ArchiveError
-from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources, open_source
+from .remote import open_source
+from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources
+from .zips import zip_names
 
 _URL = "http://images.cocodataset.org/"  # no https: the certificate does not cover the bucket's name
 _TRAIN2014 = Source("train2014.zip", _URL + "zips/train2014.zip", size=13_510_573_713, members=82_784)
@@ -98,21 +100,20 @@ class _Image(NamedTuple):
 
     split: str | None
     id: int | None
-    captions: tuple[str, ...]
+    captions: Sequence[str]
 
 
 @functools.lru_cache(maxsize=2)
 def _load_captions(location: str, archive: str, token: Any, fingerprint: str | None) -> dict[str, _Image]:
     """Captions by stem. `fingerprint` is no input; it makes changed files a different call."""
     tree = _read_json(location, f"captions_{archive}.json", token)
-    captions: dict[int, list[tuple[int, str]]] = {image["id"]: [] for image in tree["images"]}
-    for annotation in tree["annotations"]:  # in no order
-        captions.setdefault(annotation["image_id"], []).append((annotation["id"], annotation["caption"]))
+    captions: dict[int, list[str]] = {image["id"]: [] for image in tree["images"]}
+    for annotation in sorted(
+        tree["annotations"], key=lambda annotation: annotation["id"]
+    ):  # the file has no order
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     stems = {image["id"]: stem(image["file_name"]) for image in tree["images"]}
-    return {
-        stems.get(id, f"{id:012d}"): _Image(None, id, tuple(caption for _, caption in sorted(found)))
-        for id, found in captions.items()
-    }
+    return {stems.get(id) or f"{id:012d}": _Image(None, id, found) for id, found in captions.items()}
 
 
 @functools.lru_cache(maxsize=2)

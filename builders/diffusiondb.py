@@ -20,6 +20,7 @@ import pyarrow.parquet
 from .archives import basename, iter_members, stem
 from .base import Row, make_key
 from .errors import ArchiveError
+from .remote import open_source
 from .sources import (
     ArchiveBuilder,
     NumberedConfig,
@@ -27,7 +28,6 @@ from .sources import (
     Source,
     SplitSources,
     hub_url,
-    open_source,
     parse_parts,
 )
 

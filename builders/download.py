@@ -257,8 +257,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", help='which archives: "0-22" or "1,5,9"; default all')
     parser.add_argument(
         "--data-dir",
-        default="raw",
-        help="folder to fetch into; with several datasets, or by default, NAME below it",
+        help="folder to fetch into; of several datasets, each into NAME below it; default raw/NAME",
     )
     parser.add_argument("--links", help="sa1b: Meta's list of links")
     parser.add_argument("--num-threads", type=int, default=8, help="files at a time")
@@ -270,8 +269,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     status = 0
     for name in options.dataset:
-        own = len(options.dataset) == 1 and options.data_dir != "raw"
-        folder = options.data_dir if own else os.path.join(options.data_dir, name)
+        own = options.data_dir is not None and len(options.dataset) == 1
+        folder = options.data_dir if own else os.path.join(options.data_dir or "raw", name)
         config = {key: value for key in ("parts", "links") if (value := getattr(options, key)) is not None}
         try:
             builder = datasets.load_dataset_builder(f"builders/{name}", options.name, **config)

@@ -24,6 +24,7 @@ import huggingface_hub
 from .archives import stem
 from .base import Row, logger, make_key
 from .errors import BuilderError, ConfigError
+from .remote import open_source
 from .sources import (
     ArchiveBuilder,
     NumberedConfig,
@@ -31,7 +32,6 @@ from .sources import (
     Source,
     SplitSources,
     hub_url,
-    open_source,
     parse_parts,
 )
 

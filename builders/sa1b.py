@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from .archives import iter_members, stem
 from .base import Row, make_key
 from .errors import MissingSourceError
+from .remote import open_source
 from .sources import (
     ArchiveBuilder,
     NumberedConfig,
@@ -23,7 +24,6 @@ from .sources import (
     Source,
     SplitSources,
     hub_url,
-    open_source,
     parse_parts,
 )
 

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 import datasets
 
-from .archives import stem, zip_names
+from .archives import stem
 from .base import Row, logger, make_key
-from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources, open_source
+from .remote import open_source
+from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources
+from .zips import zip_names
 
 _URL = "https://dl.fbaipublicfiles.com/textvqa/"
 _IMAGES = Source("train_val_images.zip", _URL + "images/train_val_images.zip", members=25_120)

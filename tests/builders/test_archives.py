@@ -10,8 +10,9 @@ import pytest
 from raw.archive import write_tar, write_zip
 
 from builders import archives
-from builders.archives import count_zip, group_by_key, iter_members, zip_names
+from builders.archives import group_by_key, iter_members
 from builders.errors import ArchiveError
+from builders.zips import count_zip, zip_names
 
 MEMBERS = [
     ("a.jpg", b"x" * 700),

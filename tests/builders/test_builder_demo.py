@@ -193,7 +193,7 @@ def test_names_splits_and_configs():
 def test_a_change_of_code_is_a_new_cache(monkeypatch):
     before = datasets.load_dataset_builder("builders/demo").cache_dir
     assert datasets.load_dataset_builder("builders/demo").cache_dir == before
-    monkeypatch.setattr("builders.base._code_hash", lambda builder: "other")
+    monkeypatch.setattr("builders.base.code_hash", lambda builder: "other")
     assert datasets.load_dataset_builder("builders/demo").cache_dir != before
 
 
