@@ -76,7 +76,10 @@ def check_layout(files: dict[str, File], markers: dict[str, Marker]) -> Iterator
             for name in wanted:
                 if name not in files:
                     what = f"the marker lists {name}, which is not there"
-                    yield Finding(shard.name, "", what, f"bring it back, or {redo(stem)}")
+                    cure = f"bring it back, or {redo(stem)}"
+                    if name.endswith(".tar"):
+                        cure += "; after push.py --delete-pushed verify hf://datasets/USER/REPO instead"
+                    yield Finding(shard.name, "", what, cure)
     for name in sorted(files.keys() - known):
         stem, _, suffix = name.rpartition(".")
         if suffix in ("tar", "parquet") and SHARD_NAME.fullmatch(stem):

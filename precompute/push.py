@@ -8,37 +8,28 @@ manifest that names a missing shard. What is on the Hub already, by its sha256, 
 the same command again. The token comes from `hf auth login` or HF_TOKEN.
 """
 
-import itertools
-import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import tyro
 from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_download
-from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from loader.format import MANIFEST, NULL_CAPTION, Manifest, Marker, Split, recipe_differences
 from precompute.card import render_card, source_info
 from precompute.checks import README, REPORT, SHEET
-from precompute.errors import PrecomputeError, UsageError, one_line_errors
+from precompute.errors import UsageError, one_line_errors
+from precompute.hub import PushError, ask
 from precompute.shards import manifest_of, marker_paths, read_marker
 
 COMMIT_BYTES, COMMIT_UNITS = 50 * 10**9, 500  # of one commit; the Hub takes up to 25,000 files
-ATTEMPTS, WAIT = 6, 2.0  # tries of one step; seconds before the second, doubled for each further one
 GO_ON = "look at its discussions, and go on with --revision refs/pr/NUMBER, or again with --create-pr"
 POLL = 2.0  # seconds between looks for new units with --follow
-T = TypeVar("T")
-
-
-class PushError(PrecomputeError):
-    """The Hub refused, could not be reached, or keeps something else. Nothing local is lost."""
 
 
 @dataclass(frozen=True)
@@ -167,17 +158,19 @@ class Target:
         licence = source_info(manifest).licence if manifest else ""
         if "no redistribution" in licence and not config.private:
             raise UsageError(f"--private: the licence of the source says: {licence}. Push with --private")
-        self._ask(
+        ask(
+            self._config.repo,
             lambda: self._api.create_repo(
                 config.repo, repo_type="dataset", private=config.private or None, exist_ok=True
-            )
+            ),
         )
         if config.revision and not config.revision.startswith("refs/"):
             branch = config.revision
-            self._ask(
+            ask(
+                self._config.repo,
                 lambda: self._api.create_branch(
                     config.repo, repo_type="dataset", branch=branch, exist_ok=True
-                )
+                ),
             )
 
     def push(self, local: Local, final: bool) -> bool:
@@ -259,7 +252,7 @@ class Target:
             if info.pr_revision:
                 self._revision = info.pr_revision
 
-        self._ask(commit)
+        ask(self._config.repo, commit)
         print(f"{self.address}: {message}; {len(there)} units are there", flush=True)
         return True
 
@@ -304,7 +297,7 @@ class Target:
             )
             return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-        return self._ask(tree)
+        return ask(self._config.repo, tree)
 
     def _read(self, name: str, remote: dict[str, RepoFile]) -> str:
         if name not in remote:
@@ -315,7 +308,7 @@ class Target:
             path = hf_hub_download(self._config.repo, name, repo_type="dataset", revision=revision)
             return Path(path).read_text(encoding="utf-8")
 
-        return self._ask(read)
+        return ask(self._config.repo, read)
 
     def _remote_manifest(self, local: Local, remote: dict[str, RepoFile]) -> Manifest | None:
         """The manifest that is there. Raises PushError where it is of another recipe or plan."""
@@ -332,21 +325,6 @@ class Target:
                 f"{self._config.repo}: it holds shards of another recipe:\n  {lines}\nName another dataset or --revision"
             )
         return theirs
-
-    def _ask(self, question: Callable[[], T]) -> T:
-        """Ask the Hub, again and again where it may help. Raises PushError with what to do about it."""
-        for attempt in itertools.count(1):
-            try:
-                return question()
-            except (HTTPError, RuntimeError, OSError, ValueError) as error:
-                status = _status(error)
-                transient = (
-                    status in (408, 429) or (status or 0) >= 500 or (status is None and _is_network(error))
-                )
-                if not transient or attempt == ATTEMPTS:
-                    raise PushError(f"{self._config.repo}: {_explain(error, status)}") from error
-                time.sleep(WAIT * 2 ** (attempt - 1) * random.uniform(1.0, 1.2))
-        raise AssertionError("unreachable")
 
 
 def manifest_of_all(markers: dict[str, Marker]) -> Manifest:
@@ -388,61 +366,6 @@ def _is(there: RepoFile | None, data: bytes) -> bool:
     if there.lfs is not None:
         return bool(CommitOperationAdd("x", data).upload_info.sha256.hex() == there.lfs.sha256)
     return bool(there.blob_id == git_hash(data))
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-CURES = {
-    401: "the Hub does not accept this token. Run `hf auth login` again, or set HF_TOKEN to a valid one",
-    402: "the Hub asks for payment: your storage is full. Free some, or take a larger plan",
-    403: "this token may not write there. Make one of role `write` that covers it",
-    404: "no such repository, or none that this token may see. Check USER/REPO and --revision",
-    413: "too much for the Hub. Make smaller shards with --samples-per-shard",
-    429: "the Hub asks to slow down. Wait, then run the same command again; with --follow raise --every",
-}
-
-
-def _explain(error: BaseException, status: int | None) -> str:
-    said = _said(error)
-    if status is None:
-        what = "the connection was lost" if _is_network(error) else "failed"
-        return f"{what} ({said}). Nothing is lost: run the same command again"
-    if status >= 500:
-        return f"the Hub is out of order ({status}). Nothing is lost: run the same command again later"
-    if re.search(r"quota|storage|limit exceeded", said, re.IGNORECASE) and status in (400, 403, 413):
-        return f"{CURES[402]} ({said})"
-    return f"{CURES.get(status, f'the Hub answers {status}')} ({said})"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what lies under it."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _status(error: BaseException) -> int | None:
-    for link in _causes(error):
-        response: Any = getattr(link, "response", None)
-        if response is not None and getattr(response, "status_code", None):
-            return int(response.status_code)
-    return None
-
-
-def _is_network(error: BaseException) -> bool:
-    return any(isinstance(link, (HTTPError, ConnectionError, TimeoutError)) for link in _causes(error))
-
-
-def _said(error: BaseException) -> str:
-    """The server's own words, or the error's first line; no address, for it may carry a signature."""
-    for link in _causes(error):
-        message = getattr(link, "server_message", None)
-        if message:
-            return str(message).splitlines()[0][:200]
-    last = list(_causes(error))[-1]
-    first = (str(last).strip() or type(last).__name__).splitlines()[0]
-    return re.sub(r"https?://\S+", "…", first)[:200]
 
 
 def main() -> None:

@@ -11,10 +11,12 @@ import pytest
 from loopback_hub import LoopbackHub
 from made_shards import RECIPE, write_manifest, write_shards, write_unit
 
+import precompute.hub
 from loader.format import MANIFEST, Manifest
 from precompute import push
 from precompute.errors import PrecomputeError, UsageError
-from precompute.push import Config, PushError
+from precompute.hub import PushError
+from precompute.push import Config
 
 REPO = "owner/photos-latents"
 
@@ -31,7 +33,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_owner")
-        monkeypatch.setattr(push, "WAIT", 0.01)
+        monkeypatch.setattr(precompute.hub, "WAIT", 0.01)
         monkeypatch.setattr(push, "POLL", 0.05)
         monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 100))
         huggingface_hub.utils.disable_progress_bars()
@@ -174,7 +176,7 @@ def test_a_fault_that_stays_ends_the_push_and_a_later_one_goes_on(
     hub.fail("POST", "/commit/", status, times=99)
     with pytest.raises(PushError, match=said):
         push.push(Config(shards, REPO))
-    assert hub.asked("POST", "/commit/") == push.ATTEMPTS
+    assert hub.asked("POST", "/commit/") == precompute.hub.ATTEMPTS
     uploads = hub.asked("PUT", "/lfs/")
     hub.faults.clear()
     push.push(Config(shards, REPO))

@@ -13,6 +13,7 @@ from loader.format import npy_bytes
 from precompute import run, verify
 from precompute.checks import Finding
 from precompute.likeness import psnr
+from precompute.originals import _compare
 from precompute.samples import pick_samples, spread
 from precompute.shards import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
 from precompute.store import Store
@@ -166,6 +167,28 @@ def test_a_source_that_has_other_rows(demo: Path, tmp_path: Path) -> None:
     report = report_of(output, source="builders/demo")  # remade shards carry no rejected rows
     lost = [finding for finding in report.findings if "neither written nor rejected" in finding.what]
     assert len(lost) == report_of(demo).splits["train"]["rejected"] > 0
+
+
+def test_rows_are_compared_with_their_source() -> None:
+    """What _compare says of a unit, for every way in which shards and source can differ."""
+    row = {"key": "a", "status": "ok", "caption": "one"}
+    other = {"key": "b", "status": "too_small", "caption": None}
+    source = [("a", None, "one"), ("b", "too_small", None)]
+
+    def said(
+        ours: list[dict[str, Any]], theirs: list[tuple[str, str | None, str | None]]
+    ) -> list[tuple[str, str]]:
+        return [(finding.key, finding.what) for finding in _compare("train-00000", ours, theirs)]
+
+    assert said([row, other], source) == []
+    assert said([row], source) == [("b", "a source row that is neither written nor rejected")]
+    assert said([row, other], source[:1]) == [("b", "no row of the source has this key")]
+    assert said([other, row], source) == [("", "its rows are not in the order of the source")]
+    changed = {**row, "caption": "two"}
+    assert said([changed, other], source) == [("a", "its caption is not the one that the source has for it")]
+    written = {**other, "status": "ok"}
+    assert said([row, written], source) == [("b", "written, though the source rejects it (too_small)")]
+    assert said([row, row], [source[0]]) == [("", "its rows are not in the order of the source")]
 
 
 def test_samples_are_spread_over_the_units(demo: Path) -> None:
