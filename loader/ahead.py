@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loader.batch import BatchReader
 from loader.cache import Stopped
 from loader.format import FormatError
+from loader.reader import BatchReader
 
 log = logging.getLogger("loader")
 

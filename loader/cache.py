@@ -119,47 +119,50 @@ class Cache:
                 return None
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                locked = self._lock(part, descriptor, name, wait)
-                if (
-                    locked and whole.exists()
-                ):  # finished between our look and our lock: the part is a new, empty one
-                    part.unlink()
-                    locked = False
-                if not locked:
-                    os.close(descriptor)
-                    found = self._open_whole(sha256)
-                    if found is not None:
-                        return found
-                    continue
-                self.busy.add(name)
-                fetch(descriptor)
-                with open(descriptor, "rb", closefd=False) as file:
-                    file.seek(0)
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != sha256:
-                    os.truncate(descriptor, 0)
-                    raise FormatError(f"{name} has sha256 {digest}, the manifest says {sha256}")
-                os.fsync(descriptor)
-                part.rename(whole)
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
-                return descriptor
+                if self._lock(descriptor, part, whole, name, wait):
+                    self._complete(descriptor, sha256, name, fetch)
+                    part.rename(whole)
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)
+                    return descriptor
             except BaseException:
                 os.close(descriptor)
                 raise
-            finally:
-                self.busy.discard(name)
+            os.close(descriptor)
+            found = self._open_whole(sha256)
+            if found is not None:
+                return found
 
-    def _lock(self, part: Path, descriptor: int, name: str, wait: bool) -> bool:
+    def _complete(self, descriptor: int, sha256: str, name: str, fetch: Fetch) -> None:
+        """Fetch, verify, sync."""
+        self.busy.add(name)
+        try:
+            fetch(descriptor)
+        finally:
+            self.busy.discard(name)
+        with open(descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != sha256:
+            os.truncate(descriptor, 0)
+            raise FormatError(f"{name} has sha256 {digest}, the manifest says {sha256}")
+        os.fsync(descriptor)
+
+    def _lock(self, descriptor: int, part: Path, whole: Path, name: str, wait: bool) -> bool:
         """Become the one who fetches. Waits for another that does, as long as it lives; False if that one has finished."""
         for _ in self._waiting(f"another process to fetch {name}"):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return _is(part, descriptor)
             except BlockingIOError:
                 if not _is(part, descriptor):  # whole by now, and in use
                     return False
                 if not wait:
                     raise
+                continue
+            if whole.exists() and _is(
+                part, descriptor
+            ):  # it became whole before we made this part, an empty one
+                part.unlink()
+            return _is(part, descriptor)
         return False
 
     def _make_room(self, part: Path, size: int, name: str, wait: bool) -> bool:

@@ -16,10 +16,11 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from loader.ahead import FetchAhead
-from loader.batch import Batch, BatchReader, Draw
+from loader.batch import Batch, Draw
 from loader.cache import Cache
 from loader.files import Files, LocalFolder
 from loader.order import bucketed, mixture
+from loader.reader import BatchReader
 from loader.remote import RemoteFolder, open_remote
 from loader.select import Scale, Selection, check_alike, select_flipped, select_image, select_text
 from loader.source import ManifestSource, open_source

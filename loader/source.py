@@ -28,6 +28,10 @@ TEXT_MEMBER = re.compile(r"(caption_latents|caption_pooled)(_.+)?")
 HEADER_BYTES = 4096  # more than any .npy header here
 
 
+class DataError(RuntimeError):
+    """A sample that cannot be read, and must be (`on_error="raise"`), or that has no readable substitute."""
+
+
 class OpenShard:
     """A shard's tar, open for os.pread, and its table. Closes itself when nobody uses it any more."""
 

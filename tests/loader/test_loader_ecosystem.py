@@ -18,7 +18,7 @@ from made_up_shards import arrays
 
 import loader.loader
 from loader import LatentDataset, as_webdataset, make_loader
-from loader.batch import BatchReader
+from loader.reader import BatchReader
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "seed": 3}

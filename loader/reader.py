@@ -1,0 +1,119 @@
+"""Batches of an order over some sources: which shards are open, and what stands in for a sample that cannot be read."""
+
+import errno
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from loader.batch import Batch, Draw, Work
+from loader.buffers import Buffers
+from loader.cache import Cache
+from loader.format import FormatError
+from loader.order import ATTEMPTS, I64, Order
+from loader.select import Selection
+from loader.source import DataError, OpenShard, Source
+
+log = logging.getLogger("loader")
+
+OPEN_SHARDS = 256
+HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE}  # no other shard would do better
+
+
+class BatchReader:
+    """Makes batches of one order over some sources. Threads may share it, processes may not.
+
+    sources: each with the number of its first shard in the order.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[int, Source]],
+        order: Order,
+        select: Selection,
+        draw: Draw,
+        on_error: Literal["substitute", "raise"],
+        pin_memory: bool,
+        cache: Cache,
+    ) -> None:
+        self.order, self.select, self.draw, self.cache = order, select, draw, cache
+        self.buffers = Buffers(pin_memory)
+        cache.reclaim = self._forget
+        self._sources, self._on_error = sources, on_error
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
+
+    def read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
+        """The samples at `positions` of `epoch`, and counts for stats()."""
+        work = Work(self, epoch, positions)
+        failed = work.fill(np.arange(len(positions)), 0)
+        for attempt in range(1, ATTEMPTS + 1):
+            if not failed:
+                return work.finish(), work.counts + self.cache.take_counts()
+            for error in failed.values():
+                if self._on_error == "raise":
+                    raise error
+                log.warning("%s: taking another sample", error)
+            work.counts["substitutes"] += len(failed) * (attempt == 1)
+            failed = work.fill(np.array(list(failed)), attempt)
+        raise DataError(f"no readable sample in {ATTEMPTS} other places: {next(iter(failed.values()))}")
+
+    def open(self, number: int) -> OpenShard:
+        """Shard `number` of the order. While a failure is remembered it is raised again, without another try."""
+        with self._lock:
+            known = self._open.get(number)
+            if known is not None:
+                self._open.move_to_end(number)
+        if known is None:
+            source, local = self._source(number)
+            try:
+                known = source.open(local, self.select.members, "caption" in self.select.extras)
+            except (OSError, FormatError) as error:
+                if isinstance(error, PermissionError) or getattr(error, "errno", None) in HOPELESS:
+                    raise
+                known = DataError(f"{self.name(number)}: {error}")
+            with self._lock:
+                self._open[number] = known
+                while len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+        if isinstance(known, DataError):
+            raise known
+        return known
+
+    def prefetch(self, number: int) -> bool:
+        source, local = self._source(number)
+        return source.prefetch(local)
+
+    def _forget(self) -> None:
+        """Let go of all shards but those that a thread reads now."""
+        with self._lock:
+            for number in [n for n, known in self._open.items() if isinstance(known, OpenShard)]:
+                del self._open[number]
+
+    def reopen(self, number: int, damaged: OpenShard) -> bool:
+        """True if the next `open` gives another copy of the shard than the damaged one."""
+        source, local = self._source(number)
+        with self._lock:
+            if self._open.get(number) is not damaged:  # another thread was faster
+                return True
+        if not source.discard(local):
+            return False
+        with self._lock:
+            self._open.pop(number, None)
+        return True
+
+    def name(self, number: int) -> str:
+        source, local = self._source(number)
+        return f"{source.files.url}, shard {source.names[local]}"
+
+    def samples_by_path(self, shards: I64) -> dict[str, int]:
+        firsts = np.array([first for first, _ in self._sources])
+        counts = np.bincount(np.searchsorted(firsts, shards, side="right") - 1, minlength=len(firsts))
+        return {f"path {number}": count for number, count in enumerate(counts.tolist())}
+
+    def _source(self, number: int) -> tuple[Source, int]:
+        first, source = [pair for pair in self._sources if pair[0] <= number][-1]
+        return source, number - first
