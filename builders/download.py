@@ -59,7 +59,6 @@ class Downloader:
     name: str
     folder: str
     bar: Any
-    token: str | None = None
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -147,7 +146,7 @@ class Downloader:
         if url.startswith("hf://"):
             repository, path = "/".join(url.split("/")[3:5]), "/".join(url.split("/")[5:])
             url = huggingface_hub.hf_hub_url(repository, path, repo_type="dataset")
-            headers = headers | huggingface_hub.utils.build_hf_headers(token=self.token)
+            headers = headers | huggingface_hub.utils.build_hf_headers()
         # identity: a range counts bytes of the file, not of its compressed transfer
         with requests.get(
             url, headers={"Accept-Encoding": "identity"} | headers, stream=True, timeout=_TIMEOUT

@@ -72,7 +72,7 @@ class Journeydb(ArchiveBuilder):
     def _sources(self) -> dict[str, SplitSources]:
         if self.config.caption_field not in ("prompt", "caption"):
             raise ConfigError(f"caption_field={self.config.caption_field!r}: choose prompt or caption")
-        logger.info("journeydb: split test is left out: missing_caption 5,402")
+        logger.warning("journeydb: split test is left out: missing_caption 5,402")
         sources = {}
         for split, table in _TABLES.items():
             folder = f"{posixpath.dirname(table)}/imgs"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import io
 import logging
 import os
 import re
@@ -13,6 +14,8 @@ import datasets.inspect
 import datasets.load
 import numpy as np
 import pytest
+import torch
+from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 import builders
@@ -85,6 +88,25 @@ def test_a_stream_resumes_at_any_record():
         again = datasets.load_dataset("builders/demo", split="train", streaming=True).select_columns(["key"])
         again.load_state_dict(dataset.state_dict())
         assert [row["key"] for row in again] == keys[position:]
+
+
+def test_nodes_and_workers_share_a_stream_without_loss_or_repetition():
+    dataset = datasets.load_dataset("builders/demo", split="train", streaming=True)
+    dataset = dataset.cast_column("image", datasets.Image(decode=False))
+    keys = sorted(row["key"] for row in dataset)
+    nodes = [split_dataset_by_node(dataset, rank, 3) for rank in range(3)]
+    assert sorted(row["key"] for node in nodes for row in node) == keys
+    workers = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2)
+    assert sorted(row["key"] for row in workers) == keys
+    assert sorted(row["key"] for row in dataset.shuffle(seed=1, buffer_size=5)) == keys
+
+
+def test_decoded_or_not_a_stream_gives_the_same_rows():
+    dataset = datasets.load_dataset("builders/demo", split="train", streaming=True, keep_rejected=True)
+    raw = list(dataset.cast_column("image", datasets.Image(decode=False)))  # comes as the builder made it
+    for row, other in zip(dataset, raw, strict=True):
+        assert row["image"].size == Image.open(io.BytesIO(other["image"]["bytes"])).size
+        assert {**row, "image": None} == {**other, "image": None} and list(row) == list(other)
 
 
 @pytest.mark.parametrize("how", [{}, {"num_proc": 2}, {"streaming": True}])

@@ -252,3 +252,50 @@ def test_webdataset_without_tars_is_an_error(build, tmp_path):
         build("webdataset", data_dir=str(tmp_path / "raw"), streaming=True)
     with pytest.raises(MissingSourceError, match="data_dir=FOLDER or data_files=PATTERN"):
         build("webdataset", streaming=True)
+
+
+# --- without anything on disk ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "configs", "splits"),
+    [
+        ("coco", ["2014", "2017", "karpathy", "small"], ["train", "validation"]),
+        ("cc12m", ["default", "small"], ["train"]),
+        ("diffusiondb", ["large", "2m", "small"], ["train"]),
+        ("textcaps", ["default", "small"], ["train", "validation"]),
+        ("journeydb", ["default", "small"], ["train", "validation"]),
+    ],
+)
+def test_names_are_known_without_a_network(name, configs, splits, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfFileSystem.ls", offline)
+    assert datasets.get_dataset_config_names(f"builders/{name}") == configs
+    assert datasets.get_dataset_split_names(f"builders/{name}") == splits
+
+
+def offline(*args, **kwargs):
+    raise ConnectionError("offline")
+
+
+def test_published_archives_beyond_the_known_ones_are_found(monkeypatch):
+    folder = "datasets/JourneyDB/JourneyDB/data/train/imgs"
+    monkeypatch.setattr(
+        "huggingface_hub.HfFileSystem.ls", lambda *args, **kwargs: [f"{folder}/201.tgz", f"{folder}/note.txt"]
+    )
+    dataset = datasets.load_dataset("builders/journeydb", split="train", streaming=True)
+    assert dataset.num_shards == 201
+
+
+@pytest.mark.parametrize(
+    ("name", "shards"), [("cc12m", 23), ("diffusiondb", 140), ("journeydb", 2), ("coco", 1), ("textcaps", 1)]
+)
+def test_small_is_about_one_percent(name, shards, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfFileSystem.ls", offline)
+    assert (
+        datasets.load_dataset(f"builders/{name}", "small", split="train", streaming=True).num_shards == shards
+    )
+
+
+def test_the_splits_without_captions_are_told(build, raw, caplog):
+    build("textcaps", data_dir=str(raw(textcaps)), streaming=True)
+    assert "textcaps: split test is left out: missing_caption 3,289" in caplog.text
