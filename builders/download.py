@@ -259,7 +259,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="folder to fetch into; of several datasets, each into NAME below it; default raw/NAME",
     )
     parser.add_argument("--links", help="sa1b: Meta's list of links")
-    parser.add_argument("--num-threads", type=int, default=8, help="files at a time")
+    parser.add_argument(
+        "--num-threads",
+        type=int,
+        choices=range(1, 65),
+        metavar="N",
+        default=8,
+        help="files at a time, 1 to 64",
+    )
     return parser.parse_args(arguments)
 
 

@@ -305,8 +305,16 @@ def test_bad_options_are_named(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["nope", "demo", "folder"])
-def test_unknown_or_local_datasets_are_refused(name, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nope"], "coco"),
+        (["demo"], "coco"),
+        (["folder"], "coco"),
+        (["coco", "--num-threads", "0"], "threads"),
+    ],
+)
+def test_unknown_or_local_datasets_and_no_threads_are_refused(arguments, told, capsys):
     with pytest.raises(SystemExit) as stop:
-        download.main([name])
-    assert stop.value.code == 2 and "coco" in capsys.readouterr().err
+        download.main(arguments)
+    assert stop.value.code == 2 and told in capsys.readouterr().err
