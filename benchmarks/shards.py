@@ -1,0 +1,119 @@
+"""Shard writing: precompute/shards.py against MosaicML streaming's MDSWriter and webdataset's TarWriter.
+
+    pip install "latentmill[bench]"
+    python benchmarks/shards.py                     # --samples 4000 --rounds 3
+
+The same samples to /dev/shm: moments at 256 and 512 (16 and 64 KiB), a caption of 77 x 1024 float16 (154 KiB), its text and
+its JSON. Ours includes the sha256 of each tar, the Parquet sidecar, fsync and the marker; MDSWriter hashes where it is
+told to. The best of the rounds counts.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.loader import import_mosaic
+from loader.format import npy_bytes
+from precompute.shards import Row, UnitWriter
+
+FIELDS = {"moments_256": (8, 32, 32), "moments_512": (8, 64, 64), "caption_latents": (77, 1024)}
+PER_SHARD = 1000
+MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+
+Sample = tuple[str, dict[str, Any], str, dict[str, Any]]
+
+
+def samples(count: int) -> Iterator[Sample]:
+    """Ready in memory, as they come from the device; a few, over and over."""
+    rng = np.random.default_rng(0)
+    ready = [{n: rng.normal(size=s).astype(np.float16) for n, s in FIELDS.items()} for _ in range(16)]
+    for index in range(count):
+        facts = {"width": 640, "height": 480, "crop": [80, 0, 560, 480], "source": "00000.tar", "extras": {}}
+        yield f"{index:09d}", ready[index % 16], "a photograph of a cat in a cup", facts
+
+
+def ours(folder: Path, count: int) -> None:
+    writer = UnitWriter(folder, "train", 0, [*FIELDS, "txt", "json"], PER_SHARD, "1-bench")
+    for key, arrays, caption, facts in samples(count):
+        members = {f"{name}.npy": npy_bytes(array) for name, array in arrays.items()}
+        members |= {"txt": caption.encode(), "json": json.dumps(facts).encode()}
+        writer.write(Row(key, caption, 640, 480, "00000.tar"), members)
+    writer.commit({}, [], {}, {})
+    writer.discard()
+
+
+def mds(hashes: list[str]) -> Callable[[Path, int], None]:
+    writer_class = import_mosaic().MDSWriter
+    columns = {
+        "key": "str",
+        **dict.fromkeys(FIELDS, "ndarray:float16"),
+        "caption": "str",
+        "facts": "json",
+    }
+    limit = PER_SHARD * sum(int(np.prod(shape)) * 2 for shape in FIELDS.values())
+
+    def write(folder: Path, count: int) -> None:
+        with writer_class(out=str(folder), columns=columns, size_limit=limit, hashes=hashes) as writer:
+            for key, arrays, caption, facts in samples(count):
+                writer.write({"key": key, **arrays, "caption": caption, "facts": facts})
+
+    return write
+
+
+def webdataset(folder: Path, count: int) -> None:
+    from webdataset import ShardWriter
+
+    with ShardWriter(f"{folder}/%06d.tar", maxcount=PER_SHARD, verbose=0) as writer:
+        for key, arrays, caption, facts in samples(count):
+            named = {f"{name}.npy": array for name, array in arrays.items()}
+            writer.write({"__key__": key, **named, "txt": caption, "json": facts})
+
+
+def rate(write: Callable[[Path, int], None], count: int, rounds: int) -> float:
+    """MB of arrays a second."""
+    best = 0.0
+    size = count * sum(int(np.prod(shape)) * 2 for shape in FIELDS.values()) / 1e6
+    for _ in range(rounds):
+        folder = Path(tempfile.mkdtemp(dir=MEMORY))
+        try:
+            started = time.perf_counter()
+            write(folder, count)
+            best = max(best, size / (time.perf_counter() - started))
+        finally:
+            shutil.rmtree(folder)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    writers = {
+        "MosaicML MDSWriter": mds([]),
+        "MosaicML MDSWriter, sha256": mds(["sha256"]),
+        "webdataset ShardWriter": webdataset,
+        "ours, sha256 and sidecar": ours,
+    }
+    rates = {name: rate(write, arguments.samples, arguments.rounds) for name, write in writers.items()}
+    base = rates["MosaicML MDSWriter"]
+    print(f"{'writer':<28} {'MB/s':>8} {'samples/s':>10} {'ratio':>7}")
+    for name, speed in rates.items():
+        per_second = speed * 1e6 / sum(int(np.prod(shape)) * 2 for shape in FIELDS.values())
+        print(f"{name:<28} {speed:>8.0f} {per_second:>10.0f} {speed / base:>6.2f}x")
+
+
+if __name__ == "__main__":
+    main()
