@@ -6,29 +6,29 @@
 A sample holds what a text-to-image run stores: a 256-pixel latent (8 KiB), a 512-pixel latent (32 KiB) and a caption of
 77 x 1024 float16 (154 KiB). A batch needs the first and the last; who can only read all of it, reads all of it. Each
 loader reads its own format, written from the same arrays, shuffled as its own manual advises, into batches of 256 tensors.
-Runs alternate, each in a process of its own; the first epoch warms up, the second is timed; the best of the rounds counts.
+Runs alternate, each in a process of its own: an epoch to warm up, then epochs for some seconds; the best round counts.
 """
 
 import argparse
 import importlib.machinery
-import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 BATCH, SHARD = 256, 1000
+SECONDS, LONGEST = 2.0, 15.0  # at least, and at most of one epoch
 SHAPES = {"latents_256": (4, 32, 32), "latents_512": (4, 64, 64), "caption_latents": (77, 1024)}
 USED = ("latents_256", "caption_latents")
 USED_BYTES = sum(2 * int(np.prod(SHAPES[name])) for name in USED)
@@ -152,44 +152,50 @@ LOADERS: dict[str, tuple[str, Callable[[Path, int], Batches]]] = {
 
 
 def measure(name: str, folder: Path, workers: int, count: int) -> dict[str, float]:
-    """Runs in a process of its own. cpu: seconds of this process and its workers, per GB that a batch holds."""
+    """Runs in a process of its own. cpu: seconds per GB that batches hold. first: seconds from nothing to the first batch."""
     torch.set_num_threads(1)
-    if name == "memcpy":
-        return measure_memcpy(count)
     started = time.perf_counter()
-    batches = LOADERS[name][1](folder, workers)
-    if (
-        name != "datasets"
-    ):  # a whole epoch of which would take minutes, and warms nothing that the kernel does not
-        seen = consume(batches, 1 if count < BATCH * 2 else 10**9, started)
-    cpu, begin = os.times(), time.perf_counter()
-    seen = consume(batches, 4 if name == "datasets" else 10**9, begin)
-    seconds, after = time.perf_counter() - begin, os.times()
-    used = sum(after[:2]) - sum(cpu[:2])
-    return {"rate": seen / seconds, "cpu": used / (seen * USED_BYTES / 1e9)}
+    run = memcpy(count) if name == "memcpy" else LOADERS[name][1](folder, workers)
+    consume(run, 0)
+    first = time.perf_counter() - started
+    consume(run, time.perf_counter() + LONGEST)
+    before, begin, seen = cpu_seconds(), time.perf_counter(), 0
+    while time.perf_counter() - begin < SECONDS:
+        seen += consume(run, begin + LONGEST)
+    seconds, cpu = time.perf_counter() - begin, cpu_seconds() - before
+    return {"rate": seen / seconds, "cpu": cpu / (seen * USED_BYTES / 1e9), "first": first}
 
 
-def consume(batches: Batches, limit: int, begin: float) -> int:
-    """Look at each batch as a training step would, and count its samples."""
+def cpu_seconds() -> float:
+    """Of this process and all its threads; workers come and go, and are not in it."""
+    return sum(psutil.Process().cpu_times()[:2])
+
+
+def consume(batches: Batches, deadline: float) -> int:
+    """An epoch, or what the time allows: look at each batch as a training step would, and count its samples."""
     seen = 0
-    for batch in itertools.islice(batches, limit):
+    for batch in batches:
         tensors = list(batch.values()) if isinstance(batch, dict) else batch
-        latents = next(t for t in tensors if torch.is_tensor(t) and t.ndim == 4 and t.shape[-1] == 32)
+        latents = next(t for t in tensors if t.ndim == 4 and t.shape[-1] == 32)
         assert latents.shape[1:] == SHAPES["latents_256"], latents.shape
         seen += len(latents)
+        if time.perf_counter() > deadline:
+            break
     return seen
 
 
-def measure_memcpy(count: int) -> dict[str, float]:
-    """The same bytes from one place in memory to another, in batches."""
-    source = np.ones((count, USED_BYTES), np.uint8)
-    target = np.ones((BATCH, USED_BYTES), np.uint8)
-    begin, cpu = time.perf_counter(), time.process_time()
-    for start in range(0, count - BATCH + 1, BATCH):
-        np.copyto(target, source[start : start + BATCH])
-    copied = count // BATCH * BATCH
-    seconds, used = time.perf_counter() - begin, time.process_time() - cpu
-    return {"rate": copied / seconds, "cpu": used / (copied * USED_BYTES / 1e9)}
+class memcpy:
+    """The bound: as many bytes, from one place in memory to another."""
+
+    def __init__(self, count: int) -> None:
+        self.source = np.ones((count, USED_BYTES), np.uint8)
+        self.target = np.ones((BATCH, USED_BYTES), np.uint8)
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        latents = torch.empty(BATCH, *SHAPES["latents_256"])
+        for start in range(0, len(self.source) - BATCH + 1, BATCH):
+            np.copyto(self.target, self.source[start : start + BATCH])
+            yield [latents]
 
 
 def main() -> None:
@@ -228,12 +234,14 @@ def print_table(args: argparse.Namespace, folder: Path, workers: int) -> None:
             results.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
     print(f"\n{workers} workers, best of {args.rounds}\n")
     print(
-        f"{'loader':20s} {'samples/s':>10s} {'GB/s':>7s} {'CPU s/GB':>9s} {'ours is':>8s} {'of memcpy':>10s}"
+        f"{'loader':20s} {'samples/s':>10s} {'GB/s':>7s} {'CPU s/GB':>9s} {'first, s':>9s} {'ours is':>8s} {'of memcpy':>10s}"
     )
     best = {name: max(runs, key=lambda run: run["rate"]) for name, runs in results.items()}
     for name, run in sorted(best.items(), key=lambda item: -item[1]["rate"]):
         ratio, share = best["latentmill"]["rate"] / run["rate"], run["rate"] / best["memcpy"]["rate"]
-        line = f"{name:20s} {run['rate']:10.0f} {run['rate'] * USED_BYTES / 1e9:7.2f} {run['cpu']:9.2f}"
+        cpu = "" if workers else f"{run['cpu']:.2f}"
+        first = min(run["first"] for run in results[name])
+        line = f"{name:20s} {run['rate']:10.0f} {run['rate'] * USED_BYTES / 1e9:7.2f} {cpu:>9s} {first:9.2f}"
         print(f"{line} {ratio:7.2f}x {100 * share:9.1f}%")
 
 
