@@ -92,7 +92,7 @@ class Work:
             return {}
         row_of = dict(zip(indexes.tolist(), rows.tolist(), strict=True))
         return {
-            index: DataError(f"{self.reader.name(number)}, key {shard.table.keys[row_of[index]]}: {error}")
+            index: DataError(f"{self.reader.name(number)}, key {shard.table.key(row_of[index])}: {error}")
             for index, error in errors.items()
         }
 
@@ -147,10 +147,13 @@ class Work:
             return
         table = shard.table
         for index, row in zip(indexes.tolist(), rows.tolist(), strict=True):
-            self.keys[index] = table.keys[row].as_py()
-            if "caption" in self.select.extras and table.captions is not None:
-                self.captions[index] = table.captions[row].as_py()
-            elif "caption" in self.select.extras:
+            self.keys[index] = table.key(row)
+            if "caption" not in self.select.extras:
+                continue
+            caption = table.caption(row)
+            if caption is not None:
+                self.captions[index] = caption
+            else:
                 data = os.pread(shard.descriptor, int(table.size["txt"][row]), int(table.offset["txt"][row]))
                 self.captions[index] = data.decode("utf-8", errors="replace")
 

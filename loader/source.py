@@ -118,7 +118,7 @@ class ManifestSource:
             except pa.ArrowException as error:
                 raise FormatError(f"{shard.name}.parquet: {error}") from error
         ends = [(table.offset[m] + table.size[m]).max(initial=0) for m in members]
-        if len(table.keys) != shard.samples or max(ends, default=0) > shard.bytes:
+        if len(table) != shard.samples or max(ends, default=0) > shard.bytes:
             raise FormatError(f"{shard.name}.parquet does not belong to {shard.name}.tar")
         return table
 
@@ -139,7 +139,7 @@ class TarSource:
 
     def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
         with ThreadPoolExecutor(8) as pool:
-            tables = pool.map(lambda path: len(self._scan(path, members, captions).keys), self._paths)
+            tables = pool.map(lambda path: len(self._scan(path, members, captions)), self._paths)
             return np.array(list(tables), np.int64)
 
     def open(self, number: int, members: Sequence[str], captions: bool) -> OpenShard:
