@@ -179,7 +179,8 @@ def _recipe(manifest: Manifest) -> str:
 
 
 def _shape(field: Field) -> str:
-    return ", ".join("T" if n is None else str(n) for n in field.shape)
+    free = ["T"] if field.kind == "caption_latents" else ["h", "w"]
+    return ", ".join(free.pop(0) if n is None else str(n) for n in field.shape)
 
 
 def _meaning(field: Field) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from builders.images import UndecodableImage
 from loader.format import Manifest
 from precompute.encoders import ImageEncoder
 from precompute.likeness import decode, psnr
@@ -46,11 +45,12 @@ def make_cards(
         for field in fields:
             raw = raw_latents(field, sample.arrays[field.name], manifest.recipe)
             pixels = decode(raw, encoder) if encoder else _false_colours(raw)
-            source = _source(images.get(sample.key), sample, len(pixels))
+            source = source_pixels(images.get(sample.key), sample.facts, *pixels.shape[:2])
             pictures.append(
                 Picture(_label(field.name), pixels, None if source is None else psnr(pixels, source))
             )
-        shown = _source(images.get(sample.key), sample, max((len(p.pixels) for p in pictures), default=256))
+        height, width = max((p.pixels.shape[:2] for p in pictures), default=(256, 256))
+        shown = source_pixels(images.get(sample.key), sample.facts, height, width)
         source_picture = [] if shown is None else [Picture("source", shown)]
         cards.append(Card(sample.key, printable(sample.caption), source_picture + pictures))
     return cards
@@ -69,13 +69,6 @@ def make_pair(samples: tuple[Sample, Sample], manifest: Manifest, encoder: Image
 
 def _label(field: str) -> str:
     return field.partition("_")[2].replace("_", " ")
-
-
-def _source(data: bytes | None, sample: Sample, resolution: int) -> UInt8 | None:
-    try:
-        return None if data is None else source_pixels(data, sample.facts["crop"], resolution)
-    except (UndecodableImage, KeyError, TypeError):
-        return None
 
 
 def _false_colours(raw: npt.NDArray[np.float32]) -> UInt8:

@@ -23,7 +23,8 @@ def histogram(values: npt.NDArray[Any], unit: str, bins: int = 32, mark: float |
     low, high = (low - 0.5, high + 0.5) if high - low < 1e-9 else (low, high)
     if mark is not None:
         high = max(high, min(mark, 3 * high))
-    if (values == np.round(values)).all():  # whole numbers: each bar holds equally many of them
+    whole = bool((values == np.round(values)).all())
+    if whole:  # each bar holds equally many of them
         step = np.ceil((high - low + 1) / bins)
         low, high = (
             np.floor(low) - 0.5,
@@ -41,7 +42,7 @@ def histogram(values: npt.NDArray[Any], unit: str, bins: int = 32, mark: float |
     parts.append(_rule(x(middle), f"median {_short(middle)} {unit}", "median"))
     if mark is not None and mark <= high:
         parts.append(_rule(x(mark), f"limit {_short(mark)}", "limit"))
-    return _svg([*parts, _ticks(low, high, x)], f"Histogram, median {_short(middle)} {unit}")
+    return _svg([*parts, _ticks(low, high, x, whole)], f"Histogram, median {_short(middle)} {unit}")
 
 
 def series(values: Sequence[float], unit: str) -> str:
@@ -117,14 +118,11 @@ def _rule(x: float, label: str, kind: str) -> str:
     )
 
 
-def _ticks(low: float, high: float, x: Any) -> str:
-    marks = []
-    for share, anchor in ((0, "start"), (0.25, "middle"), (0.5, "middle"), (0.75, "middle"), (1, "end")):
-        value = low + share * (high - low)
-        value = round(value) if high - low > 8 else value
-        place = f'x="{x(value):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}"'
-        marks.append(f'<text class="tick" {place}>{_short(value)}</text>')
-    return "".join(marks)
+def _ticks(low: float, high: float, x: Any, whole: bool) -> str:
+    values = [low + share * (high - low) for share in (0.04, 0.27, 0.5, 0.73, 0.96)]
+    values = sorted({float(round(value)) for value in values}) if whole else values
+    places = (f'x="{x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle"' for value in values)
+    return "".join(f'<text class="tick" {p}>{_short(v)}</text>' for p, v in zip(places, values, strict=True))
 
 
 def _scale(low: float, high: float, start: float, stop: float) -> Any:

@@ -34,6 +34,9 @@ RERUN = "run precompute/run.py again"
 OTHER_SIDECAR = "the .parquet is not the one that the marker was written with (its sha256 differs)"
 
 
+ValueCheck = Callable[[memoryview, str | None], str]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One fault, one line. shard: its name, or the file at fault; key: empty where it is not about one sample."""
@@ -224,7 +227,8 @@ def check_tar(
     digest = hashlib.sha256()
     found: dict[str, set[str]] = {}
     fine = True
-    for key, what in _tar_faults(fields, sidecar, tar_members(tar, digest.update), found):
+    value_checks = _value_checks(fields)
+    for key, what in _tar_faults(value_checks, sidecar, tar_members(tar, digest.update), found):
         fine = False
         yield Finding(shard.name, key, what, cure)
     if fine and digest.hexdigest() != shard.sha256:  # where something more exact was found, this adds nothing
@@ -232,13 +236,13 @@ def check_tar(
 
 
 def _tar_faults(
-    fields: Sequence[Field],
+    checks: dict[str, ValueCheck],
     sidecar: Sidecar | None,
     members: Iterator[tuple[str, int, memoryview]],
     found: dict[str, set[str]],
 ) -> Iterator[tuple[str, str]]:
     """(key, what) of each fault; gathers the members found of each key."""
-    checks, current = _value_checks(fields), ""
+    current = ""
     try:
         for name, offset, data in members:
             key, _, extension = name.partition(".")
@@ -283,12 +287,14 @@ def _membership(sidecar: Sidecar, found: dict[str, set[str]]) -> Iterator[tuple[
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
-ValueCheck = Callable[[memoryview, str | None], str]
-
 
 def _value_checks(fields: Sequence[Field]) -> dict[str, ValueCheck]:
-    """Extension -> function of (data, caption) that returns what is wrong with the data, or nothing."""
-    checks: dict[str, ValueCheck] = {f.member: _array_check(f) for f in fields}
+    """Extension -> function of (data, caption) that returns what is wrong with the data, or nothing.
+
+    For one shard: its images are all of one shape, even where buckets leave open which.
+    """
+    images = ("moments", "latents")
+    checks: dict[str, ValueCheck] = {f.member: _array_check(f, f.kind in images) for f in fields}
     return checks | {"txt": _text_fault, "json": _json_fault}
 
 
@@ -309,7 +315,9 @@ def _json_fault(data: memoryview, caption: str | None) -> str:
         return "is not JSON"
 
 
-def _array_check(spec: Field) -> ValueCheck:
+def _array_check(spec: Field, alike: bool) -> ValueCheck:
+    seen: list[tuple[int, ...]] = []
+
     def fault(data: memoryview, caption: str | None) -> str:
         try:
             dtype, shape, start = parse_npy(data)
@@ -321,6 +329,9 @@ def _array_check(spec: Field) -> ValueCheck:
             want not in (None, have) for want, have in zip(spec.shape, shape, strict=True)
         ):
             return f"has shape {shape}, not {tuple(n or 'any' for n in spec.shape)}"
+        seen[:] = seen or [shape]
+        if alike and shape != seen[0]:
+            return f"has shape {shape}, others of the shard {seen[0]}"
         return value_fault(np.frombuffer(data, dtype, offset=start).reshape(shape), spec)
 
     return fault

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from builders.images import UndecodableImage
 from loader.format import Field, Manifest, Marker
 from precompute.checks import Finding, redo
 from precompute.encoders import ImageEncoder, open_image_encoder
@@ -138,13 +137,16 @@ def _look(
     recipe: dict[str, Any],
     result: Likeness,
 ) -> None:
-    sources = {}
+    sources: dict[str, UInt8] = {}
     for sample in samples:
-        try:
-            resolution = spec.shape[-1] * encoder.factor  # type: ignore[operator]
-            sources[sample.key] = source_pixels(images[sample.key], sample.facts["crop"], resolution)
-        except (KeyError, TypeError, UndecodableImage):
-            continue
+        height, width = (cells * encoder.factor for cells in sample.arrays[spec.name].shape[1:])
+        pixels = source_pixels(images.get(sample.key), sample.facts, height, width)
+        if pixels is not None:
+            sources[sample.key] = pixels
+        elif images:
+            result.notes.append(
+                f"{sample.key}: its source image or its crop is not to be had; {spec.name} was not compared"
+            )
     raws = [raw_latents(spec, sample.arrays[spec.name], recipe) for sample in samples]
     tones = []
     for place, (sample, raw) in enumerate(zip(samples, raws, strict=True)):
@@ -173,9 +175,8 @@ def compare(decoded: UInt8, key: str, sources: dict[str, UInt8]) -> tuple[str, f
         "its source with red and blue swapped": own[..., ::-1],
         **{f"the source of {other}": pixels for other, pixels in sources.items() if other != key},
     }
-    name, best = max(
-        ((name, psnr(decoded, pixels)) for name, pixels in rivals.items()), key=lambda pair: pair[1]
-    )
+    scores = {name: psnr(decoded, pixels) for name, pixels in rivals.items() if pixels.shape == own.shape}
+    name, best = max(scores.items(), key=lambda item: item[1])
     if best > ours + MARGIN:
         return f"decodes to {name} ({best:.1f} dB, its own source {ours:.1f})", ours
     return (f"decodes to something unlike its source ({ours:.1f} dB)" if ours < FLOOR else ""), ours
@@ -213,7 +214,7 @@ def _check_spread(
     if len(raws) < 4:
         return
     scale, shift = per_channel(encoder.scale), per_channel(encoder.shift)
-    latents = np.stack([(raw - shift) * scale for raw in raws])
+    latents = np.concatenate([((raw - shift) * scale).reshape(-1) for raw in raws])
     deviation = float(latents.std())
     if not SPREAD[0] < deviation < SPREAD[1]:
         what = f"latents have a standard deviation of {deviation:.2f}, where the VAE's scale makes it about 1"

@@ -4,7 +4,7 @@ What the recipe cannot know, where the raw files lie on this machine, comes from
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from builders.images import decode_rgb
+from builders.images import UndecodableImage, decode_rgb
 from loader.format import Manifest, Marker
 from precompute.checks import Finding, read_sidecar, redo
 from precompute.errors import UsageError
@@ -78,14 +78,23 @@ def find_records(records: Records, wanted: dict[int, set[str]]) -> dict[str, Rec
     return found
 
 
-def source_pixels(data: bytes, crop: Sequence[int], resolution: int) -> npt.NDArray[np.uint8]:
-    """What the encoder should have seen: (R, R, 3), by a full decode and the sample's own record of its crop.
+def source_pixels(
+    data: bytes | None, facts: dict[str, Any], height: int, width: int
+) -> npt.NDArray[np.uint8] | None:
+    """What the encoder should have seen: (H, W, 3), by a full decode and the crop that the sample's own facts name.
 
-    On purpose not by precompute/pixels.py, which this is held against.
+    On purpose not by precompute/pixels.py, which this is held against. None where there is no readable image or no crop.
     """
-    box = tuple(float(edge) for edge in crop)
-    image = decode_rgb(data)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))  # type: ignore[arg-type]
+    crop = facts.get("crop")
+    if data is None or not isinstance(crop, list) or len(crop) != 4:
+        return None
+    try:
+        image = decode_rgb(data)
+        left, top, right, bottom = (float(edge) for edge in crop)
+        box = (left, top, right, bottom)
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    except (UndecodableImage, ValueError, TypeError):
+        return None
 
 
 # --- every row written or rejected ------------------------------------------------------------------------------------
@@ -94,14 +103,18 @@ def source_pixels(data: bytes, crop: Sequence[int], resolution: int) -> npt.NDAr
 def check_source(
     store: Store, manifest: Manifest, markers: dict[str, Marker], where: Where
 ) -> Iterator[Finding]:
-    """Every row of the source is in the sidecar of its unit, once, in order, with the caption it has now."""
+    """Every row of the source is in a sidecar of its unit, once, in order, with the caption it has now."""
     for split in manifest.splits:
         records = open_source(manifest, split, where)
         for stem, marker in markers.items():
             if marker.split == split and marker.unit < len(records.units):
                 ours = _rows(store, marker, redo(stem))
-                theirs = records.rows(records.units[marker.unit])
-                yield from _compare(stem, ours, [(r.row.key, r.reject, r.row.caption) for r in theirs])
+                source = records.rows(records.units[marker.unit])
+                theirs = [(record.row.key, record.reject, record.row.caption) for record in source]
+                if marker.recipe.get("bucket_step"):  # a shard a bucket: in order within each alone
+                    ours.sort(key=lambda row: str(row["key"]))
+                    theirs.sort(key=lambda row: row[0])
+                yield from _compare(stem, ours, theirs)
 
 
 def _rows(store: Store, marker: Marker, cure: str) -> list[dict[str, Any]]:

@@ -144,4 +144,6 @@ def _duplicates(figures: Figures, twins: Sequence[Card]) -> str:
         f'<div class="pictures">{"".join(_picture(p) for p in card.pictures)}</div>' for card in twins
     )
     none = f'<p class="quiet">No two of {figures.latents_of:,} images look alike.</p>'
-    return _panel(f"Captions, of {figures.rows:,} rows", captions) + _panel("Images", pairs or none)
+    return _panel(f"Captions, of {figures.rows:,} rows", captions) + _panel(
+        "Images", f'<div class="pairs">{pairs}</div>' if pairs else none
+    )

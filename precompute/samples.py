@@ -39,13 +39,16 @@ def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple
     if not units:
         return
     chosen = [units[i * len(units) // min(count, len(units))] for i in range(min(count, len(units)))]
-    shards = [next(shard for shard in marker.shards if shard.samples) for _, marker in chosen]
     shares = [0] * len(chosen)
-    for _ in range(min(count, sum(shard.samples for shard in shards))):
-        free = [i for i, shard in enumerate(shards) if shares[i] < shard.samples]
+    for _ in range(min(count, sum(marker.samples for _, marker in chosen))):
+        free = [i for i, (_, marker) in enumerate(chosen) if shares[i] < marker.samples]
         shares[min(free, key=shares.__getitem__)] += 1
-    for (stem, marker), shard, share in zip(chosen, shards, shares, strict=True):
-        yield stem, marker, shard, share
+    for (stem, marker), share in zip(chosen, shares, strict=True):
+        for shard in marker.shards:
+            taken = min(share, shard.samples)
+            share -= taken
+            if taken:
+                yield stem, marker, shard, taken
 
 
 def iter_samples(

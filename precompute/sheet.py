@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from precompute.cards import Card
 
@@ -48,8 +48,9 @@ def _draw_card(
     x, y = corner
     for place, picture in enumerate(card.pictures):
         left = x + place * (TILE + GAP)
-        tile = Image.fromarray(picture.pixels).resize((TILE, TILE), Image.Resampling.LANCZOS)
-        sheet.paste(tile, (left, y))
+        tile = ImageOps.contain(Image.fromarray(picture.pixels), (TILE, TILE), Image.Resampling.LANCZOS)
+        draw.rectangle((left, y, left + TILE - 1, y + TILE - 1), PAPER)
+        sheet.paste(tile, (left + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
         label = picture.label + ("" if picture.decibels is None else f"   {picture.decibels:.1f} dB")
         draw.text((left, y + TILE + 5), label, GREY, _font(label, SMALL))
     for place, line in enumerate(lines):

@@ -60,8 +60,8 @@ class Config:
     text_encoder: tuple[str, ...] = ()
     """Text encoders to compare with, where they came from a folder. Default: those that the recipe names."""
 
-    num_threads: int = min(16, os.cpu_count() or 1)
-    """Shards read at once."""
+    num_threads: int = min(32, 2 * (os.cpu_count() or 1))
+    """Shards read at once; more than there are cores, since some wait for the disk."""
 
     json: bool = False
     """Print one JSON object: what was checked, and all findings."""

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import made_shards
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -229,6 +230,22 @@ def test_an_array_of_another_kind(shards: Path, data: bytes, what: str) -> None:
     rewrite(shards, samples)
     finding = only(shards)
     assert finding.key == "u1-2" and what in finding.what
+
+
+def test_a_shape_unlike_the_others_of_its_shard(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With buckets a shard's images may have any shape, but all the same one."""
+    free = (dataclasses.replace(FIELDS[0], shape=(8, None, None)), FIELDS[1])
+    monkeypatch.setattr(made_shards, "FIELDS", free)
+    monkeypatch.setattr(sys.modules[__name__], "FIELDS", free)
+    output = write_shards(shards.parent / "free")
+    assert findings(output) == []
+    samples = unit_1()
+    samples["u1-1"]["moments_32.npy"] = npy_bytes(np.ones((8, 2, 8), np.float16))
+    rewrite(output, samples)
+    finding = only(output)
+    assert finding.key == "u1-1" and finding.what.endswith(
+        "has shape (8, 2, 8), others of the shard (8, 4, 4)"
+    )
 
 
 @pytest.mark.parametrize("member", ["moments_32", "txt"])

@@ -198,7 +198,20 @@ def test_samples_are_spread_over_the_units(demo: Path) -> None:
         shares = [share for *_, share in spread(markers, "train", count)]
         assert sum(shares) == min(count, total)
         assert max(shares) - min(shares) <= 1 or count > 2 * len(markers)
-        assert len(shares) == min(count, len(markers))
+
+
+def test_buckets_are_decoded_in_their_own_shape(tmp_path: Path) -> None:
+    """Shards by aspect ratio: whole, every photograph compared, and none of them cut square."""
+    output = tmp_path / "latents"
+    toys: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32", "resolutions": (128,)}
+    run.run(run.Config("builders/demo", output, buckets=32, **toys))
+    report = report_of(output, decode=100, source="builders/demo")
+    assert [str(finding) for finding in report.findings] == [] and len(report.psnr) == 20
+    assert min(report.psnr.values()) > 15
+    markers = {path.stem: read_marker(path) for path in marker_paths(output)}
+    samples = pick_samples(Store(str(output)), markers, "train", 100)
+    shapes = {sample.arrays["moments_128"].shape for sample in samples}
+    assert any(height != width for _, height, width in shapes)
 
 
 def test_psnr() -> None:
