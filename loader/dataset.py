@@ -32,7 +32,8 @@ State = dict[str, int]
 class LatentDataset(IterableDataset[Batch]):
     """Yields the batches of this rank for the rest of the present epoch; iterate again for the next epoch.
 
-    Use it through `make_loader`, or as `DataLoader(dataset, batch_size=None)`.
+    Use it through `make_loader`, or as `DataLoader(dataset, batch_size=None)`. Keep the latter away from
+    `accelerator.prepare` with several processes: it would deal out a rank's batches a second time.
 
     paths: folders of shards, hf://datasets/USER/REPO[@REVISION][/FOLDER], https:// or what else fsspec opens. Their samples are one dataset, or a mixture where `weights` are given.
     batch_size: samples per rank and batch.

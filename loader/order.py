@@ -10,6 +10,10 @@ A position of an epoch becomes a sample in five steps, each of them arithmetic:
 5. look up what then lies at that place: shard and row
 
 Positions may go beyond the epoch: they wrap into its beginning, which is how a last batch is padded.
+
+How well that shuffles: inside of a window neighbours are independent. With shards of 4,096 samples, a window of 16,384 puts
+four shards into every batch, and the source positions of neighbours correlate by 0.3; one of 65,536 sixteen, by 0.09. A
+window that is not several shards long does next to nothing for shards that are sorted.
 """
 
 from collections import OrderedDict
