@@ -3,9 +3,13 @@
 It also guards the folder: markers or a manifest of another recipe or plan stop the run before any work.
 """
 
+import contextlib
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split, recipe_differences
 from precompute.errors import RecipeMismatch
@@ -27,7 +31,7 @@ class ManifestKeeper:
             fields,
             plan,
         )
-        self._markers: dict[str, Marker] = {}
+        self._markers: dict[tuple[str, int], Marker] = {}  # by file and time: a unit may be done again
         self._updated = 0.0
 
     def start(self) -> Manifest:
@@ -50,11 +54,35 @@ class ManifestKeeper:
             return self.manifest()
         self._updated = time.monotonic()
         while True:
-            names = self._read_markers()
+            self._read_markers()
             manifest = self.manifest()
             write_shared(self._output, MANIFEST, manifest.to_json().encode())
-            if names == {path.name for path in marker_paths(self._output)}:
+            if self._markers.keys() == self._look().keys():
                 return manifest
+
+    def reopen(self, reasons: Container[str]) -> int:
+        """Take away the markers of units with rows rejected for one of `reasons`, so that they are done again; how many.
+
+        Only of those finished before this process began: others of the same launch may have been quicker.
+        """
+        began = psutil.Process().create_time()
+        count = 0
+        for (name, modified), marker in list(self._markers.items()):
+            if (
+                marker.split == self._split
+                and modified < began * 1e9
+                and any(r in reasons for r in marker.rejected)
+            ):
+                (self._output / name).unlink(missing_ok=True)
+                count += 1
+        if count:
+            self.refresh(force=True)
+        return count
+
+    @property
+    def largest_unit(self) -> int:
+        """Bytes of its tars."""
+        return max((sum(shard.bytes for shard in m.shards) for m in self._markers.values()), default=0)
 
     def manifest(self) -> Manifest:
         manifest = manifest_of(self._recipe, self._fields, self._markers.values())
@@ -66,17 +94,23 @@ class ManifestKeeper:
         mine = [m for m in self._markers.values() if m.split == self._split and m.unit not in units]
         return sum(marker.samples for marker in mine)
 
-    def _read_markers(self) -> set[str]:
-        paths = marker_paths(self._output)
-        for path in paths:
-            if path.name not in self._markers:
-                marker = read_marker(path)
-                plan = Split(marker.plan, 0, (), {}) if marker.split == self._split else None
-                self._compare(marker.recipe, plan)
-                self._markers[path.name] = marker
-        names = {path.name for path in paths}
-        self._markers = {name: marker for name, marker in self._markers.items() if name in names}
-        return names
+    def _look(self) -> dict[tuple[str, int], Path]:
+        found = {}
+        for path in marker_paths(self._output):
+            with contextlib.suppress(FileNotFoundError):  # another process does it again
+                found[path.name, path.stat().st_mtime_ns] = path
+        return found
+
+    def _read_markers(self) -> None:
+        found = self._look()
+        self._markers = {key: marker for key, marker in self._markers.items() if key in found}
+        for key, path in found.items():
+            if key not in self._markers:
+                with contextlib.suppress(FileNotFoundError):
+                    marker = read_marker(path)
+                    plan = Split(marker.plan, 0, (), {}) if marker.split == self._split else None
+                    self._compare(marker.recipe, plan)
+                    self._markers[key] = marker
 
     def _compare(self, recipe: dict[str, Any], split: Split | None) -> None:
         different = recipe_differences(recipe, self._recipe)

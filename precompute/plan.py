@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Lease:
     def check(self) -> None:
         """Raises LostLease if another process has taken the unit over."""
         stem = self.path.name.rpartition(".lease-")[0]
-        turns = [int(m["turn"]) for m in _leases(self.path.parent) if m["stem"] == stem]
+        turns = [int(m["turn"]) for m in leases_in(self.path.parent) if m["stem"] == stem]
         if max(turns, default=0) != self.turn or _owner(self.path).get("token") != self.token:
             raise LostLease(f"unit {self.unit.index} was taken over by another process")
 
@@ -80,6 +80,7 @@ class Leases:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
+        self.room: Callable[[], bool] = lambda: True  # for another unit on the disk
         self._held: dict[int, Lease] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._work = self.output / WORK
@@ -92,7 +93,7 @@ class Leases:
         """Lease the first unit that is neither finished nor in good hands; None if there is none now."""
         done = self.finished()
         newest: dict[str, int] = {}
-        for match in _leases(self._work):
+        for match in leases_in(self._work):
             newest[match["stem"]] = max(newest.get(match["stem"], 0), int(match["turn"]))
         for unit in self.units:
             if unit.index in done or unit.index in self._held:
@@ -109,9 +110,10 @@ class Leases:
         """Leases until every unit is finished, by whomever: units of processes that die come round again."""
         poll = 0.2
         while not stop.is_set():
-            lease = self.claim()
+            lease = self.claim() if self.room() else None
             if lease is not None:
                 yield lease
+                poll = 0.2
             elif self._held or len(self.finished()) < len(self.units):
                 stop.wait(poll)
                 poll = min(2.0, poll * 1.2)
@@ -184,7 +186,8 @@ class Leases:
                     os.utime(lease.path)
 
 
-def _leases(work: Path) -> list[re.Match[str]]:
+def leases_in(work: Path) -> list[re.Match[str]]:
+    """The lease files in a folder, as matches of LEASE."""
     try:
         names = os.listdir(work)
     except FileNotFoundError:  # whoever finishes last removes the empty folder

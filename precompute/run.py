@@ -7,6 +7,7 @@ kept, the rest is done. Start it with `accelerate launch`, `torchrun`, SLURM or 
 like; processes find each other through the output folder.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -16,10 +17,9 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -28,10 +28,12 @@ import transformers
 import tyro
 
 from loader.format import NULL_CAPTION
-from precompute import pixels
+from precompute import pixels, push
+from precompute.config import SDXL, Config, check
 from precompute.encode import BatchEncoder
 from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.errors import ModelError, UsageError, one_line_errors, output_errors
+from precompute.follow import Room, following
 from precompute.manifest import ManifestKeeper
 from precompute.pipeline import Output, Pipeline
 from precompute.plan import Leases
@@ -39,106 +41,6 @@ from precompute.progress import default_threads, progress_bar, summary
 from precompute.records import Records, Source
 from precompute.shards import write_shared
 from precompute.text_encoders import TextEncoder, open_text_encoder
-
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-
-
-@dataclass(frozen=True)
-class Config:
-    dataset: tyro.conf.Positional[str]
-    """builders/NAME, or any path that `datasets.load_dataset` takes (then see --image-column)."""
-
-    output: Path
-    """Folder for the shards. Processes that share it share the work."""
-
-    name: str | None = None
-    """Config of the dataset, for example `small`."""
-
-    split: str = "train"
-    """Split to read."""
-
-    data_dir: Path | None = None
-    """Folder with the raw archives, where they are on disk already."""
-
-    options: tuple[str, ...] = ()
-    """Options of the dataset's builder as NAME=VALUE, for example `parts=0-22 min_image_size=512`."""
-
-    image_column: str = "image"
-    """Column with the image, for datasets that are not ours."""
-
-    caption_column: str = "caption"
-    """Column with the caption or a list of captions, for datasets that are not ours."""
-
-    caption_cleaning: Literal["none", "light", "deepfloyd"] | None = None
-    """How captions are cleaned. Default: the builder's own, and light for datasets that are not ours."""
-
-    prepare: bool = False
-    """Build the `datasets` cache first and work on row ranges of it, rather than read the archives in place."""
-
-    limit: int | None = None
-    """Stop after this many source rows: a trial run."""
-
-    vae: str = SDXL
-    """Image encoder: a Hub id with an optional @REVISION, a folder, or `toy` (no download). A `vae` subfolder is found."""
-
-    text_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """[NAME=]ID[@REVISION][?layer=-2&length=77&pooled&subfolder=text_encoder_2], or `toy`; repeat for several. The first
-    writes caption_latents, one with a NAME caption_latents_NAME. Default: SDXL's first."""
-
-    resolutions: tuple[int, ...] = (256, 512)
-    """Edges of the square crops, in pixels. One decode serves all."""
-
-    batch_size: int = 32
-    """Images encoded at once. Halved by itself where the device's memory is too small."""
-
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of the encoders. Values are stored as float16."""
-
-    flip: bool = False
-    """Encode the mirrored pictures too, as fields with `_flipped` in their names; the loader then draws one of the two."""
-
-    buckets: int | None = None
-    """Step in pixels of aspect-ratio buckets, for example 64: keep the shape of a picture, to the nearest multiples of
-    this step, at the area of --resolutions. Each tar holds one size."""
-
-    posterior: Literal["moments", "sample", "mode"] = "moments"
-    """What to store of the VAE's posterior: raw mean and std (sampled anew each time the loader reads), one scaled
-    sample, or the scaled mean."""
-
-    samples_per_shard: int = 4096
-    """Samples a tar holds at most; with --prepare, rows of a unit."""
-
-    num_threads: int | None = None
-    """Decode threads of each process. Default: the cores, divided by the processes on this machine."""
-
-    seed: int = 0
-    """Of the noise that --posterior sample draws."""
-
-    compile: bool = False
-    """torch.compile the image encoder: slower to start, faster on a GPU."""
-
-    lease_timeout: float = 60.0
-    """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
-
-
-def check(config: Config) -> None:
-    """Refuse impossible flags before anything is loaded. Raises UsageError."""
-    positive = {
-        "--batch-size": config.batch_size,
-        "--samples-per-shard": config.samples_per_shard,
-        "--num-threads": config.num_threads,
-        "--limit": config.limit,
-        "--lease-timeout": config.lease_timeout,
-        "--buckets": config.buckets,
-    }
-    for flag, value in positive.items():
-        if value is not None and value <= 0:
-            raise UsageError(f"{flag} {value}: give at least 1")
-    if not config.resolutions or len(set(config.resolutions)) != len(config.resolutions):
-        raise UsageError(f"--resolutions {config.resolutions}: name each resolution once")
-    for resolution in config.resolutions:
-        if not 8 <= resolution <= 8192:
-            raise UsageError(f"--resolutions {resolution}: pixels, from 8 to 8192")
 
 
 def check_factor(config: Config, encoder: ImageEncoder) -> None:
@@ -222,7 +124,6 @@ def pick_device() -> torch.device:
 def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
-    started, is_main = time.monotonic(), int(os.environ.get("RANK", 0)) == 0
     open_output(config.output)
     records = Records(source_of(config))
     device = pick_device()
@@ -231,24 +132,28 @@ def run(config: Config) -> None:
     if config.compile:
         image_encoder.compile()
     texts = open_text_encoders(config, device)
+    squares = config.buckets is None
     encoder = BatchEncoder(
-        image_encoder,
-        texts,
-        config.resolutions,
-        config.posterior,
-        config.seed,
-        config.flip,
-        config.buckets is None,
+        image_encoder, texts, config.resolutions, config.posterior, config.seed, config.flip, squares
     )
     recipe = make_recipe(config, records, image_encoder, texts)
     keeper = ManifestKeeper(config.output, config.split, recipe, encoder.fields, records.plan)
     keeper.start()
+    again = keeper.reopen(config.retry_rejected)
     write_null_caption(config.output, texts)
-    leases = Leases(config.output, config.split, records.units, config.lease_timeout)
-    before = leases.finished()
-    if is_main:
-        print(f"{config.dataset} {config.split} -> {config.output}, on {device}: {len(before)} of ", end="")
-        print(f"{len(records.units)} units finished before", flush=True)
+    if is_main():
+        done = keeper.manifest().splits[config.split].units_done
+        print(f"{config.dataset} {config.split} -> {config.output}, on {device}: {done} of ", end="")
+        print(f"{len(records.units)} units finished before", end="")
+        print(f", {again} to do again" if config.retry_rejected else "", flush=True)
+    work(config, records, encoder, keeper, recipe)
+
+
+def work(
+    config: Config, records: Records, encoder: BatchEncoder, keeper: ManifestKeeper, recipe: dict[str, Any]
+) -> None:
+    """Finish all units, with whoever else is at it, and say what came of it."""
+    started = time.monotonic()
     output = Output(
         config.output,
         config.split,
@@ -260,15 +165,32 @@ def run(config: Config) -> None:
     )
     threads = config.num_threads or default_threads()
     read = functools.partial(pixels.read_picture, resolutions=config.resolutions, step=config.buckets)
-    try:
-        with progress_bar(leases, is_main) as on_progress:
+    leases = Leases(config.output, config.split, records.units, config.lease_timeout)
+    with contextlib.closing(leases), following(pushing(config), config.lease_timeout):
+        if config.max_disk:
+            leases.room = Room(config.output, config.max_disk, keeper.largest_unit)
+        before = leases.finished()
+        with progress_bar(leases, is_main()) as on_progress:
             stats = Pipeline(records, leases, encoder, output, read, threads, on_progress).run()
         manifest = keeper.refresh(force=True)
-    finally:
-        leases.close()
-    if is_main:
+    if is_main():
         new = keeper.samples_since(before)
         print(summary(manifest.splits[config.split], new, stats, time.monotonic() - started), flush=True)
+
+
+def is_main() -> bool:
+    """Whether this process speaks for its launch, and pushes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def pushing(config: Config) -> push.Config | None:
+    """How to push, if this process is to. With little disk, often: what is not pushed cannot be deleted."""
+    if config.push_to is None or not is_main():
+        return None
+    every, delete = 30.0 if config.max_disk else 300.0, config.delete_pushed
+    return push.Config(
+        config.output, config.push_to, config.private, follow=True, every=every, delete_pushed=delete
+    )
 
 
 def source_of(config: Config) -> Source:

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from launching import ROOT, TOY, environment, launch, leftovers, run_precompute, tars
+from raw.archive import write_tar
+from raw.photos import jpeg
 
 import builders
-from loader.format import Manifest, Marker
+from loader.format import Manifest, Marker, Split
 
 MEMBERS = ["moments_256.npy", "moments_512.npy", "caption_latents.npy", "txt", "json"]
 
@@ -277,3 +279,32 @@ def test_dataset_that_is_not_ours_by_column_names(tmp_path: Path) -> None:
     assert (train.samples, train.rejected) == (3, {"undecodable": 1})
     texts = {members["txt"].decode() for members in samples(output).values()}
     assert texts == {json.loads(line)["text"].removesuffix(" <br>").strip() for line in captions[:3]}
+
+
+def test_units_with_rows_of_a_reason_are_done_again_on_request(tmp_path: Path) -> None:
+    raw, output = tmp_path / "raw", tmp_path / "out"
+    for number in range(2):
+        members = [
+            (f"k{i}.{suffix}", data) for i in range(3) for suffix, data in (("jpg", jpeg(i)), ("txt", b"a"))
+        ]
+        write_tar(raw / f"{number}.tar", members)
+    whole = (raw / "1.tar").read_bytes()
+    (raw / "1.tar").write_bytes(whole[: len(whole) // 2])
+    command = ["builders/webdataset", "--data-dir", raw, "--output", output, *TOY, "--resolutions", "64"]
+
+    def split() -> Split:
+        return Manifest.from_json((output / "manifest.json").read_bytes()).splits["train"]
+
+    run_precompute(*command)
+    assert split().rejected == {"bad_archive": 1}
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("train-*")}
+    (raw / "1.tar").write_bytes(whole)  # downloaded anew
+    run_precompute(*command)
+    run_precompute(*command, "--retry-rejected", "too_small")
+    assert {path.name: path.stat().st_mtime_ns for path in output.glob("train-*")} == before
+    done = run_precompute(*command, "--retry-rejected", "bad_archive", "too_small", processes=2)
+    assert "1 of 2 units finished before, 1 to do again" in done.stdout
+    assert (split().samples, split().rejected) == (6, {})
+    again = {path.name for path in output.glob("train-*") if path.stat().st_mtime_ns != before.get(path.name)}
+    assert again == {"train-00001.tar", "train-00001.parquet", "train-00001.json"}
+    assert not leftovers(output)

@@ -1,0 +1,137 @@
+"""The flags of precompute/run.py: one dataclass, which is the command line too."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from builders.base import REASONS
+from precompute.errors import UsageError
+
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: tyro.conf.Positional[str]
+    """builders/NAME, or any path that `datasets.load_dataset` takes (then see --image-column)."""
+
+    output: Path
+    """Folder for the shards. Processes that share it share the work."""
+
+    name: str | None = None
+    """Config of the dataset, for example `small`."""
+
+    split: str = "train"
+    """Split to read."""
+
+    data_dir: Path | None = None
+    """Folder with the raw archives, where they are on disk already."""
+
+    options: tuple[str, ...] = ()
+    """Options of the dataset's builder as NAME=VALUE, for example `parts=0-22 min_image_size=512`."""
+
+    image_column: str = "image"
+    """Column with the image, for datasets that are not ours."""
+
+    caption_column: str = "caption"
+    """Column with the caption or a list of captions, for datasets that are not ours."""
+
+    caption_cleaning: Literal["none", "light", "deepfloyd"] | None = None
+    """How captions are cleaned. Default: the builder's own, and light for datasets that are not ours."""
+
+    prepare: bool = False
+    """Build the `datasets` cache first and work on row ranges of it, rather than read the archives in place."""
+
+    limit: int | None = None
+    """Stop after this many source rows: a trial run."""
+
+    vae: str = SDXL
+    """Image encoder: a Hub id with an optional @REVISION, a folder, or `toy` (no download). A `vae` subfolder is found."""
+
+    text_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """[NAME=]ID[@REVISION][?layer=-2&length=77&pooled&subfolder=text_encoder_2], or `toy`; repeat for several. The first
+    writes caption_latents, one with a NAME caption_latents_NAME. Default: SDXL's first."""
+
+    resolutions: tuple[int, ...] = (256, 512)
+    """Edges of the square crops, in pixels. One decode serves all."""
+
+    batch_size: int = 32
+    """Images encoded at once. Halved by itself where the device's memory is too small."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of the encoders. Values are stored as float16."""
+
+    flip: bool = False
+    """Encode the mirrored pictures too, as fields with `_flipped` in their names; the loader then draws one of the two."""
+
+    buckets: int | None = None
+    """Step in pixels of aspect-ratio buckets, for example 64: keep the shape of a picture, to the nearest multiples of
+    this step, at the area of --resolutions. Each tar holds one size."""
+
+    posterior: Literal["moments", "sample", "mode"] = "moments"
+    """What to store of the VAE's posterior: raw mean and std (sampled anew each time the loader reads), one scaled
+    sample, or the scaled mean."""
+
+    samples_per_shard: int = 4096
+    """Samples a tar holds at most; with --prepare, rows of a unit."""
+
+    num_threads: int | None = None
+    """Decode threads of each process. Default: the cores, divided by the processes on this machine."""
+
+    seed: int = 0
+    """Of the noise that --posterior sample draws."""
+
+    compile: bool = False
+    """torch.compile the image encoder: slower to start, faster on a GPU."""
+
+    retry_rejected: tuple[str, ...] = ()
+    """Do the finished units again that hold rows rejected for these reasons, for example `bad_archive missing_image`."""
+
+    push_to: str | None = None
+    """Dataset on the Hub, USER/REPO, to push finished units to while the run goes on; see precompute/push.py."""
+
+    private: bool = False
+    """With --push-to: make the dataset private, if it is made."""
+
+    delete_pushed: bool = False
+    """With --push-to: delete each tar here once the Hub has it, by its sha256."""
+
+    max_disk: float | None = None
+    """GB of tars here at most, with --delete-pushed: before it takes up another unit, a process waits for room."""
+
+    lease_timeout: float = 60.0
+    """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
+
+
+def check(config: Config) -> None:
+    """Refuse impossible flags before anything is loaded. Raises UsageError."""
+    positive = {
+        "--batch-size": config.batch_size,
+        "--samples-per-shard": config.samples_per_shard,
+        "--num-threads": config.num_threads,
+        "--limit": config.limit,
+        "--lease-timeout": config.lease_timeout,
+        "--buckets": config.buckets,
+        "--max-disk": config.max_disk,
+    }
+    for flag, value in positive.items():
+        if value is not None and value <= 0:
+            raise UsageError(f"{flag} {value}: give more than 0")
+    if not config.resolutions or len(set(config.resolutions)) != len(config.resolutions):
+        raise UsageError(f"--resolutions {config.resolutions}: name each resolution once")
+    for resolution in config.resolutions:
+        if not 8 <= resolution <= 8192:
+            raise UsageError(f"--resolutions {resolution}: pixels, from 8 to 8192")
+    if config.max_disk and not config.delete_pushed:
+        raise UsageError(
+            f"--max-disk {config.max_disk:g}: only with --delete-pushed, or it would never be free again"
+        )
+    if (config.delete_pushed or config.private) and not config.push_to:
+        raise UsageError(f"--{'delete-pushed' if config.delete_pushed else 'private'}: only with --push-to")
+    for reason in config.retry_rejected:
+        if reason not in (*REASONS, "non_finite"):
+            raise UsageError(
+                f"--retry-rejected {reason}: the reasons are {', '.join([*REASONS, 'non_finite'])}"
+            )

@@ -1,0 +1,150 @@
+"""`precompute/run.py --push-to`: the Hub follows the run, and with --max-disk the tars here stay few."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+from loopback_hub import LoopbackHub
+from test_push import REPO, TEMPLATE
+
+import precompute.hub
+from loader.format import MANIFEST, Manifest
+from precompute import follow, push, run
+from precompute.errors import UsageError
+from precompute.follow import Room
+from precompute.hub import PushError
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", TEMPLATE.format(hub.url)
+        )
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_owner")
+        monkeypatch.setattr(precompute.hub, "WAIT", 0.01)
+        monkeypatch.setattr(push, "POLL", 0.02)
+        monkeypatch.setattr(follow, "RETRY", 0.05)
+        huggingface_hub.utils.disable_progress_bars()
+        yield hub
+    huggingface_hub.close_session()
+
+
+def config(output: Path, **options: Any) -> run.Config:
+    return run.Config(
+        "builders/demo", output, vae="toy", text_encoder=("toy",), resolutions=(64,), push_to=REPO, **options
+    )
+
+
+def tars_there(hub: LoopbackHub) -> set[str]:
+    return {name for name in hub.repos[REPO].files() if name.endswith(".tar")}
+
+
+ALL = {f"train-0000{unit}.tar" for unit in range(4)}
+
+
+def test_hub_has_all_when_the_run_ends(hub: LoopbackHub, tmp_path: Path) -> None:
+    run.run(config(tmp_path))
+    assert tars_there(hub) == ALL
+    assert hub.repos[REPO].files()[MANIFEST].data == (tmp_path / MANIFEST).read_bytes()
+    assert {path.name for path in tmp_path.glob("*.tar")} == ALL
+    assert not (tmp_path / ".work").exists()
+
+
+def test_pushed_tars_are_deleted_and_never_more_are_here_than_fit(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.run(config(tmp_path / "first"))
+    sizes = [path.stat().st_size for path in (tmp_path / "first").glob("*.tar")]
+    limit = 2.5 * max(sizes)
+    hub.repos.clear()
+    most, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            found = 0
+            for path in (tmp_path / "out").glob("*.tar"):
+                found += path.stat().st_size if path.exists() else 0
+            most[0] = max(most[0], found)
+            time.sleep(0.001)
+
+    every = push.Config
+    monkeypatch.setattr(push, "Config", lambda *a, **k: every(*a, **{**k, "every": 0.0}))
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run.run(config(tmp_path / "out", delete_pushed=True, max_disk=limit / 1e9))
+    done.set()
+    watcher.join()
+    assert tars_there(hub) == ALL
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert max(sizes) <= most[0] <= limit
+    # The markers stay, so that the next run knows; there is nothing to do.
+    run.run(config(tmp_path / "out", delete_pushed=True, max_disk=limit / 1e9))
+    assert Manifest.from_json((tmp_path / "out" / MANIFEST).read_bytes()).splits["train"].complete
+
+
+def test_hub_that_refuses_stops_the_run_before_it_begins(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    with pytest.raises(PushError, match=REPO):
+        run.run(config(tmp_path))
+    assert not list(tmp_path.glob("*.tar"))
+    assert not (tmp_path / ".work").exists()
+
+
+def test_hub_that_fails_on_the_way_is_tried_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.fail("POST", r"/commit/", 503, times=precompute.hub.ATTEMPTS + 1)
+    run.run(config(tmp_path))
+    assert tars_there(hub) == ALL
+
+
+def test_hub_that_stays_away_fails_the_run_and_loses_nothing(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.fail("POST", r"/commit/", 503, times=1000)
+    with pytest.raises(PushError):
+        run.run(config(tmp_path))
+    assert {path.name for path in tmp_path.glob("*.tar")} == ALL
+    assert Manifest.from_json((tmp_path / MANIFEST).read_bytes()).splits["train"].complete
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"push_to": None, "delete_pushed": True}, "--delete-pushed: only with --push-to"),
+        ({"push_to": None, "private": True}, "--private: only with --push-to"),
+        ({"max_disk": 1.0}, "--max-disk 1: only with --delete-pushed"),
+    ],
+)
+def test_flags_that_need_others(tmp_path: Path, options: dict[str, Any], flag: str) -> None:
+    given = {"push_to": REPO, **options}
+    with pytest.raises(UsageError, match=flag):
+        run.check(run.Config("builders/demo", tmp_path, **given))
+
+
+def test_room_counts_what_is_here_and_what_others_are_at(tmp_path: Path) -> None:
+    (tmp_path / ".work").mkdir()
+    room = Room(tmp_path, 350 / 1e9)
+    (tmp_path / ".work" / "train-00000.lease-1").touch()
+    assert not room(), "how large is a unit? The first will tell"
+    (tmp_path / ".work" / "train-00000.lease-1").unlink()
+    assert room()
+    (tmp_path / "train-00000-01.tar").write_bytes(bytes(60))
+    (tmp_path / "train-00000-02.tar").write_bytes(bytes(40))
+    assert room(), "100 here, 100 for the next"
+    (tmp_path / ".work" / "train-00001.lease-1").touch()
+    assert room(), "100 here, 100 of another, 100 for the next"
+    (tmp_path / ".work" / "train-00002.lease-3").touch()
+    (tmp_path / ".work" / "pushing-00000.lease-1").touch()
+    assert not room()
+    (tmp_path / "train-00000-01.tar").unlink()
+    (tmp_path / "train-00000-02.tar").unlink()
+    assert room(), "deleted, and the largest remembered: 2 of others and the next"
+    with pytest.raises(UsageError, match="--max-disk"):
+        Room(tmp_path, 350 / 1e9, largest=400)()
