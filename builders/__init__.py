@@ -29,11 +29,13 @@ _SHARED = {
     "captions",
     "download",
     "errors",
+    "features",
     "freshness",
     "images",
     "joins",
     "remote",
     "sources",
+    "stream",
     "zips",
 }  # modules that are not a dataset
 

@@ -19,12 +19,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import datasets
 from datasets.builder import Key
-from datasets.iterable_dataset import ExamplesIterable
 
 from . import images
 from .captions import PROFILES, clean_caption
 from .errors import ConfigError, NoRecordsError
+from .features import RGB_IMAGE, with_rgb_image
 from .freshness import code_hash, folder_fingerprint
+from .stream import CountedExamples
 
 logger = logging.getLogger("builders")
 
@@ -98,6 +99,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             if os.path.isdir(data_dir):
                 kwargs["data_fingerprint"] = folder_fingerprint(data_dir)
         super().__init__(*args, data_dir=data_dir, hash=code_hash(type(self)), **kwargs)
+        self.info = with_rgb_image(self.info)  # which is read from the cache where there is one
         self._raw_features = datasets.Features(
             {**self._info().features, "image": datasets.Image(decode=False)}
         )
@@ -116,7 +118,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             )
         columns = {
             "key": datasets.Value("string"),
-            "image": datasets.Image(),
+            "image": RGB_IMAGE,
             "caption": datasets.Value("string"),
             "captions": datasets.List(datasets.Value("string")),
             "width": datasets.Value("int32"),
@@ -133,6 +135,9 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             license=self.LICENSE,
             citation=self.CITATION,
         )
+
+    def _load_info(self) -> datasets.DatasetInfo:
+        return with_rgb_image(super()._load_info())
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         # Only `shards` is a list, so that datasets splits the work by it; a list of its own for the total would split too.
@@ -180,6 +185,8 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         record["caption"], record["captions"] = captions[0], captions
         try:
             info = images.probe(data)
+        except images.ImageTooLarge:
+            return "too_large", record
         except images.UndecodableImage:
             return "undecodable", record
         record["width"], record["height"] = info.width, info.height
@@ -235,8 +242,8 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
     def _counts_path(self, split: str, job: int) -> str:
         return f"{self._output_dir}/{split}-{job:05d}.counts.json"
 
-    def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> ExamplesIterable:
-        return _CountedExamples(self._generate_examples, split_generator.gen_kwargs)
+    def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:
+        return CountedExamples(self._generate_examples, split_generator.gen_kwargs)
 
     def _report(self, split: str, counts: Counter[str], whole: bool) -> None:
         if self.config.keep_rejected:
@@ -248,34 +255,6 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         if whole and not records:
             raise NoRecordsError(f"no records. {summary}")
         logger.warning(summary)
-
-
-class _CountedExamples(ExamplesIterable):
-    """A stream of a builder's examples that reports the counts when it has been read to the end."""
-
-    @property
-    def features(self) -> datasets.Features:
-        """What the examples hold as they are; a stream cast to just this (images not decoded) needs no conversion."""
-        return self.generate_examples_fn.__self__._raw_features
-
-    def __iter__(self) -> Iterator[tuple[Key, dict[str, Any]]]:
-        counts: Counter[str] = Counter()
-        self.kwargs: dict[str, Any] = {**self.kwargs, "counts": counts}
-        resumed = bool(
-            self._state_dict and (self._state_dict["shard_idx"] or self._state_dict["shard_example_idx"])
-        )
-        yield from super().__iter__()
-        whole = self.num_shards == self.kwargs["num_shards"] and not resumed
-        self.generate_examples_fn.__self__._report(self.kwargs["split"], counts, whole)
-
-    def shuffle_data_sources(self, generator: Any) -> "_CountedExamples":
-        return self._counted(super().shuffle_data_sources(generator))
-
-    def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> "_CountedExamples":
-        return self._counted(super().shard_data_sources(num_shards, index, contiguous=contiguous))
-
-    def _counted(self, other: ExamplesIterable) -> "_CountedExamples":
-        return _CountedExamples(other.generate_examples_fn, other.kwargs)
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")

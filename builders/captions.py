@@ -46,7 +46,6 @@ _BLOCK = (
 _ATTRIBUTES = r"""(?:\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+))*\s*/?"""
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE}){_ATTRIBUTES}>", re.IGNORECASE)
 _BLOCK_TAG = re.compile(rf"<!--.*?-->|</?(?:{_BLOCK}){_ATTRIBUTES}>", re.IGNORECASE | re.DOTALL)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_PASSES = 8  # nested entities such as &amp;amp;lt; take one pass a level
 
 _FTFY = ftfy.TextFixerConfig(
@@ -62,11 +61,11 @@ def _is_plain(text: str) -> bool:
     """True where no step can change anything but spaces: most captions, and a twentieth of the time."""
     return (
         text.isascii()
+        and text.isprintable()  # no control characters
         and "&" not in text
         and "<" not in text
         and "://" not in text
         and "www." not in text.lower()
-        and not _CONTROL.search(text)
     )
 
 

@@ -106,14 +106,22 @@ class _Image(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _load_captions(location: str, archive: str, token: Any, fingerprint: str | None) -> dict[str, _Image]:
     """Captions by stem. `fingerprint` is no input; it makes changed files a different call."""
-    tree = _read_json(location, f"captions_{archive}.json", token)
-    captions: dict[int, list[str]] = {image["id"]: [] for image in tree["images"]}
-    for annotation in sorted(
-        tree["annotations"], key=lambda annotation: annotation["id"]
-    ):  # the file has no order
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    stems = {image["id"]: stem(image["file_name"]) for image in tree["images"]}
-    return {stems.get(id) or f"{id:012d}": _Image(None, id, found) for id, found in captions.items()}
+    names: dict[int, str] = {}
+    captions: dict[int, list[tuple[int, str]]] = {}
+
+    def take(item: dict[str, Any]) -> None:  # as each is read: the tree of all would be three times as large
+        if "caption" in item:
+            captions.setdefault(item["image_id"], []).append((item["id"], item["caption"]))
+        elif "file_name" in item:
+            names[item["id"]] = stem(item["file_name"])
+
+    _read_json(location, f"captions_{archive}.json", token, take)
+    return {
+        names.get(id) or f"{id:012d}": _Image(
+            None, id, tuple(caption for _, caption in sorted(captions.get(id, ())))
+        )
+        for id in names | captions
+    }
 
 
 @functools.lru_cache(maxsize=2)
@@ -134,9 +142,9 @@ def _load_karpathy(location: str, archive: str, token: Any, fingerprint: str | N
     }
 
 
-def _read_json(location: str, name: str, token: Any) -> Any:
+def _read_json(location: str, name: str, token: Any, object_hook: Any = None) -> Any:
     with open_source(location, token) as file:
         for member in iter_members(file):
             if os.path.basename(member.name) == name:
-                return json.loads(member.read())
+                return json.loads(member.read(), object_hook=object_hook)
     raise ArchiveError(f"{location} has no {name}")

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 __all__ = [
     "MAX_PIXELS",
     "ImageInfo",
+    "ImageTooLarge",
     "UndecodableImage",
     "decode_rgb",
     "is_whole",
@@ -38,6 +39,10 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 class UndecodableImage(ValueError):
     """Bytes that no decoder of ours turns into pixels."""
+
+
+class ImageTooLarge(UndecodableImage):
+    """More pixels than Pillow agrees to open, twice MAX_PIXELS."""
 
 
 class ImageInfo(NamedTuple):
@@ -101,8 +106,7 @@ def is_whole(data: bytes, kind: str) -> bool:
     if whole:
         return True
     try:
-        with _pillow_errors():
-            _open(data).load()
+        decode_rgb(data)
     except UndecodableImage:
         return False
     return True
@@ -154,6 +158,8 @@ def _pillow_errors() -> Iterator[None]:
         yield
     except UndecodableImage:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"DecompressionBombError: {error}") from error
     except Exception as error:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 

@@ -87,9 +87,8 @@ def _entry(directory: bytes, at: int, names: int, extras: int) -> _Entry:
     signature, flags, method, crc, packed, size, offset = _ENTRY.unpack_from(directory, at)
     if signature != b"PK\1\2":
         raise ArchiveError("zip directory is damaged")
-    name = directory[at + _ENTRY.size : at + _ENTRY.size + names].decode(
-        "utf-8" if flags & 0x800 else "cp437", "replace"
-    )
+    raw = directory[at + _ENTRY.size : at + _ENTRY.size + names]
+    name = raw.decode("utf-8" if flags & 0x800 or raw.isascii() else "cp437", "replace")
     if 0xFFFFFFFF in (packed, size, offset):
         more = directory[at + _ENTRY.size + names : at + _ENTRY.size + names + extras]
         size, packed, offset = _zip64(more, size, packed, offset)

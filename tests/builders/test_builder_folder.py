@@ -7,6 +7,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 from raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated
 
 from builders.errors import ConfigError, MissingSourceError
@@ -198,3 +199,54 @@ def test_many_files_are_many_shards(photos, monkeypatch):
     (photos / "0.jpg").write_bytes(jpeg())
     dataset = datasets.load_dataset("builders/folder", data_dir=str(photos), split="train", streaming=True)
     assert dataset.num_shards == 7
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def modes(photos):
+    """One picture in each mode that is not RGB, and its top left pixel as it must come out."""
+    grey = photo(0).convert("L")
+    alpha = photo(1).convert("RGBA")
+    alpha.putalpha(0)
+    files = {
+        "alpha": (encode(alpha, "PNG"), (255, 255, 255)),
+        "bits16": (encode(Image.new("I;16", (300, 300), 100 * 257), "PNG"), (100, 100, 100)),
+        "cmyk": (encode(Image.new("CMYK", (300, 300), (0, 0, 0, 128))), (127, 127, 127)),
+        "grey": (encode(grey, "PNG"), (grey.getpixel((0, 0)),) * 3),
+        "palette": (encode(Image.new("RGB", (300, 300), (9, 8, 7)).quantize(), "PNG"), (9, 8, 7)),
+    }
+    for name, (data, _) in files.items():
+        (photos / f"{name}.{'jpg' if name == 'cmyk' else 'png'}").write_bytes(data)
+        (photos / f"{name}.txt").write_text(name)
+    return {name: pixel for name, (_, pixel) in files.items()}
+
+
+def pixels(rows):
+    images = {row["key"]: row["image"] for row in rows}
+    assert {image.mode for image in images.values()} == {"RGB"}
+    return {name: image.getpixel((0, 0)) for name, image in images.items()}
+
+
+def test_every_mode_comes_out_as_rgb(photos, modes, tmp_path):
+    options = {"data_dir": str(photos), "split": "train", "cache_dir": str(tmp_path / "cache")}
+    for streaming in (True, False, False, True):  # the later two find a cache
+        assert pixels(datasets.load_dataset("builders/folder", streaming=streaming, **options)) == modes
+    dataset = datasets.load_dataset("builders/folder", **options)
+    assert pixels(dataset.select([3, 1, 0, 2, 4]).filter(lambda key: key, input_columns="key")) == modes
+    assert pixels(dataset.map(lambda row: {"length": len(row["caption"])})) == modes
+    assert next(iter(dataset.cast_column("image", datasets.Image())))["image"].mode == "RGBA"
+
+
+def test_a_saved_dataset_needs_nothing_of_ours(photos, modes, tmp_path):
+    options = {"data_dir": str(photos), "split": "train", "cache_dir": str(tmp_path / "cache")}
+    dataset = datasets.load_dataset("builders/folder", **options)
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    saved = datasets.load_from_disk(str(tmp_path / "saved"))
+    assert type(saved.features["image"]) is datasets.Image and {row["image"].mode for row in saved} == {"RGB"}
+    both = datasets.concatenate_datasets([dataset, saved])
+    assert [row["key"] for row in both] == list(modes) * 2
+    own = datasets.Features({**dataset.features, "image": datasets.Image()})
+    chosen = datasets.load_dataset("builders/folder", features=own, **options)
+    assert chosen[0]["image"].mode == "RGBA"

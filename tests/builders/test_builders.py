@@ -26,7 +26,7 @@ SPLITS = [(name, config, split) for name, config in CASES for split in RAW[name]
 
 COMMON = {
     "key": datasets.Value("string"),
-    "image": datasets.Image(),
+    "image": datasets.Image(mode="RGB"),
     "caption": datasets.Value("string"),
     "captions": datasets.List(datasets.Value("string")),
     "width": datasets.Value("int32"),

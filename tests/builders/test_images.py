@@ -8,7 +8,16 @@ import pytest
 from PIL import Image, ImageOps
 from raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated, webp
 
-from builders.images import MAX_PIXELS, UndecodableImage, decode_rgb, is_whole, probe, shrink, sniff
+from builders.images import (
+    MAX_PIXELS,
+    ImageTooLarge,
+    UndecodableImage,
+    decode_rgb,
+    is_whole,
+    probe,
+    shrink,
+    sniff,
+)
 
 ENCODED = {kind: encode(photo(1), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
 
@@ -122,6 +131,22 @@ def test_a_bomb_is_known_by_its_header():
     assert info.width * info.height > MAX_PIXELS
     with pytest.raises(UndecodableImage, match="DecompressionBomb"):
         decode_rgb(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "JPEG"])
+def test_a_bomb_that_pillow_refuses_to_open_is_too_large_and_not_broken(kind):
+    """Where the header is read by Pillow, which has a limit of its own: a GIF, a JPEG with EXIF."""
+    data = bytearray(jpeg(1, orientation=6) if kind == "JPEG" else encode(photo(1), "GIF"))
+    at = data.index(b"\xff\xc0") + 5 if kind == "JPEG" else 6
+    data[at : at + 4] = b"\x70" * 4  # 28,784 pixels each way
+    with pytest.raises(ImageTooLarge):
+        probe(bytes(data))
+
+
+def test_a_float_image_is_not_whole():
+    """It has no defined range, so no pixels can be made of it."""
+    data = encode(Image.fromarray(np.ones((300, 300), np.float32)), "TIFF")
+    assert probe(data)[1:] == (300, 300) and not is_whole(data, "TIFF")
 
 
 def test_the_pixel_limit_is_where_pillow_would_warn():
