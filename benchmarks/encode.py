@@ -1,0 +1,239 @@
+"""The pipeline of precompute around an encoder: how much of the encoder's own speed is left, and how long it waits.
+
+    python benchmarks/encode.py                  # --only vae, sleep, processes, memory
+
+vae         SD's autoencoder architecture (random weights) on the CPU: images/s end to end, against bare `encode` calls on
+            ready tensors. At least 95 %.
+sleep       a stand-in encoder that sleeps: the share of the time that it waits for pixels. At most 3 %.
+processes   decode-bound: two processes against one. At least 1.8x on two cores.
+memory      peak resident memory after 1,000 and after 20,000 rows.
+"""
+
+import argparse
+import functools
+import io
+import itertools
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from skimage import data
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from precompute.encode import BatchEncoder, Sample
+from precompute.encoders import ImageEncoder, open_image_encoder
+from precompute.pipeline import Output, Pipeline, Stats
+from precompute.pixels import read_picture
+from precompute.plan import Leases, Unit
+from precompute.records import Record
+from precompute.shards import Row
+
+CPU = torch.device("cpu")
+
+
+@functools.cache
+def photographs(size: tuple[int, int]) -> list[bytes]:
+    found = []
+    for name in ("astronaut", "coffee", "chelsea", "rocket"):
+        out = io.BytesIO()
+        Image.fromarray(getattr(data, name)()).resize(size).save(out, "JPEG", quality=90)
+        found.append(out.getvalue())
+    return found
+
+
+class Photographs:
+    """Records that cost nothing to read: a few photographs over and over."""
+
+    def __init__(self, rows: int, per_unit: int, size: tuple[int, int]) -> None:
+        self._rows, self._per_unit, self._size = rows, per_unit, size
+        self.units = [Unit(i, i) for i in range(-(-rows // per_unit))]
+        self.plan = {"units": len(self.units)}
+
+    def rows(self, unit: Unit) -> Iterator[Record]:
+        jpegs = photographs(self._size)
+        for index in range(min(self._per_unit, self._rows - unit.index * self._per_unit)):
+            yield Record(Row(f"{unit.index:05d}-{index:05d}", "a caption"), jpegs[index % len(jpegs)])
+
+
+def run(
+    records: Any,
+    encoder: BatchEncoder,
+    resolutions: list[int],
+    batch: int,
+    threads: int,
+    folder: Path | None = None,
+) -> Stats:
+    """One process's work, as precompute/run.py does it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output = folder or Path(scratch)
+        leases = Leases(output, "train", records.units)
+        read = functools.partial(read_picture, resolutions=resolutions)
+        try:
+            return Pipeline(
+                records, leases, encoder, Output(output, "train", 1024, {}, records.plan, batch), read, threads,
+                lambda stats: None,
+            ).run()  # fmt: skip
+        finally:
+            leases.close()
+
+
+# --- vae ---
+
+
+def vae(images: int = 32, batch: int = 8, resolution: int = 64) -> None:
+    """The architecture of SD's and SDXL's autoencoder, 34 million parameters in the encoder, at a size a CPU can do."""
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+    image_encoder = ImageEncoder(model, {}, CPU, torch.float32)
+    pixels = [read_picture(jpeg, [resolution]).pixels[resolution] for jpeg in photographs((640, 480))]
+    ready = torch.stack(
+        [torch.from_numpy(p.copy()) for p in itertools.islice(itertools.cycle(pixels), batch)]
+    )
+    ready = ready.permute(0, 3, 1, 2)
+    encoder = BatchEncoder(image_encoder, [], [resolution], "moments", 0)
+
+    def bare() -> float:
+        started = time.perf_counter()
+        for _ in range(images // batch):
+            image_encoder.encode(ready)
+        return images / (time.perf_counter() - started)
+
+    def whole() -> float:
+        stats = run(Photographs(images, images, (640, 480)), encoder, [resolution], batch, 1)
+        return stats.images / stats.seconds
+
+    bare(), whole()
+    rates = [(bare(), whole()) for _ in range(5)]  # by turns: the machine is not always equally quiet
+    alone, piped = (sorted(column)[len(rates) // 2] for column in zip(*rates, strict=True))
+    ratio = sorted(b / a for a, b in rates)[len(rates) // 2]
+    row("bare encode calls, images/s", f"{alone:.2f}")
+    row("through the pipeline, images/s", f"{piped:.2f}", f"{ratio:.1%} (bar: 95 %)")
+
+
+# --- sleep ---
+
+
+class Sleeping(BatchEncoder):
+    """Takes a fixed time per batch, as a GPU does, without taking a core. Launching returns at once."""
+
+    seconds = 0.2
+
+    def launch(self, samples: Any) -> Any:
+        free = max(time.monotonic(), getattr(self, "_free", 0.0)) + self.seconds
+        self._free = free
+        return samples, free
+
+    def collect(self, batch: Any) -> Any:
+        samples, free = batch
+        time.sleep(max(0.0, free - time.monotonic()))
+        return [self._made(sample) for sample in samples]
+
+    def _made(self, sample: Sample) -> dict[str, np.ndarray]:
+        return {field.name: np.zeros([n or 1 for n in field.shape], np.float16) for field in self.fields}
+
+
+def sleep(images: int = 960, batch: int = 16) -> None:
+    resolutions = [256, 512]
+    encoder = Sleeping(open_image_encoder("toy"), [], resolutions, "moments", 0)
+    started = time.process_time()
+    for jpeg in photographs((900, 700)) * 4:
+        read_picture(jpeg, resolutions)
+    each = (time.process_time() - started) / 16
+    encoder.seconds = batch * each * 1.5  # one core decodes 1.5 times as fast as the stand-in encodes
+    stats = run(Photographs(images, 240, (900, 700)), encoder, resolutions, batch, 2)
+    floor = images / batch * encoder.seconds
+    row("stand-in, images/s at most", f"{batch / encoder.seconds:.1f}")
+    row(
+        "through the pipeline, images/s",
+        f"{stats.images / stats.seconds:.1f}",
+        f"{floor / stats.seconds:.1%} busy",
+    )
+    row("device waited", f"{stats.starved / stats.seconds:.1%}", "(bar: 3 %)")
+
+
+# --- processes ---
+
+
+def one_process(folder: Path, start: Any, images: int, done: Any) -> None:
+    torch.set_num_threads(1)
+    encoder = Sleeping(open_image_encoder("toy"), [], [256, 512], "moments", 0)
+    encoder.seconds = 0.0
+    photographs((2250, 1500))
+    start.wait()
+    run(Photographs(images, 24, (2250, 1500)), encoder, [256, 512], 8, 1, folder)
+    done.release()
+
+
+def processes(images: int = 480) -> None:
+    rates = {}
+    context = multiprocessing.get_context("spawn")
+    for count in (1, 2, 1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            start, done = context.Barrier(count + 1), context.Semaphore(0)
+            running = [
+                context.Process(target=one_process, args=(Path(folder), start, images, done))
+                for _ in range(count)
+            ]
+            for process in running:
+                process.start()
+            start.wait()
+            started = time.perf_counter()
+            for _ in running:
+                done.acquire()
+            rates[count] = max(rates.get(count, 0.0), images / (time.perf_counter() - started))
+            for process in running:
+                process.join()
+    row("one process, images/s", f"{rates[1]:.1f}")
+    row("two processes, images/s", f"{rates[2]:.1f}", f"{rates[2] / rates[1]:.2f}x (bar: 1.8x)")
+
+
+# --- memory ---
+
+
+def peak() -> float:
+    """MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory() -> None:
+    encoder = BatchEncoder(open_image_encoder("toy"), [], [64], "moments", 0)
+    run(Photographs(1000, 1000, (128, 96)), encoder, [64], 32, 2)
+    before = peak()
+    run(Photographs(20_000, 1000, (128, 96)), encoder, [64], 32, 2)
+    row("peak memory after 1,000 rows, MB", f"{before:.0f}")
+    row("peak memory after 20,000 rows, MB", f"{peak():.0f}", f"+{peak() - before:.0f} MB")
+
+
+def row(name: str, value: str, note: str = "") -> None:
+    print(f"{name:<36}{value:>10}  {note}", flush=True)
+
+
+PARTS: dict[str, Callable[[], None]] = {"memory": memory, "vae": vae, "sleep": sleep, "processes": processes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    for name in parser.parse_args().only:
+        PARTS[name]()
+
+
+if __name__ == "__main__":
+    main()
