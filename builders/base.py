@@ -23,7 +23,7 @@ from datasets.builder import Key
 from . import images
 from .captions import PROFILES, clean_caption
 from .errors import ConfigError, NoRecordsError
-from .features import RGB_IMAGE, with_rgb_image
+from .features import RGB_IMAGE, restore_rgb_image
 from .freshness import code_hash, folder_fingerprint
 from .stream import CountedExamples
 
@@ -99,7 +99,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             if os.path.isdir(data_dir):
                 kwargs["data_fingerprint"] = folder_fingerprint(data_dir)
         super().__init__(*args, data_dir=data_dir, hash=code_hash(type(self)), **kwargs)
-        self.info = with_rgb_image(self.info)  # which is read from the cache where there is one
+        restore_rgb_image(self.info)  # which comes from the cache where there is one
         self._raw_features = datasets.Features(
             {**self._info().features, "image": datasets.Image(decode=False)}
         )
@@ -137,7 +137,9 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         )
 
     def _load_info(self) -> datasets.DatasetInfo:
-        return with_rgb_image(super()._load_info())
+        info = super()._load_info()
+        restore_rgb_image(info)
+        return info
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         # Only `shards` is a list, so that datasets splits the work by it; a list of its own for the total would split too.

@@ -21,15 +21,7 @@ from .archives import basename, iter_members, stem
 from .base import Row, make_key
 from .errors import ArchiveError
 from .remote import open_source
-from .sources import (
-    ArchiveBuilder,
-    NumberedConfig,
-    Shard,
-    Source,
-    SplitSources,
-    hub_url,
-    parse_parts,
-)
+from .sources import ArchiveBuilder, NumberedConfig, Shard, Source, SplitSources, hub_url, parse_parts
 
 _REPOSITORY = "poloclub/diffusiondb"
 _PARAMETERS = {"seed": ("se", int), "step": ("st", int), "cfg": ("c", float), "sampler": ("sa", str)}

@@ -29,9 +29,8 @@ class RgbImage(datasets.Image):
 RGB_IMAGE = RgbImage(mode="RGB")
 
 
-def with_rgb_image(info: datasets.DatasetInfo) -> datasets.DatasetInfo:
-    """The same info, whose image column is this type again where it was stored."""
+def restore_rgb_image(info: datasets.DatasetInfo) -> None:
+    """Makes the image column this type again where it was stored."""
     features = info.features or {}
     if features.get("image") == RGB_IMAGE:  # else it is the caller's own choice
         features["image"] = RGB_IMAGE
-    return info

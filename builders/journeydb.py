@@ -5,7 +5,8 @@
     load_dataset("builders/journeydb", "small")                                # the first two tgz of each split
 
 4,189,737 labelled images in train, 234,156 in validation; the test split has questions but no captions and is left out. Annotations
-lie in one file a split, in no order of the archives, and are joined on disk (see joins.py).
+lie in one file a split, in no order of the archives, and are joined on disk (see joins.py). Source rows are the images of the chosen
+archives and the annotations that name them; an annotation that names no archive counts as missing_image with archive 0.
 """
 
 import json
@@ -25,15 +26,7 @@ from .archives import stem
 from .base import Row, logger, make_key
 from .errors import BuilderError, ConfigError
 from .remote import open_source
-from .sources import (
-    ArchiveBuilder,
-    NumberedConfig,
-    Shard,
-    Source,
-    SplitSources,
-    hub_url,
-    parse_parts,
-)
+from .sources import ArchiveBuilder, NumberedConfig, Shard, Source, SplitSources, hub_url, parse_parts
 
 _REPOSITORY = "JourneyDB/JourneyDB"
 _TABLES = {  # the repathed ones: only their paths match the archives ("realease" is the publisher's)
@@ -76,13 +69,9 @@ class Journeydb(ArchiveBuilder):
         sources = {}
         for split, table in _TABLES.items():
             folder = f"{posixpath.dirname(table)}/imgs"
-            paths = [
-                f"{folder}/{part:03d}.tgz" for part in parse_parts(self.config.parts, self._published(folder))
-            ]
-            archives = [Source(path, hub_url(_REPOSITORY, path)) for path in paths]
-            sources[split] = SplitSources(
-                archives, {"annotations": Source(table, hub_url(_REPOSITORY, table))}
-            )
+            parts = parse_parts(self.config.parts, self._published(folder))
+            archives = [_source(f"{folder}/{part:03d}.tgz") for part in parts]
+            sources[split] = SplitSources(archives, {"annotations": _source(table)})
         return sources
 
     def _published(self, folder: str) -> set[int]:
@@ -95,14 +84,13 @@ class Journeydb(ArchiveBuilder):
                 files = huggingface_hub.HfFileSystem(token=self.token)
                 names = files.ls(f"datasets/{_REPOSITORY}/{folder}", detail=False)
             except OSError as error:
+                kind = type(error).__name__
                 logger.warning(
-                    f"journeydb: cannot list {folder} ({type(error).__name__}); taking its {_NUM_PUBLISHED} known archives"
+                    f"journeydb: cannot list {folder} ({kind}); taking its {_NUM_PUBLISHED} known ones"
                 )
                 names = []
-        return {
-            *range(_NUM_PUBLISHED),
-            *(int(stem(name)) for name in names if re.fullmatch(r"\d+\.tgz", posixpath.basename(name))),
-        }
+        numbers = (re.fullmatch(r"(\d+)\.tgz", posixpath.basename(name)) for name in names)
+        return {*range(_NUM_PUBLISHED), *(int(match[1]) for match in numbers if match)}
 
     def _read(self, shard: Shard) -> Iterator[Row]:
         part = str(int(stem(shard.path)))
@@ -112,9 +100,8 @@ class Journeydb(ArchiveBuilder):
         for member in self._members(shard):
             name = stem(member.name)
             seen.add(name)
-            yield self._row(
-                shard, name, member.read(), f"{shard.path}/{member.name}", annotations.get(part, name)
-            )
+            found = annotations.get(part, name)
+            yield self._row(shard, name, member.read(), f"{shard.path}/{member.name}", found)
         for name, found in annotations.items(part):
             if name not in seen:
                 yield self._row(shard, name, None, shard.path, found)
@@ -136,23 +123,19 @@ class Journeydb(ArchiveBuilder):
 
     def _annotations(self, location: str) -> Iterator[tuple[str, str, Any]]:
         """Part, image name and record of the chosen parts, from the one .jsonl in a tgz."""
-        chosen = (
-            None
-            if self.config.parts is None
-            else {str(part) for part in parse_parts(self.config.parts, range(10_000))}
-        )
-        astray = 0
+        parts = self.config.parts
+        chosen = None if parts is None else {str(part) for part in parse_parts(parts, range(10_000))}
         with open_source(location, self.token) as file:
             for record in _records(file):
-                match = _PATH.fullmatch(posixpath.normpath(str(record.pop("img_path", ""))))
-                if match is None:
-                    astray += 1
-                elif chosen is None or str(int(match[1])) in chosen:
-                    yield str(int(match[1])), stem(match[2]), record
-        if astray:
-            logger.warning(
-                f"journeydb: {astray:,} annotations of {os.path.basename(location)} name no archive"
-            )
+                path = posixpath.normpath(str(record.pop("img_path", "")))
+                match = _PATH.fullmatch(path)
+                part, name = (str(int(match[1])), stem(match[2])) if match else ("0", path)
+                if chosen is None or part in chosen:
+                    yield part, name, record
+
+
+def _source(path: str) -> Source:
+    return Source(path, hub_url(_REPOSITORY, path))
 
 
 def _records(file: IO[bytes]) -> Iterator[dict[str, Any]]:

@@ -17,15 +17,7 @@ from .archives import iter_members, stem
 from .base import Row, make_key
 from .errors import MissingSourceError
 from .remote import open_source
-from .sources import (
-    ArchiveBuilder,
-    NumberedConfig,
-    Shard,
-    Source,
-    SplitSources,
-    hub_url,
-    parse_parts,
-)
+from .sources import ArchiveBuilder, NumberedConfig, Shard, Source, SplitSources, hub_url, parse_parts
 
 LICENSE_PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"
 _CAPTIONS = Source(

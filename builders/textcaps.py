@@ -3,7 +3,8 @@
     load_dataset("builders/textcaps")                        # train 21,953, validation 3,166
     load_dataset("builders/textcaps", "small")               # the first hundredth of the images
 
-One zip holds the images of both splits; an image belongs to the split whose annotations name it. The test split has no captions.
+One zip holds the images of both splits; an image belongs to the split whose annotations name it, and to train where none do. The
+test split has no captions.
 """
 
 import functools
@@ -21,7 +22,8 @@ from .zips import zip_names
 
 _URL = "https://dl.fbaipublicfiles.com/textvqa/"
 _IMAGES = Source("train_val_images.zip", _URL + "images/train_val_images.zip", members=25_120)
-_SPLITS = {"train": "train", "validation": "val"}
+_TRAIN = Source("TextCaps_0.1_train.json", _URL + "data/textcaps/TextCaps_0.1_train.json")
+_VAL = Source("TextCaps_0.1_val.json", _URL + "data/textcaps/TextCaps_0.1_val.json")
 
 
 class Textcaps(ArchiveBuilder):
@@ -41,21 +43,23 @@ class Textcaps(ArchiveBuilder):
 
     def _sources(self) -> dict[str, SplitSources]:
         logger.warning("textcaps: split test is left out: missing_caption 3,289")
-        tables = {split: f"TextCaps_0.1_{name}.json" for split, name in _SPLITS.items()}
         return {
-            split: SplitSources([_IMAGES], {"captions": Source(name, f"{_URL}data/textcaps/{name}")})
-            for split, name in tables.items()
+            "train": SplitSources([_IMAGES], {"captions": _TRAIN, "others": _VAL}),
+            "validation": SplitSources([_IMAGES], {"captions": _VAL}),
         }
 
     def _read(self, shard: Shard) -> Iterator[Row]:
-        table = _load(shard.tables["captions"], self.token, self.config.data_fingerprint)
+        tables = {
+            name: _load(location, self.token, self.config.data_fingerprint)
+            for name, location in shard.tables.items()
+        }
+        table, others = tables["captions"], tables.get("others")
         for member in self._members(shard):
             image_id = stem(member.name)
-            if image_id in table:
-                captions, extras = table[image_id]
-                yield Row(
-                    make_key(image_id), member.read(), captions or None, f"{shard.path}/{member.name}", extras
-                )
+            if image_id in table or (others is not None and image_id not in others):
+                captions, extras = table.get(image_id, ((), {}))
+                source = f"{shard.path}/{member.name}"
+                yield Row(make_key(image_id), member.read(), captions or None, source, extras)
         if shard.is_last:
             with open_source(shard.location, self.token) as file:
                 present = {stem(name) for name in zip_names(file)}

@@ -194,9 +194,11 @@ def test_journeydb_caption_field(build, raw):
         build("journeydb", data_dir=root, caption_field="text", streaming=True)
 
 
-def test_journeydb_tells_of_annotations_that_match_no_archive(build, raw, caplog):
-    build("journeydb", data_dir=str(raw(journeydb)), streaming=True)
-    assert "1 annotations of train_anno_realease_repath.jsonl.tgz name no archive" in caplog.text
+def test_journeydb_annotations_that_name_no_archive_are_counted_once(build, raw):
+    root = str(raw(journeydb))
+    for parts, number in ((None, 1), ("0", 1), ("1", 0)):
+        rows = build("journeydb", data_dir=root, streaming=True, keep_rejected=True, parts=parts)
+        assert [row["reject"] for row in rows if "Upscaled" in row["key"]] == ["missing_image"] * number
 
 
 # --- sa1b ------------------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The download command against a loopback server that cuts, lies, refuses and slows down."""
 
+import dataclasses
 import email.utils
 import errno
 import hashlib
@@ -9,6 +10,7 @@ import pytest
 from raw import textcaps
 from raw.server import serve
 
+import builders.textcaps
 from builders import download
 from builders.sources import Source, hub_url
 
@@ -250,13 +252,10 @@ def test_files_are_fetched_at_the_same_time(server, downloader):
 
 def test_the_command_fetches_what_the_builder_reads(server, tmp_path, monkeypatch, build, capsys):
     textcaps.make(server.root)
-    monkeypatch.setattr("builders.textcaps._URL", server.url + "/")
-    monkeypatch.setattr(
-        "builders.textcaps._IMAGES", Source("train_val_images.zip", f"{server.url}/train_val_images.zip")
-    )
-    (server.root / "data/textcaps").mkdir(parents=True)
-    for path in server.root.glob("*.json"):
-        path.rename(server.root / "data/textcaps" / path.name)
+    for constant in ("_IMAGES", "_TRAIN", "_VAL"):
+        published = getattr(builders.textcaps, constant)
+        here = dataclasses.replace(published, url=f"{server.url}/{published.path}")
+        monkeypatch.setattr(builders.textcaps, constant, here)
     into = tmp_path / "raw"
     assert download.main(["textcaps", "--data-dir", str(into)]) == 0
     assert "textcaps: 3 fetched, 0 there already, 0 failed" in capsys.readouterr().out
@@ -269,7 +268,7 @@ def test_the_command_fetches_what_the_builder_reads(server, tmp_path, monkeypatc
     assert download.main(["textcaps", "--data-dir", str(into)]) == 0
     assert "0 fetched, 3 there already" in capsys.readouterr().out
     (into / "TextCaps_0.1_val.json").unlink()
-    (server.root / "data/textcaps/TextCaps_0.1_val.json").unlink()
+    (server.root / "TextCaps_0.1_val.json").unlink()
     assert download.main(["textcaps", "--data-dir", str(into)]) == 1
     captured = capsys.readouterr()
     assert (

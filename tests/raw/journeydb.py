@@ -69,6 +69,10 @@ EXPECTED = {
             ("train-000-c", "see a cup"),
             ("train-000-cut", "!undecodable"),
             ("train-000-An_elegant_gold_head_1f-1347dfc1", "!missing_caption"),
+            (
+                "train-000-MidjourneyDB_03_latest_imgs_Upscaled_x_jpg-e33ff7c0",
+                "!missing_image",
+            ),  # not repathed
             ("train-000-gone", "!missing_image"),
             ("train-001-a", "no task two"),
         ],

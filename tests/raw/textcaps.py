@@ -47,6 +47,7 @@ def make(root: Path) -> None:
             ("train_images/00aa.jpg", jpeg(2)),
             ("train_images/00ad.jpg", jpeg(3, mode="L")),
             ("train_images/00ae.jpg", jpeg(4)),
+            ("train_images/00af.jpg", jpeg(6)),  # neither split names it
         ],
     )
     write_zip(root / "test_images.zip", [("test_images/00ca.jpg", jpeg(5))])
@@ -59,6 +60,7 @@ EXPECTED = {
             ("00aa", 'a "Listerine" bottle ™'),
             ("00ad", "grey"),
             ("00ae", "!empty_caption"),
+            ("00af", "!missing_caption"),
             ("00ac", "!missing_image"),
         ],
         "validation": [("00ba", "a stop sign")],
