@@ -3,14 +3,15 @@
 # Needs Python 3.11+ and pip; makes .venv, downloads no model and no dataset. About a minute after the installation.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=${VENV:-.venv}
+venv=$(realpath -m "${VENV:-.venv}")
 out=${1:-latents/demo}
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet -c constraints.txt -e ".[demo]"
-export PATH="$PWD/$venv/bin:$PATH" HF_HUB_OFFLINE=1
+export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1
 
 echo "== 1. photographs -> shards"
-accelerate launch --cpu precompute/run.py builders/demo --output "$out" \
+accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+    precompute/run.py builders/demo --output "$out" \
     --vae toy --text-encoder toy --dtype float32 --batch-size 8
 
 echo "== 2. every byte checked, every photograph decoded and held against its source"

@@ -1,5 +1,6 @@
 """The flags of precompute/run.py: one dataclass, which is the command line too."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from builders.base import REASONS
+from loader.format import SHARD_NAME
 from precompute.errors import UsageError
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -105,8 +107,19 @@ class Config:
     """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
 
 
+def check_repeats(arguments: Sequence[str]) -> None:
+    """Refuse a list flag given twice: of the two, the first would be forgotten. Raises UsageError."""
+    for flag in ("--options", "--resolutions", "--retry-rejected"):
+        if sum(argument.partition("=")[0] == flag for argument in arguments) > 1:
+            raise UsageError(f"{flag}: give it once, with all values behind it, as in {flag} A B")
+
+
 def check(config: Config) -> None:
     """Refuse impossible flags before anything is loaded. Raises UsageError."""
+    if not SHARD_NAME.fullmatch(f"{config.split}-00000"):
+        raise UsageError(
+            f"--split {config.split}: name one split, whole, as in train; for its first rows use --limit"
+        )
     positive = {
         "--batch-size": config.batch_size,
         "--samples-per-shard": config.samples_per_shard,
@@ -117,7 +130,7 @@ def check(config: Config) -> None:
         "--max-disk": config.max_disk,
     }
     for flag, value in positive.items():
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:  # nor not a number
             raise UsageError(f"{flag} {value}: give more than 0")
     if not config.resolutions or len(set(config.resolutions)) != len(config.resolutions):
         raise UsageError(f"--resolutions {config.resolutions}: name each resolution once")

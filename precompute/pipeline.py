@@ -197,13 +197,14 @@ class Pipeline:
 
     def _write(self) -> None:
         unit: _OpenUnit | None = None
+        since = time.monotonic()
         try:
             while (batch := self._get(self._encoded)) is not None:
-                unit = unit or _OpenUnit(batch.lease, self._output, self._encoder)
+                unit = unit or _OpenUnit(batch.lease, self._output, self._encoder, since)
                 unit.write(batch)
                 if batch.last:
                     unit.finish(self._leases)
-                    unit = None
+                    unit, since = None, time.monotonic()
         finally:
             if unit is not None:
                 unit.drop()
@@ -269,11 +270,14 @@ class _Stopped(Exception):
 
 
 class _OpenUnit:
-    """A unit being written. Once its lease is lost, what comes for it is dropped: another process makes the same."""
+    """A unit being written. Once its lease is lost, what comes for it is dropped: another process makes the same.
 
-    def __init__(self, lease: Lease, output: Output, encoder: BatchEncoder) -> None:
+    since: when this process finished its last unit, so that the units' times add up to that of the process.
+    """
+
+    def __init__(self, lease: Lease, output: Output, encoder: BatchEncoder, since: float) -> None:
         self._lease, self._output, self._fields = lease, output, encoder.fields
-        self._started = time.monotonic()
+        self._started = since
         self._samples = 0
         members = [*(field.name for field in encoder.fields), "txt", "json"]
         self._writer: UnitWriter | None = None

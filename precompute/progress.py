@@ -49,13 +49,16 @@ def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None
 
 
 def summary(split: Split, new: int, stats: Stats, seconds: float) -> str:
-    """The table at the end. new: samples written by this run, all processes; seconds: its wall time."""
+    """The table at the end: what the folder holds, then this run. new: samples written by it, all processes; seconds:
+    its wall time."""
     rows: list[tuple[str, Any]] = [("rows read", split.rows), ("written", split.samples)]
     rows += [("rejected", sum(split.rejected.values()))]
     rows += [(f"  {reason}", count) for reason, count in sorted(split.rejected.items())]
     lines = [f"{name:<18}{count:>14,}" for name, count in rows]
+    if not new:
+        return "\n".join([*lines, "all of it by earlier runs; nothing was left to do"])
     lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
-    if stats.seconds:
+    if stats.images:
         lines += [f"{'device waited':<18}{stats.starved / stats.seconds:>14.0%}"]
         lines += [f"{'bottleneck':<18}{stats.bottleneck:>22}"]
     return "\n".join(lines)

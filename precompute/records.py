@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import lzma
+import os
 import re
 import tarfile
 import zipfile
@@ -100,6 +101,7 @@ class Records:
         self.plan = {
             "dataset": source.dataset if self._ours else Path(source.dataset).name,
             "parts": self._parts,
+            "sources": self._sources,
             "units": len(self.units),
             "prepared": source.prepare,
             "limit": source.limit,
@@ -136,6 +138,15 @@ class Records:
     def _open(self) -> tuple[Any, dict[str, Any]]:
         source = self.source
         options = dict(parse_option(option) for option in source.options)
+        secret = {"token", "storage_options"} & options.keys()
+        if secret:  # options are part of the recipe, which is published
+            raise UsageError(
+                f"--options {secret.pop()}=...: give it to `hf auth login` or the environment instead"
+            )
+        if self._ours and (source.image_column, source.caption_column) != ("image", "caption"):
+            raise UsageError(
+                f"--image-column, --caption-column: {source.dataset} has its own; leave them out"
+            )
         if self._ours:
             options["keep_rejected"] = True
             if source.caption_cleaning:
@@ -151,14 +162,33 @@ class Records:
                 dataset = builder.as_dataset(split=source.split)
             else:
                 dataset = builder.as_streaming_dataset(split=source.split)
+            if not self._ours:
+                self._check_columns(dataset)
+            self._sources = self._identify_sources(builder)
         except (ValueError, OSError, TypeError, datasets.exceptions.DatasetsError) as error:
-            raise UsageError(f"{source.dataset}: {_innermost(error)}") from error
-        if not self._ours:
-            self._check_columns(dataset)
+            message = _innermost(error)
+            prefix = "" if message.startswith(source.dataset) else f"{source.dataset}: "
+            raise UsageError(prefix + message) from error
         image = "image" if self._ours else source.image_column
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
         self._parts = getattr(builder.config, "parts", None)
         return dataset, self._recipe(builder)
+
+    def _identify_sources(self, builder: Any) -> str | None:
+        """A hash of what each unit is made of: a source that has changed since must not be resumed into.
+
+        Of ours the names that make up each shard; of others the names and sizes of local files; None for the Hub's,
+        whose commit is in the recipe.
+        """
+        if self._ours:
+            return _hash(
+                repr(builder.as_streaming_dataset(split=self.source.split)._ex_iterable.kwargs["shards"])
+            )
+        folder = self.source.data_dir or Path(self.source.dataset)
+        if not folder.is_dir():
+            return None
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return _hash(repr([(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]))
 
     def _check_columns(self, dataset: Any) -> None:
         names = dataset.column_names or list(next(iter(dataset), {}))
@@ -191,7 +221,7 @@ class Records:
             "path": Path(source.dataset).name if local else source.dataset,
             "name": builder.config.name,
             "revision": commit[1] if commit else None,
-            "options": sorted(source.options),
+            "options": sorted(_portable(option) for option in source.options),
             "image_column": source.image_column,
             "caption_column": source.caption_column,
             "caption_cleaning": self._cleaning,
@@ -271,6 +301,16 @@ def parse_option(option: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def _portable(option: str) -> str:
+    """An option as the recipe has it: of a local path only the last part."""
+    name, _, value = option.partition("=")
+    return f"{name}={Path(value).name if os.path.isabs(value) or Path(value).exists() else value}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _image_bytes(image: dict[str, Any] | None) -> bytes | None:

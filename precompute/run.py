@@ -29,10 +29,10 @@ import tyro
 
 from loader.format import NULL_CAPTION
 from precompute import pixels, push
-from precompute.config import SDXL, Config, check
+from precompute.config import SDXL, Config, check, check_repeats
 from precompute.encode import BatchEncoder
 from precompute.encoders import ImageEncoder, open_image_encoder
-from precompute.errors import ModelError, UsageError, one_line_errors, output_errors
+from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.follow import Room, following
 from precompute.manifest import ManifestKeeper
 from precompute.pipeline import Output, Pipeline
@@ -175,7 +175,12 @@ def work(
         manifest = keeper.refresh(force=True)
     if is_main():
         new = keeper.samples_since(before)
-        print(summary(manifest.splits[config.split], new, stats, time.monotonic() - started), flush=True)
+        split = manifest.splits[config.split]
+        print(summary(split, new, stats, time.monotonic() - started), flush=True)
+        if not split.samples:
+            raise PrecomputeError(
+                f"{config.dataset}: no row of split {config.split} became a sample; the reasons stand above"
+            )
 
 
 def is_main() -> bool:
@@ -211,6 +216,8 @@ def stop_on_sigterm() -> None:
 
 
 def main() -> None:
+    with one_line_errors():
+        check_repeats(sys.argv)
     config = tyro.cli(Config, description=__doc__)
     logging.basicConfig(format="%(message)s")
     for library in (diffusers.utils.logging, transformers.utils.logging):

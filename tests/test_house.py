@@ -1,6 +1,7 @@
 """The house keeps its shape: which part may import which, and the commands that README promises are the ones CI runs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +64,17 @@ def test_readme_and_ci_run_the_same_commands() -> None:
 
 def test_every_file_in_readmes_tree_exists() -> None:
     """The tree at the end of README names files of the repository, and every module of ours is in it."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## The files")[2]
+        .partition("Apache-2.0")[0]
+    )
     for part in ("builders", "loader", "precompute"):
         for path in (ROOT / part).glob("*.py"):
             if path.stem != "__init__":
-                assert path.name in readme, f"{path.relative_to(ROOT)} is not in README's tree"
+                assert path.name in tree, f"{path.relative_to(ROOT)} is not in README's tree"
+    for name in re.findall(r"\b[\w/]+\.(?:py|sh|toml|md)\b", tree):
+        assert list(ROOT.glob(f"*/{name}")) or (ROOT / name).exists(), (
+            f"README's tree has {name}, the repository not"
+        )

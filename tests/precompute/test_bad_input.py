@@ -29,8 +29,9 @@ def fail(
         with pytest.raises(SystemExit) as stopped:
             run.main()
         assert stopped.value.code not in (0, None)
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and "Traceback" not in error
+        progress, _, error = capsys.readouterr().err.rpartition("error: ")
+        assert not progress or progress.endswith("\n")
+        assert error and "Traceback" not in progress + error
         return error
 
     return run_and_fail
@@ -124,6 +125,31 @@ def test_resolution_that_the_factor_does_not_divide(fail) -> None:
 
 def test_resolution_named_twice(fail) -> None:
     assert "--resolutions" in fail("builders/demo", *TOY, "--resolutions", "256", "256")
+
+
+@pytest.mark.parametrize("flag", ["--options", "--resolutions"])
+def test_list_flag_given_twice(fail, flag: str) -> None:
+    value = {"--options": "min_image_size=10", "--resolutions": "64"}[flag]
+    assert flag in fail("builders/demo", *TOY, flag, value, flag, value)
+
+
+def test_split_that_is_a_slice(fail) -> None:
+    assert "--split train[:5]" in fail("builders/demo", *TOY, "--split", "train[:5]", "--prepare")
+
+
+def test_column_flags_with_a_dataset_of_ours(fail) -> None:
+    assert "--image-column" in fail("builders/demo", *TOY, "--image-column", "picture")
+
+
+def test_secret_in_the_options(fail, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    error = fail("imagefolder", "--data-dir", tmp_path, *TOY, "--options", "token=hf_secret")
+    assert "--options token" in error and "hf_secret" not in error
+
+
+def test_run_that_writes_nothing(fail) -> None:
+    error = fail("builders/demo", *TOY, "--options", "min_image_size=5000")
+    assert "no row of split train became a sample" in error
 
 
 def test_two_text_encoders_of_one_name(fail) -> None:

@@ -197,6 +197,27 @@ def test_another_recipe_is_refused_with_what_differs(demo_shards: Path) -> None:
     assert "weights" not in done.stderr, "only what differs is named"
 
 
+@pytest.mark.parametrize("dataset", ["builders/folder", "imagefolder"])
+def test_changed_source_is_not_resumed_into(tmp_path: Path, dataset: str) -> None:
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    rows = []
+    for row in builders.load_dataset("builders/demo", split="train", streaming=True).decode(False).take(4):
+        (photos / f"{row['key']}.png").write_bytes(row["image"]["bytes"])
+        rows.append(json.dumps({"file_name": f"{row['key']}.png", "caption": row["caption"]}))
+    last = photos / json.loads(rows[-1])["file_name"]
+    (tmp_path / "later.png").write_bytes(last.read_bytes())
+    last.unlink()
+    (photos / "metadata.jsonl").write_text("\n".join(rows[:3]))
+    arguments = (dataset, "--data-dir", photos, "--output", output, *TOY, "--resolutions", "64")
+    run_precompute(*arguments)
+    (tmp_path / "later.png").rename(last)
+    (photos / "metadata.jsonl").write_text("\n".join(rows))
+    done = run_precompute(*arguments, check=False)
+    assert done.returncode != 0
+    assert "plan.sources" in done.stderr
+
+
 def test_prepared_dataset_gives_the_same_samples(
     demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
