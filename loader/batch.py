@@ -105,7 +105,8 @@ class Work:
         kept = ~self.dropped[indexes]
         for field in (*self.select.text, *self.select.pooled):
             self._read_field(shard, field, field.name, indexes[kept], rows[kept], errors)
-        self._read_words(shard, indexes, rows, errors)
+        if self.select.extras:
+            self._read_words(shard, indexes, rows, errors)
         return errors
 
     def _read_field(
@@ -142,20 +143,21 @@ class Work:
                 errors[index] = error
 
     def _read_words(self, shard: OpenShard, indexes: I64, rows: I64, errors: dict[int, Exception]) -> None:
-        """Keys and captions, where asked for."""
-        if not self.select.extras:
-            return
+        """Keys and captions."""
         table = shard.table
         for index, row in zip(indexes.tolist(), rows.tolist(), strict=True):
             self.keys[index] = table.key(row)
             if "caption" not in self.select.extras:
                 continue
             caption = table.caption(row)
-            if caption is not None:
-                self.captions[index] = caption
-            else:
-                data = os.pread(shard.descriptor, int(table.size["txt"][row]), int(table.offset["txt"][row]))
-                self.captions[index] = data.decode("utf-8", errors="replace")
+            if caption is None:
+                size, offset = int(table.size["txt"][row]), int(table.offset["txt"][row])
+                try:
+                    caption = os.pread(shard.descriptor, size, offset).decode("utf-8", errors="replace")
+                except OSError as error:
+                    errors[index] = error
+                    continue
+            self.captions[index] = caption
 
     # --- finishing
 
@@ -196,7 +198,7 @@ class Work:
         if self.draw.posterior == "sample":
             keys = keyed(self.draw.seed, NOISE, self.epoch, self.positions)
             deviates = torch.from_numpy(normal(keys, mean[0].numel())).view_as(mean)
-            mean = mean.addcmul_(std, deviates)
+            mean = mean.add_(std.mul_(deviates))  # addcmul rounds once where the CPU can, twice where not
         field = self.select.image
         if field.shift is not None:
             mean = mean.sub_(torch.tensor(field.shift).view(-1, 1, 1))

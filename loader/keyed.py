@@ -106,4 +106,4 @@ def _quantiles() -> F32:
     bell = NormalDist()
     upper = np.array([bell.inv_cdf((i + 0.5) / 65536) for i in range(32768, 65536)])
     table = np.concatenate([-upper[::-1], upper])
-    return (table / math.sqrt(np.mean(table**2))).astype(np.float32)
+    return (table / math.sqrt(math.fsum(table**2) / len(table))).astype(np.float32)

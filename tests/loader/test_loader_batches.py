@@ -1,5 +1,6 @@
 """What is in a batch: the right values, computed here by hand from the arrays that were written."""
 
+import errno
 import os
 import tarfile
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_latents_are_mean_plus_std_times_noise_scaled(shards: Path) -> None:
             mean, std = np.split(arrays(key)["moments_256"].astype(np.float32), 2)
             deviates = noise(7, 0, number * 10 + index, (4, 4, 4))
             expected = ((mean + std * deviates) * np.float32(SCALE)).astype(np.float16)
-            assert np.allclose(batch["image_latents"][index], expected, rtol=1e-3, atol=1e-6)
+            assert np.array_equal(batch["image_latents"][index], expected)  # to the bit, on any CPU
             assert batch["caption"][index] == f"a picture of {key}"
             assert np.array_equal(batch["caption_latents"][index, 0], arrays(key)["caption_latents"])
 
@@ -223,6 +224,24 @@ def test_on_error_raise_names_shard_and_key(tmp_path: Path) -> None:
     spoil(path, "k000005", "caption_latents.npy")
     with pytest.raises(DataError, match=r"shard train-00000, key k000005: not a version 1.0 .npy"):
         list(make_loader(path, 10, resolution=256, text_encoders=[""], on_error="raise"))
+
+
+def test_a_caption_that_cannot_be_read_costs_its_sample_only(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, read, failures = strip(shards, tmp_path / "foreign"), os.pread, [OSError(errno.EIO, "disk fault")]
+
+    def pread(*place: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(*place)
+
+    monkeypatch.setattr(os, "pread", pread)
+    batches = make_loader(path, 10, resolution=512, extras=["key", "caption"])
+    for batch in batches:
+        assert batch["caption"] == [f"a picture of {key}" for key in batch["key"]]
+    assert batches.stats()["substitutes"] == 1
+    assert "disk fault" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "another sidecar", "garbage sidecar"])
