@@ -40,6 +40,13 @@ def test_an_empty_path_cannot_have_a_weight(shards: Path, tmp_path: Path) -> Non
         make_loader([shards, empty], 10, weights=[1, 1], resolution=512)
 
 
+def test_a_path_smaller_than_the_partitions_cannot_have_a_weight(shards: Path, tmp_path: Path) -> None:
+    tiny = write_shards(tmp_path / "b", [3])
+    options = {"weights": [1, 1], "resolution": 512, "rank": 0, "world_size": 4, "partitions": 4}
+    with pytest.raises(ValueError, match="partitions=4: path number 1 has 3 samples"):
+        make_loader([shards, tiny], 4, **options)
+
+
 # --- buckets: shards of several image shapes --------------------------------------------------------------------------
 
 SIZES = {"512x512": (8, 8), "384x640": (6, 10), "640x384": (10, 6)}

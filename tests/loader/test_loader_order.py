@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loader.keyed import keyed, normal, permute, uniform
-from loader.order import ATTEMPTS, Order, integer_weights
+from loader.order import ATTEMPTS, Order, bucketed, integer_weights
 
 SIZES = np.array([20, 13, 0, 17, 25, 5, 20])
 
@@ -124,6 +124,25 @@ def test_units_stay_together_in_one_group() -> None:
     of_second = shard == 2
     assert (of_second.all(1) | ~of_second.any(1)).all()
     assert of_second.all(1).sum() == 5
+
+
+def test_buckets_too_small_for_a_batch_are_left_out_or_padded() -> None:
+    sizes, names = np.array([20, 2, 3]), ["a", "b", "c"]
+    options = {"seed": 0, "shuffle": True, "window": 16, "partitions": 1}
+    kept = bucketed(sizes, names, 4, True, **options)
+    assert set(places(kept, 0, np.arange(kept.num_samples))) == {(0, row) for row in range(20)}
+    padded = bucketed(sizes, names, 4, False, **options)
+    assert padded.num_samples == 28
+    assert set(places(padded, 0, np.arange(28))) == everything(sizes)
+    assert bucketed(sizes, names, 32, True, **options).num_samples == 0
+
+
+@pytest.mark.parametrize(("window", "low", "high"), [(16384, 0.2, 0.3), (65536, 0.04, 0.08)])
+def test_neighbours_correlate_as_the_docstring_says(window: int, low: float, high: float) -> None:
+    sizes = np.full(400, 4096)
+    found = single(sizes, window=window).locate(0, np.arange(int(sizes.sum())))
+    source = found.shard * 4096 + found.row
+    assert low < np.corrcoef(source[:-1], source[1:])[0, 1] < high
 
 
 def test_a_substitute_is_another_sample_and_always_the_same() -> None:
