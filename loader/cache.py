@@ -30,6 +30,11 @@ POLL = 0.05  # seconds
 STALL = 30.0  # seconds of waiting before a line in the log
 
 
+def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder given, else $LATENTMILL_CACHE, else ~/.cache/latentmill."""
+    return Path(given or os.environ.get("LATENTMILL_CACHE") or "~/.cache/latentmill").expanduser()
+
+
 class Stopped(Exception):
     """The loader was closed while a file was being fetched."""
 

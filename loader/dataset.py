@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +16,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from loader.ahead import FetchAhead
 from loader.batch import Batch, Draw
-from loader.cache import Cache
-from loader.files import Files, LocalFolder
+from loader.cache import Cache, cache_folder
 from loader.order import bucketed, mixture
 from loader.reader import BatchReader
-from loader.remote import RemoteFolder, open_remote
+from loader.remote import RemoteFolder, open_files
 from loader.select import Scale, Selection, check_alike, select_flipped, select_image, select_text
 from loader.source import ManifestSource, open_source
 
@@ -99,9 +97,9 @@ class LatentDataset(IterableDataset[Batch]):
         if partitions < 1 or self.world_size % partitions:
             raise ValueError(f"partitions={partitions} does not divide the world size, {self.world_size}")
         paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        folder = Path(cache_dir or os.environ.get("LATENTMILL_CACHE") or "~/.cache/latentmill").expanduser()
+        folder = cache_folder(cache_dir)
         self.cache = Cache(folder, cache_limit)
-        sources = [open_source(self._open_files(path, patience), split, folder) for path in paths]
+        sources = [open_source(open_files(path, self.cache, patience), split, folder) for path in paths]
         self._remote = [
             s for s in sources if isinstance(s, ManifestSource) and isinstance(s.files, RemoteFolder)
         ]
@@ -256,11 +254,6 @@ class LatentDataset(IterableDataset[Batch]):
         steps = -(-self._order.window * len(self._order.groups) // self._order.stride)
         return FetchAhead(self.reader, self.turns(first, step), steps // step + 1, self.cache.folder.parent)
 
-    def _open_files(self, path: Path_, patience: float) -> Files:
-        if isinstance(path, str) and "://" in path:
-            return open_remote(path, self.cache, patience)
-        return _folder(path)
-
     def _check_cache(self, limit: int | None, window: int) -> None:
         """A cache that does not hold what a window reads would fetch the same shards over and over."""
         need = sum((source.shards_at_once(window) + 1) * source.largest for source in self._remote)
@@ -289,13 +282,6 @@ def _check(arguments: dict[str, Any]) -> None:
     for name, value in fine.items():
         if not value:
             raise ValueError(f"{name}={arguments[name]!r} is out of range")
-
-
-def _folder(path: Path_) -> LocalFolder:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    return LocalFolder(folder)
 
 
 def _rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:

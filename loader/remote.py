@@ -17,9 +17,11 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from loader.cache import Cache, Fetch, Stopped
+from loader.files import Files, LocalFolder
 from loader.format import FormatError
 
 log = logging.getLogger("loader")
@@ -182,17 +184,16 @@ class FsspecTransport:
     """Any other URL that fsspec has a file system for."""
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
         self.url = url.rstrip("/")
-        self._files, self._root = fsspec.core.url_to_fs(self.url)
+        self._folder()  # an unknown protocol shows at once
 
     def address(self, name: str) -> str:
         return f"{self.url}/{name}"
 
     def stream(self, name: str, start: int) -> Iterator[bytes]:
+        files, root = self._folder()
         try:
-            with self._files.open(f"{self._root}/{name}", "rb") as file:
+            with files.open(f"{root}/{name}", "rb") as file:
                 file.seek(start)
                 while chunk := file.read(CHUNK):
                     yield chunk
@@ -201,8 +202,24 @@ class FsspecTransport:
         except OSError as error:
             raise Interrupted(str(error) or type(error).__name__) from error
 
+    def _folder(self) -> Any:
+        """(file system, path). fsspec makes one for each process and thread, and keeps it: they must not share it."""
+        import fsspec
 
-def open_remote(url: str, cache: Cache, patience: float) -> RemoteFolder:
+        return fsspec.core.url_to_fs(self.url)
+
+
+def open_files(path: str | os.PathLike[str], cache: Cache, patience: float) -> Files:
+    """Raises ValueError for a folder that is not there."""
+    if isinstance(path, str) and "://" in path:
+        return _open_remote(path, cache, patience)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    return LocalFolder(folder)
+
+
+def _open_remote(url: str, cache: Cache, patience: float) -> RemoteFolder:
     """Raises ValueError for a malformed hf:// address, FileNotFoundError or PermissionError as the Hub answers."""
     if url.startswith(("http://", "https://")):
         return RemoteFolder(HttpTransport(url.rstrip("/"), url), cache, patience)

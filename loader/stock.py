@@ -1,12 +1,10 @@
 """The way out: the same shards through stock webdataset."""
 
 import os
-from pathlib import Path
 from typing import Any
 
-from loader.cache import Cache
-from loader.files import LocalFolder
-from loader.remote import open_remote
+from loader.cache import Cache, cache_folder
+from loader.remote import open_files
 from loader.source import open_source
 
 
@@ -17,10 +15,9 @@ def as_webdataset(path: str | os.PathLike[str], split: str = "train", **options:
     """
     import webdataset
 
-    cache = Cache(Path.home() / ".cache" / "latentmill", None)
-    remote = isinstance(path, str) and "://" in path
-    files = open_remote(str(path), cache, patience=60.0) if remote else LocalFolder(Path(path).expanduser())
-    source = open_source(files, split, cache.folder.parent)
+    folder = cache_folder()
+    files = open_files(path, Cache(folder, None), patience=60.0)
+    source = open_source(files, split, folder)
     counts = source.samples([], False)
     names = [name.removesuffix(".tar") for name, count in zip(source.names, counts, strict=True) if count]
     urls = [files.address(f"{name}.tar") for name in names]

@@ -22,6 +22,9 @@ from loader.reader import BatchReader
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "seed": 3}
+leaves_tars_open = pytest.mark.filterwarnings(  # as webdataset does
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def test_accelerate_leaves_the_loader_alone_and_saves_its_state(shards: Path, tmp_path: Path) -> None:
@@ -57,9 +60,7 @@ def test_torchdata_stateful_loader(shards: Path, workers: int) -> None:
         assert seen + [batch["key"] for batch in again] == whole
 
 
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # its own
+@leaves_tars_open
 def test_stock_webdataset_reads_the_shards(shards: Path) -> None:
     samples = list(as_webdataset(shards))
     assert len(samples) == 100
@@ -67,6 +68,19 @@ def test_stock_webdataset_reads_the_shards(shards: Path) -> None:
         expected = arrays(sample["__key__"])
         assert np.array_equal(sample["moments_256.npy"], expected["moments_256"])
         assert sample["txt"] == f"a picture of {sample['__key__']}"
+    gc.collect()
+
+
+@leaves_tars_open
+def test_stock_webdataset_finds_foreign_tars_and_says_what_is_not_there(
+    shards: Path, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "a.tar").symlink_to(shards / "train-00000.tar")
+    assert len(list(as_webdataset(tmp_path / "foreign"))) == 20
+    assert list((cache / "index").iterdir())  # and nowhere else
+    with pytest.raises(ValueError, match="no such folder"):
+        as_webdataset(tmp_path / "nothing")
     gc.collect()
 
 

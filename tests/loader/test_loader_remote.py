@@ -343,6 +343,11 @@ def test_any_fsspec_address(folder: Path) -> None:
         memory.rm("/shards", recursive=True)
 
 
+def test_an_asynchronous_file_system_works_in_forked_workers(server: Server, folder: Path) -> None:
+    """Of such ones fsspec refuses an instance that was made before the fork."""
+    assert keys(f"simplecache::{server.url}", num_workers=2, multiprocessing_context="fork") == keys(folder)
+
+
 def test_shards_of_the_next_window_are_fetched_before_they_are_needed(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "b", [10] * 8, fields=ONE_FIELD)
     with serve(folder) as server:
@@ -356,4 +361,20 @@ def test_shards_of_the_next_window_are_fetched_before_they_are_needed(tmp_path: 
                 break
             time.sleep(0.01)
         assert sum(path.endswith(".tar") for path, _, _ in server.requests) == 8
+        batches.close()
+
+
+def test_shards_of_the_next_epoch_are_fetched_before_this_one_ends(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "b", [10] * 12, fields=ONE_FIELD)
+    limit = int(3.5 * (folder / "train-00000.tar").stat().st_size)
+    with serve(folder) as server:
+        options = {**OPTIONS, "shuffle_window": 10, "prefetch": 1, "cache_limit": limit}
+        batches = make_loader(server.url, 5, **options)
+        assert len(list(batches)) == 24
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if sum(path.endswith(".tar") for path, _, _ in server.requests) > 12:
+                break
+            time.sleep(0.01)
+        assert sum(path.endswith(".tar") for path, _, _ in server.requests) > 12
         batches.close()
