@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from loader import LatentDataset, make_loader
 
+WORLDS = [1, 2, 3, 4, 8]
 OPTIONS: dict[str, Any] = {
     "resolution": 256,
     "text_encoders": [""],
@@ -47,58 +48,77 @@ def stream(
         loader.close()
     assert all(other == states[0] for other in states)
     assert len({len(part) for part in parts}) == 1
+    return *in_global_order(parts), states[0]
+
+
+def by_workers(shards: Any, world_size: int, workers: int, state: Any, **options: Any) -> Any:
+    """(keys, latents) of the rest of the epoch, one sample a batch: workers take turns, as torch's DataLoader has them do."""
+    parts = []
+    for rank in range(world_size):
+        dataset = LatentDataset(shards, 1, rank=rank, world_size=world_size, **{**OPTIONS, **options})
+        dataset.load_state_dict(state)
+        turns = itertools.cycle([dataset.turns(worker, workers) for worker in range(workers)])
+        mine = itertools.takewhile(lambda turn: turn[0] == state["epoch"], map(next, turns))
+        parts.append([dataset.reader.read(*turn)[0] for turn in mine])
+    return in_global_order(parts)
+
+
+def in_global_order(parts: Any) -> tuple[list[str], torch.Tensor]:
+    """Keys and latents of the ranks' batches, step by step."""
     ordered = [batch for step in zip(*parts, strict=True) for batch in step]
     keys = [key for batch in ordered for key in batch["key"]]
-    latents = torch.cat([batch["image_latents"] for batch in ordered]) if ordered else torch.empty(0)
-    return keys, latents, states[0]
+    return keys, torch.cat([batch["image_latents"] for batch in ordered]) if ordered else torch.empty(0)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("partitions_of_mixture", [False, True])
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("mixture", [False, True])
 def test_the_global_stream_is_the_same_for_every_world_size(
-    shards: Path, more_shards: Path, world_size: int, partitions_of_mixture: bool
+    shards: Path, more_shards: Path, world_size: int, mixture: bool
 ) -> None:
-    paths = [shards, more_shards] if partitions_of_mixture else shards
-    weights = [1, 2] if partitions_of_mixture else None
+    paths = [shards, more_shards] if mixture else shards
+    weights = [1, 2] if mixture else None
     whole, latents, _ = stream(paths, 1, 24, weights=weights)
     keys, same, _ = stream(paths, world_size, 24 // world_size, weights=weights)
     assert keys == whole
     assert torch.equal(latents, same)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_the_turns_of_ranks_and_workers_make_up_the_stream(
     shards: Path, world_size: int, workers: int
 ) -> None:
-    whole, latents, _ = stream(shards, 1, 24 // world_size * world_size)
-    batches = []
-    for rank in range(world_size):
-        dataset = LatentDataset(shards, 24 // world_size, rank=rank, world_size=world_size, **OPTIONS)
-        turns = [itertools.islice(dataset.turns(worker, workers), 2) for worker in range(workers)]
-        in_order = [turn for round_ in zip(*turns, strict=True) for turn in round_]
-        batches.append([dataset.reader.read(*turn)[0] for turn in in_order if turn[0] == 0])
-    ordered = [batch for step in zip(*batches, strict=True) for batch in step]
-    keys = [key for batch in ordered for key in batch["key"]]
-    assert len(keys) >= 48 and keys == whole[: len(keys)]
-    assert torch.equal(torch.cat([batch["image_latents"] for batch in ordered]), latents[: len(keys)])
+    whole, latents, start = stream(shards, 1, 1)
+    keys, same = by_workers(shards, world_size, workers, {**start, "epoch": 0, "position": 0})
+    assert len(keys) == 100 // world_size * world_size
+    assert keys == whole[: len(keys)]
+    assert torch.equal(same, latents[: len(keys)])
 
 
-@pytest.mark.parametrize("tenth", range(11))
-def test_saved_at_any_tenth_and_restored_into_another_world(shards: Path, tenth: int) -> None:
-    worlds = itertools.cycle([1, 2, 3, 4, 8])
-    before = next(itertools.islice(worlds, tenth % 5, None))
-    after = next(itertools.islice(worlds, (tenth * 3 + 1) % 5, None))
-    options = {"drop_last": False}
-    whole, latents, _ = stream(shards, 1, 1, **options)
-    size = 10 // before or 1
-    first, first_latents, state = stream(
-        shards, before, size, batches=tenth * 10 // (before * size), **options
-    )
-    rest, rest_latents, _ = stream(shards, after, 1, state, **options)
-    assert (first + rest)[:100] == whole
-    assert set((first + rest)[100:]) <= set(whole[:after])  # padding of the last batch, from the beginning
-    assert torch.equal(torch.cat([first_latents, rest_latents])[:100], latents)
+@pytest.mark.parametrize("before", WORLDS)
+@pytest.mark.parametrize("mixture", [False, True])
+def test_saved_at_every_tenth_and_restored_into_another_world(
+    shards: Path, more_shards: Path, before: int, mixture: bool
+) -> None:
+    """Whatever the world and its workers were and are: the same keys and latents go on, each position once."""
+    paths = [shards, more_shards] if mixture else shards
+    options = {"drop_last": False, "weights": [1, 2] if mixture else None}
+    whole, latents, _ = stream(paths, 1, 1, **options)
+    size = len(whole)
+    assert mixture or len(set(whole)) == size == 100
+    batch_size, others = 10 // before or 1, [world for world in WORLDS if world != before]
+    for tenth in range(11):
+        after, workers = others[tenth % 4], (tenth + tenth // 4) % 4
+        batches = tenth * size // 10 // (before * batch_size)
+        first, first_latents, state = stream(paths, before, batch_size, batches=batches, **options)
+        rest, rest_latents = by_workers(paths, after, workers or 1, state, **options)
+        if not workers:
+            again, again_latents, _ = stream(paths, after, 1, state, **options)
+            assert again == rest and torch.equal(again_latents, rest_latents)
+        padding = len(first + rest) - size  # of the last batch, from the beginning
+        assert 0 <= padding < max(after, before * batch_size)
+        assert first + rest == whole + whole[:padding]
+        assert torch.equal(torch.cat([first_latents, rest_latents])[:size], latents)
 
 
 def test_partitions_keep_the_epoch_exact_when_the_world_changes(shards: Path) -> None:
@@ -174,7 +194,7 @@ def test_a_state_of_another_order_is_refused(shards: Path, more_shards: Path, ch
 
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_every_rank_has_as_many_batches_as_len_says(shards: Path, drop_last: bool) -> None:
-    for world_size in (1, 2, 3, 4, 8):
+    for world_size in WORLDS:
         loaders = [
             make_loader(shards, 7, rank=rank, world_size=world_size, drop_last=drop_last, **OPTIONS)
             for rank in range(world_size)
