@@ -196,13 +196,13 @@ class UnitWriter:
         self._work = output / WORK / f"{self.stem}.{owner}"
         self._work.mkdir(parents=True)
         self._open: dict[Hashable, ShardWriter] = {}
-        self._done: list[tuple[ShardWriter, Shard]] = []
+        self._done: list[tuple[Hashable, ShardWriter, Shard]] = []
         self._rejected: Counter[str] = Counter()
 
     def write(self, row: Row, members: dict[str, bytes], group: Hashable = None) -> None:
         """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, adjacent in the tar.
 
-        group: samples of different groups never share a shard.
+        group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
         """
         if group in self._open and self._open[group].samples == self._samples_per_shard:
             self._close(group)
@@ -221,20 +221,22 @@ class UnitWriter:
             self._shard(None)
         for group in list(self._open):
             self._close(group)
+        fields = tuple(fields)
+        bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
         shards, files = [], set()
-        for number, (writer, shard) in enumerate(self._done, start=1):
+        for number, (group, writer, shard) in enumerate(self._done, start=1):
             name = self.stem if len(self._done) == 1 else f"{self.stem}-{number:02d}"
             for suffix in (".tar", ".parquet") if shard.samples else (".parquet",):
                 writer.path.with_suffix(suffix).rename(self._output / f"{name}{suffix}")
                 files.add(f"{name}{suffix}")
-            shards.append(replace(shard, name=name))
+            shards.append(replace(shard, name=name, bucket=_bucket_name(group) if bucketed else ""))
         self._remove_all_but(files)
         sync_directory(self._output)
         marker = Marker(
             split=self._split,
             unit=self._unit,
             recipe=recipe,
-            fields=tuple(fields),
+            fields=fields,
             plan=plan,
             shards=tuple(shards),
             rejected=dict(sorted(self._rejected.items())),
@@ -256,7 +258,7 @@ class UnitWriter:
         return self._open[group]
 
     def _close(self, group: Hashable) -> None:
-        self._done.append((self._open[group], self._open[group].close()))
+        self._done.append((group, self._open[group], self._open[group].close()))
         del self._open[group]
 
     def _remove_all_but(self, files: Container[str]) -> None:
@@ -266,6 +268,12 @@ class UnitWriter:
                 for leftover in self._output.glob(pattern):
                     if leftover.name not in files:
                         leftover.unlink(missing_ok=True)
+
+
+def _bucket_name(group: Hashable) -> str:
+    """`640x384`: width and height of the pictures, one pair for each resolution; empty where all rows were rejected."""
+    shapes = group if isinstance(group, tuple) else ()
+    return "+".join(f"{width}x{height}" for height, width, *_ in shapes)
 
 
 def _record(row: Row, status: str) -> dict[str, Any]:
