@@ -176,7 +176,8 @@ def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 class Shard:
     """One tar and its sidecar, `{name}.tar` and `{name}.parquet`. With no samples there is no tar, and no sha256.
 
-    bucket: of aspect-ratio buckets the one that all samples are of, `1024x768` (height, width in pixels); else empty.
+    bucket: of aspect-ratio buckets the one that all samples are of, `1024x768` (width, height in pixels; one pair for each
+        resolution, joined by `+`); else empty.
     """
 
     name: str

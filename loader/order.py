@@ -209,7 +209,8 @@ def bucketed(counts: I64, buckets: Sequence[str], batch_size: int, drop_last: bo
 
     What does not fill the last batch of a bucket is left out of the epoch, or padded from the bucket's beginning.
     """
-    if "" in buckets:
+    names = np.array(buckets)
+    if (counts[names == ""] > 0).any():
         raise ValueError(
             "the images are of several shapes, and the manifest does not say which shard is of which bucket"
         )
@@ -217,7 +218,6 @@ def bucketed(counts: I64, buckets: Sequence[str], batch_size: int, drop_last: bo
         raise ValueError(
             f"partitions={options['partitions']}: shards of several buckets cannot be partitioned"
         )
-    names = np.array(buckets)
     groups = tuple(np.flatnonzero(names == name) for name in sorted(set(buckets)))
     sizes = [int(counts[group].sum()) for group in groups]
     batches = [size // batch_size if drop_last else -(-size // batch_size) for size in sizes]

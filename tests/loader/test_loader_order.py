@@ -127,7 +127,7 @@ def test_units_stay_together_in_one_group() -> None:
 
 
 def test_buckets_too_small_for_a_batch_are_left_out_or_padded() -> None:
-    sizes, names = np.array([20, 2, 3]), ["a", "b", "c"]
+    sizes, names = np.array([20, 2, 3, 0]), ["a", "b", "c", ""]  # the last of rejected rows only
     options = {"seed": 0, "shuffle": True, "window": 16, "partitions": 1}
     kept = bucketed(sizes, names, 4, True, **options)
     assert set(places(kept, 0, np.arange(kept.num_samples))) == {(0, row) for row in range(20)}
