@@ -6,9 +6,9 @@ load_dataset("builders/demo", split="train")        # 22 rows, 20 records; two p
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
-from .base import ImageCaptionBuilder, Row, make_key
+from .base import ImageCaptionBuilder, ImageCaptionConfig, Row, make_key
 from .errors import MissingSourceError
 
 _NUM_SHARDS = 4
@@ -104,6 +104,7 @@ class Demo(ImageCaptionBuilder):
     DESCRIPTION = "Photographs and pictures of scikit-image's data module with hand-written captions."
     HOMEPAGE = "https://scikit-image.org/docs/stable/api/skimage.data.html"
     LICENSE = "CC0 and public domain, for the most part; see skimage/data/README.txt"
+    BUILDER_CONFIGS: ClassVar = [ImageCaptionConfig(name="default", version=ImageCaptionBuilder.VERSION)]
 
     def __init__(self, *args: Any, data_dir: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, data_dir=data_dir or _find_photographs(), **kwargs)

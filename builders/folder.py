@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyarrow.parquet
 
@@ -31,6 +31,7 @@ SPLITS = {  # the sub-folder names that imagefolder knows
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _FILES_PER_SHARD = 1000
+_LONGEST_FIELD = 2**24  # characters of a CSV field
 _MIN_SHARDS = 4  # so that a small folder can be shared out too
 
 
@@ -52,6 +53,7 @@ class FolderConfig(ImageCaptionConfig):
 class Folder(ImageCaptionBuilder):
     DESCRIPTION = "A local folder of images with captions in sidecar files or in a metadata table."
     BUILDER_CONFIG_CLASS = FolderConfig
+    BUILDER_CONFIGS: ClassVar = [FolderConfig(name="default", version=ImageCaptionBuilder.VERSION)]
 
     def _shards(self, dl_manager: Any) -> dict[str, list[tuple[_File, ...]]]:
         root = self.config.data_dir
@@ -89,16 +91,25 @@ class Folder(ImageCaptionBuilder):
             if file.sidecar and not captions:
                 with open(os.path.join(root, file.sidecar), encoding="utf-8-sig", errors="replace") as text:
                     captions = [text.read()]
-            image = None
-            if file.image and os.path.isfile(path := os.path.join(root, file.image)):
-                with open(path, "rb") as data:
-                    image = data.read()
-            yield Row(file.key, image, captions or None, file.image or file.sidecar or "")
+            yield Row(
+                file.key, _read_image(root, file.image), captions or None, file.image or file.sidecar or ""
+            )
 
     def _captions(self) -> dict[str, list[str]]:
         """Captions of the metadata tables by image path, relative to data_dir."""
         config = self.config
         return _read_tables(config.data_dir, config.caption_column, config.data_fingerprint)
+
+
+def _read_image(root: str, path: str | None) -> bytes | None:
+    """None where it cannot be read, or lies outside of the folder: a table is not to point at the rest of the disk."""
+    if path is None or path.startswith(("/", "../")):
+        return None
+    try:
+        with open(os.path.join(root, path), "rb") as file:
+            return file.read()
+    except OSError:
+        return None
 
 
 def _list_files(root: str, listed: set[str]) -> list[_File]:
@@ -155,13 +166,27 @@ def _read_tables(root: str, column: str | None, fingerprint: str | None) -> dict
 
 
 def _read_table(path: str) -> Iterator[dict[str, Any]]:
-    if path.endswith(".parquet"):
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
-        return
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        yield from (
-            csv.DictReader(file)
-            if path.endswith(".csv")
-            else (json.loads(line) for line in file if line.strip())
-        )
+    """The rows of one metadata table. Raises ConfigError naming the file, and the line where there is one."""
+    line = 0
+    try:
+        if path.endswith(".parquet"):
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+            return
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            csv.field_size_limit(_LONGEST_FIELD)
+            rows = (
+                csv.DictReader(file) if path.endswith(".csv") else (json.loads(x) for x in file if x.strip())
+            )
+            for row in rows:
+                line += 1
+                if not isinstance(row, dict):
+                    raise ValueError(f"not an object with file_name and a caption: {row!r:.60}")
+                yield row
+    except (ValueError, csv.Error, pyarrow.ArrowException) as error:
+        if isinstance(error, ConfigError):
+            raise
+        where = "" if path.endswith(".parquet") else f", behind row {line}"
+        raise ConfigError(
+            f"{path}{where}: cannot be read as {path.rpartition('.')[2]}, UTF-8: {error}"
+        ) from error

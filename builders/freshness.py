@@ -11,7 +11,7 @@ def folder_fingerprint(folder: str) -> str:
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            stat = os.stat(os.path.join(root, name))
+            stat = os.lstat(os.path.join(root, name))  # a link may lead nowhere
             digest.update(
                 f"{os.path.relpath(root, folder)}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode()
             )

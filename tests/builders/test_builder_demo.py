@@ -174,6 +174,8 @@ def test_unknown_builder_lists_the_known_ones():
 def test_unknown_split_and_config_list_the_known_ones(build, streaming):
     with pytest.raises(ValueError, match=r"nope.*\['train'\]"):
         build("demo", split="nope", streaming=streaming)
+    with pytest.raises(ValueError, match=r"small.*\['default'\]"):
+        build("demo", "small", streaming=streaming)
 
 
 def test_without_scikit_image_the_error_says_what_to_install(monkeypatch):

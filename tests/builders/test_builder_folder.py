@@ -250,3 +250,33 @@ def test_a_saved_dataset_needs_nothing_of_ours(photos, modes, tmp_path):
     own = datasets.Features({**dataset.features, "image": datasets.Image()})
     chosen = datasets.load_dataset("builders/folder", features=own, **options)
     assert chosen[0]["image"].mode == "RGBA"
+
+
+def test_images_that_cannot_be_read_are_counted(build, photos):
+    (photos / "gone.jpg").symlink_to(photos / "nowhere.jpg")
+    (photos / "folder.jpg").mkdir()
+    (photos.parent / "secret.jpg").write_bytes(jpeg(1))
+    table = [
+        {"file_name": name, "caption": "a photograph"} for name in ("gone.jpg", "../secret.jpg", "good.jpg")
+    ]
+    (photos / "good.jpg").write_bytes(jpeg(0))
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, table)))
+    found = reasons(build("folder", data_dir=str(photos), keep_rejected=True))
+    assert found == {"gone.jpg": "missing_image", "../secret.jpg": "missing_image", "good.jpg": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", b'{"file_name": "a.jpg", "caption": "x"}\n{broken'),
+        ("metadata.jsonl", b'["a.jpg", "x"]'),
+        ("metadata.csv", b"file_name,caption\na.jpg,caf\xe9"),
+        ("metadata.csv", b"file_name,caption\na.jpg," + b"x" * 2**25),
+        ("metadata.parquet", b"PAR1 and no more"),
+    ],
+)
+def test_a_broken_table_is_named(build, photos, name, content):
+    (photos / "a.jpg").write_bytes(jpeg(0))
+    (photos / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name}.*cannot be read"):
+        build("folder", data_dir=str(photos))
