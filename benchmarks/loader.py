@@ -73,7 +73,10 @@ def webdataset(folder: Path, workers: int) -> Batches:
     import webdataset as wds
 
     urls = sorted(map(str, (folder / "tar").glob("*.tar")))
-    stream = wds.WebDataset(urls, shardshuffle=len(urls), seed=0, empty_check=False).shuffle(1000).decode()
+    options = {"shardshuffle": len(urls), "seed": 0, "empty_check": False}
+    used = [f".{name}.npy" for name in USED]
+    stream = wds.WebDataset(urls, select_files=lambda name: name.endswith(tuple(used)), **options)
+    stream = stream.shuffle(1000).decode()
     stream = stream.to_tuple(*(f"{name}.npy" for name in USED)).batched(BATCH, partial=False)
     return wds.WebLoader(
         stream.map(lambda b: [torch.from_numpy(a) for a in b]), batch_size=None, num_workers=workers
@@ -210,12 +213,17 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, args.folder, args.workers[0], args.samples)))
         return
+    args.loaders = dict.fromkeys(["latentmill", *args.loaders])
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
-        for kind in {LOADERS[name][0] for name in args.loaders}:
+        for kind in {LOADERS[name][0]: None for name in args.loaders}:
             if not (folder / kind).exists():
                 print(f"writing {args.samples} samples as {kind}", file=sys.stderr)
-                WRITERS[kind](folder / kind, args.samples)
+                try:
+                    WRITERS[kind](folder / kind, args.samples)
+                except ImportError as error:
+                    print(f'without {kind}: {error}; pip install "latentmill[bench]"', file=sys.stderr)
+                    args.loaders = [name for name in args.loaders if LOADERS[name][0] != kind]
         for workers in args.workers:
             print_table(args, folder, workers)
 
