@@ -30,6 +30,7 @@ _SHARED = {
     "download",
     "errors",
     "features",
+    "fetch",
     "freshness",
     "images",
     "joins",

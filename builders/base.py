@@ -1,7 +1,8 @@
 """What all builders share: the record, the gate, and the account of every source row.
 
 A dataset says where its rows are (`_shards`) and what they are (`_rows`); everything after that happens here. Each source row becomes
-one record or one rejection with a reason out of REASONS, and the counts are shown at the end of a build.
+one record or one rejection with a reason out of REASONS, and the counts are shown at the end of a build. A source row is an image in an
+archive that is read, or an annotation whose image should be in one and is not. `image` holds the source's bytes and decodes as RGB.
 """
 
 import abc
@@ -21,7 +22,7 @@ import datasets
 from datasets.builder import Key
 
 from . import images
-from .captions import PROFILES, clean_caption
+from .captions import PROFILES
 from .errors import ConfigError, NoRecordsError
 from .features import RGB_IMAGE, restore_rgb_image
 from .freshness import code_hash, folder_fingerprint
@@ -180,7 +181,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         }  # no path: datasets drops the bytes where a file of that name exists
         if row.captions is None:
             return "missing_caption", record
-        cleaned = [clean_caption(raw, config.caption_cleaning) for raw in row.captions]
+        cleaned = map(PROFILES[config.caption_cleaning], row.captions)
         captions = [text for text in cleaned if text.strip(string.punctuation)]
         if not captions:
             return "empty_caption", record

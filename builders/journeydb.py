@@ -84,9 +84,8 @@ class Journeydb(ArchiveBuilder):
                 files = huggingface_hub.HfFileSystem(token=self.token)
                 names = files.ls(f"datasets/{_REPOSITORY}/{folder}", detail=False)
             except OSError as error:
-                kind = type(error).__name__
                 logger.warning(
-                    f"journeydb: cannot list {folder} ({kind}); taking its {_NUM_PUBLISHED} known ones"
+                    f"journeydb: cannot list {folder} ({type(error).__name__}), taking {_NUM_PUBLISHED} tgz"
                 )
                 names = []
         numbers = (re.fullmatch(r"(\d+)\.tgz", posixpath.basename(name)) for name in names)
@@ -100,16 +99,13 @@ class Journeydb(ArchiveBuilder):
         for member in self._members(shard):
             name = stem(member.name)
             seen.add(name)
-            found = annotations.get(part, name)
+            found = annotations.get(part, name) or {}
             yield self._row(shard, name, member.read(), f"{shard.path}/{member.name}", found)
         for name, found in annotations.items(part):
             if name not in seen:
                 yield self._row(shard, name, None, shard.path, found)
 
-    def _row(
-        self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any] | None
-    ) -> Row:
-        found = found or {}
+    def _row(self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any]) -> Row:
         sentence = (found.get("Task2") or {}).get("Caption")
         caption = found.get("prompt") if self.config.caption_field == "prompt" else sentence
         extras = {

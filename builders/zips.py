@@ -5,6 +5,7 @@ object of each of a hundred thousand entries for every range.
 """
 
 import functools
+import itertools
 import os
 import struct
 import zlib
@@ -39,7 +40,8 @@ def count_zip(file: IO[bytes]) -> int:
 def zip_names(file: IO[bytes]) -> Iterator[str]:
     """Names of all entries."""
     count, length, offset = _zip_end(file)
-    return (entry.name for entry in _zip_entries(file, length, offset, 0, count))
+    directory = _directory(file, length, offset)
+    return (_name(directory, at, names) for at, names, _ in _walk(directory, count))
 
 
 def iter_zip(
@@ -72,23 +74,36 @@ def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
 
 def _zip_entries(file: IO[bytes], length: int, offset: int, start: int, stop: int) -> Iterator[_Entry]:
     """Entries number `start` to `stop` of the directory."""
+    directory = _directory(file, length, offset)
+    entries = itertools.islice(_walk(directory, stop), start, stop)
+    return (_entry(directory, at, names, extras) for at, names, extras in entries)
+
+
+def _directory(file: IO[bytes], length: int, offset: int) -> bytes:
     file.seek(offset)
-    directory = file.read(length)
+    return file.read(length)
+
+
+def _walk(directory: bytes, count: int) -> Iterator[tuple[int, int, int]]:
+    """Where each of the first entries lies, and how long its name and extra fields are."""
     at = 0
-    for number in range(stop):
+    for _ in range(count):
         names, extras, comments = _LENGTHS.unpack_from(directory, at + 28)
-        end = at + _ENTRY.size + names + extras + comments
-        if number >= start:
-            yield _entry(directory, at, names, extras)
-        at = end
+        yield at, names, extras
+        at += _ENTRY.size + names + extras + comments
+
+
+def _name(directory: bytes, at: int, length: int) -> str:
+    raw = directory[at + _ENTRY.size : at + _ENTRY.size + length]
+    is_utf8 = raw.isascii() or directory[at + 9] & 8  # bit 11 of the flags
+    return raw.decode("utf-8" if is_utf8 else "cp437", "replace")
 
 
 def _entry(directory: bytes, at: int, names: int, extras: int) -> _Entry:
     signature, flags, method, crc, packed, size, offset = _ENTRY.unpack_from(directory, at)
     if signature != b"PK\1\2":
         raise ArchiveError("zip directory is damaged")
-    raw = directory[at + _ENTRY.size : at + _ENTRY.size + names]
-    name = raw.decode("utf-8" if flags & 0x800 or raw.isascii() else "cp437", "replace")
+    name = _name(directory, at, names)
     if 0xFFFFFFFF in (packed, size, offset):
         more = directory[at + _ENTRY.size + names : at + _ENTRY.size + names + extras]
         size, packed, offset = _zip64(more, size, packed, offset)

@@ -11,7 +11,7 @@ from raw import textcaps
 from raw.server import serve
 
 import builders.textcaps
-from builders import download
+from builders import download, fetch
 from builders.sources import Source, hub_url
 
 DATA = b"PK" + bytes(range(256)) * 8000  # 2 MB
@@ -37,13 +37,13 @@ def server(tmp_path):
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr(download.time, "sleep", slept.append)
+    monkeypatch.setattr(fetch.time, "sleep", slept.append)
     return slept
 
 
 @pytest.fixture
 def downloader(tmp_path):
-    return download.Downloader("coco", str(tmp_path / "out"), Bar())
+    return fetch.Downloader("coco", str(tmp_path / "out"), Bar())
 
 
 def source(server, path="a.zip", **known):
@@ -160,7 +160,7 @@ def test_it_gives_up_in_the_end_and_keeps_what_it_has(server, downloader, tmp_pa
         return answer(503)(handler, data)
 
     server.faults["a.zip"] = cut_then_503
-    with pytest.raises(download.DownloadError, match=r"a\.zip: gave up after 8 tries.*503.*Run again"):
+    with pytest.raises(fetch.DownloadError, match=r"a\.zip: gave up after 8 tries.*503.*Run again"):
         downloader.fetch(source(server))
     assert 0 < (tmp_path / "out/a.zip.part").stat().st_size < len(DATA)
 
@@ -171,22 +171,22 @@ def test_a_server_that_lies_about_the_size(server, downloader, tmp_path, waits):
         return True
 
     server.faults["a.zip"] = short
-    with pytest.raises(download.DownloadError, match=r"published with 2,048,002 bytes, the server has 1,000"):
+    with pytest.raises(fetch.DownloadError, match=r"published with 2,048,002 bytes, the server has 1,000"):
         downloader.fetch(source(server, size=len(DATA)))
     assert not (tmp_path / "out/a.zip").exists()
 
 
 def test_a_wrong_checksum_is_not_kept(server, downloader, tmp_path):
-    with pytest.raises(download.DownloadError, match=r"sha256 is .*published is 000"):
+    with pytest.raises(fetch.DownloadError, match=r"sha256 is .*published is 000"):
         downloader.fetch(source(server, sha256="0" * 64))
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_hubs_checksum_is_checked(server, downloader, monkeypatch):
-    monkeypatch.setattr(download.huggingface_hub, "hf_hub_url", lambda *args, **kwargs: f"{server.url}/a.zip")
+    monkeypatch.setattr(fetch.huggingface_hub, "hf_hub_url", lambda *args, **kwargs: f"{server.url}/a.zip")
     hub = Source("a.zip", hub_url("USER/SET", "a.zip"))
     server.faults["a.zip"] = answer(200, DATA, {"X-Linked-Etag": '"' + "1" * 64 + '"'})
-    with pytest.raises(download.DownloadError, match="sha256"):
+    with pytest.raises(fetch.DownloadError, match="sha256"):
         downloader.fetch(hub)
     server.faults["a.zip"] = answer(200, DATA, {"X-Linked-Etag": f'"{hashlib.sha256(DATA).hexdigest()}"'})
     assert downloader.fetch(hub) is True
@@ -198,7 +198,7 @@ def test_the_hubs_checksum_is_checked(server, downloader, monkeypatch):
 def test_expired_links_of_meta(server, tmp_path, fault):
     server.faults["sa_000020.tar"] = fault
     (server.root / "sa_000020.tar").write_bytes(b"x")
-    downloader = download.Downloader("sa1b", str(tmp_path / "out"), Bar())
+    downloader = fetch.Downloader("sa1b", str(tmp_path / "out"), Bar())
     link = Source("sa_000020.tar", f"{server.url}/sa_000020.tar?oh=SECRET&oe=67A68F58")
     downloader.fetch_all([link, *[Source(f"sa_{n:06d}.tar", link.url) for n in range(21, 40)]], num_threads=1)
     message = downloader.failed["sa_000020.tar"]
@@ -210,9 +210,9 @@ def test_expired_links_of_meta(server, tmp_path, fault):
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_gated_without_token_or_terms(server, tmp_path, monkeypatch, status):
-    monkeypatch.setattr(download.huggingface_hub, "hf_hub_url", lambda *args, **kwargs: f"{server.url}/a.zip")
+    monkeypatch.setattr(fetch.huggingface_hub, "hf_hub_url", lambda *args, **kwargs: f"{server.url}/a.zip")
     server.faults["a.zip"] = answer(status)
-    downloader = download.Downloader("journeydb", str(tmp_path), Bar())
+    downloader = fetch.Downloader("journeydb", str(tmp_path), Bar())
     downloader.fetch_all([Source("a.zip", hub_url("JourneyDB/JourneyDB", "data/a.zip"))], 1)
     message = downloader.failed["a.zip"]
     assert "https://huggingface.co/datasets/JourneyDB/JourneyDB" in message and "hf auth login" in message
@@ -227,7 +227,7 @@ def test_a_full_disk_stops_at_once_and_keeps_what_it_has(server, downloader, tmp
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download.os, "fsync", full)
+    monkeypatch.setattr(fetch.os, "fsync", full)
     downloader.fetch_all([source(server), *[source(server, f"{n}.zip") for n in range(5)]], num_threads=1)
     assert "is full" in downloader.failed["a.zip"] and "--parts" in downloader.failed["a.zip"]
     assert server.hits.total() == 1 and (tmp_path / "out/a.zip.part").exists()
@@ -280,7 +280,7 @@ def test_the_command_fetches_what_the_builder_reads(server, tmp_path, monkeypatc
 def test_several_datasets_get_a_folder_each(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        download.Downloader, "fetch", lambda self, source: asked.append((self.folder, source.path)) or True
+        fetch.Downloader, "fetch", lambda self, source: asked.append((self.folder, source.path)) or True
     )
     assert download.main(["coco", "cc12m", "--data-dir", str(tmp_path), "--name", "small"]) == 0
     assert (str(tmp_path / "coco"), "train2014.zip") in asked and (
