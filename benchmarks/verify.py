@@ -1,11 +1,14 @@
 """verify.py against the disk: how fast every byte is checked, and how fast the same bytes can merely be read.
 
-python benchmarks/verify.py /tmp/verify-bench --gigabytes 4
+    python benchmarks/verify.py /tmp/verify-bench --gigabytes 4
+
+The last column is what one core does in a second of its own time: it holds on a machine that is busy with other things too.
 """
 
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, which has a loader.py too
 from loader.format import MANIFEST, Field, npy_bytes
 from precompute import verify
 from precompute.shards import Row, UnitWriter, manifest_of, write_file
@@ -83,6 +87,13 @@ def check(folder: Path) -> None:
     assert not list(verify.verify(config, verify.Report(str(folder), "benchmark")))
 
 
+def timed(job: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that passed, and seconds that all cores together were busy."""
+    passed, busy = time.perf_counter(), time.process_time()
+    job()
+    return time.perf_counter() - passed, time.process_time() - busy
+
+
 def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     config.folder.mkdir(parents=True)
@@ -93,16 +104,15 @@ def main() -> None:
             "read and sha256": lambda: each(lambda path: read(path, hashlib.sha256().update), config.folder),
             "verify.py": lambda: check(config.folder),
         }
-        print(f"{size / 1e9:.2f} GB, {os.cpu_count()} cores\n{'':<18}{'disk':>12}{'page cache':>14}")
+        print(
+            f"{size / 1e9:.2f} GB, {os.cpu_count()} cores\n{'':<18}{'disk':>12}{'page cache':>14}{'a core':>14}"
+        )
         for name, job in jobs.items():
-            speeds = []
-            for cold in (True, False):
-                if cold:
-                    forget(config.folder)
-                started = time.perf_counter()
-                job()
-                speeds.append(size / 1e9 / (time.perf_counter() - started))
-            print(f"{name:<18}{speeds[0]:>7.2f} GB/s{speeds[1]:>9.2f} GB/s", flush=True)
+            forget(config.folder)
+            cold = timed(job)[0]
+            warm, core = timed(job)
+            cells = (f"{size / 1e9 / seconds:>7.2f} GB/s  " for seconds in (cold, warm, core))
+            print(f"{name:<17}{''.join(cells)}", flush=True)
     finally:
         if not config.keep:
             shutil.rmtree(config.folder)

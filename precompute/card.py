@@ -52,11 +52,20 @@ class Known:
     licence: str = ""
     homepage: str = ""
 
+    @property
+    def forbids_sharing(self) -> bool:
+        return "no redistribution" in self.licence
+
 
 def source_info(manifest: Manifest) -> Known:
-    """Licence and homepage of the source, where it is one of our builders."""
-    path, _, name = str(manifest.recipe.get("dataset", {}).get("path", "")).partition("/")
-    if path == "builders" and name in builders.names():
+    """Licence and homepage of the source of shards."""
+    return known_source(str(manifest.recipe.get("dataset", {}).get("path", "")))
+
+
+def known_source(dataset: str) -> Known:
+    """Licence and homepage of a dataset, where it is one of our builders."""
+    package, _, name = dataset.partition("/")
+    if package == "builders" and name in builders.names():
         for value in vars(importlib.import_module(f"builders.{name}")).values():
             if inspect.isclass(value) and issubclass(value, ImageCaptionBuilder) and value.HOMEPAGE:
                 return Known(value.LICENSE, value.HOMEPAGE)
@@ -118,13 +127,13 @@ def _body(manifest: Manifest, repo: str, known: Known, sheet: bool) -> str:
 
 def _counts(manifest: Manifest) -> str:
     rows = [
-        (name, f"{s.samples:,}", f"{s.rows:,}", file_size(sum(shard.bytes for shard in s.shards)), f"{len(s.shards):,}",
+        (_cell(name), f"{s.samples:,}", f"{s.rows:,}", file_size(sum(shard.bytes for shard in s.shards)), f"{len(s.shards):,}",
          f"{s.units_done} of {s.plan['units']}")
         for name, s in sorted(manifest.splits.items())
     ]  # fmt: skip
     table = _table(("split", "samples", "source rows", "size", "shards", "units finished"), rows)
     rejects = [
-        (name, reason, f"{n:,}")
+        (_cell(name), f"`{_code(reason)}`", f"{n:,}")
         for name, s in sorted(manifest.splits.items())
         for reason, n in s.rejected.items()
     ]

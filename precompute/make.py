@@ -1,4 +1,4 @@
-"""Make every dataset of a recipe: download, precompute, verify and push, one after the other.
+"""Make every dataset of a recipe: download, precompute, verify, preview and push, one after the other.
 
     python precompute/make.py micro_budget --plan      # what it takes, from a measured sample
     python precompute/make.py micro_budget --small     # about 1 %
@@ -7,6 +7,7 @@ A recipe is a TOML file of precompute/recipes, or any other. Each step is a comm
 runs, and goes on where it was: after a fault, mend it and run the same line again.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -20,10 +21,10 @@ from typing import Any
 
 import tyro
 
+from precompute.card import known_source
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.shards import marker_paths, read_marker
 
-ROOT = Path(__file__).parents[1]
 RECIPES = Path(__file__).parent / "recipes"
 TERABYTE = 1e12
 
@@ -54,6 +55,9 @@ class Config:
     push_to: str | None = None
     """User or organisation of the Hub: pushes to PUSH_TO/RECIPE-NAME."""
 
+    private: bool = False
+    """Make the pushed datasets private, and not only those whose licence forbids to share them."""
+
     launch: str = "accelerate launch"
     """How precompute/run.py is started."""
 
@@ -66,13 +70,17 @@ class Config:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One dataset of a recipe. rows, gigabytes: published size of all splits and of the archives."""
+    """One dataset of a recipe. rows, gigabytes: published size of all splits and of the archives.
+
+    links: name of a file in its folder of raw archives that says where they are, as SA-1B's publisher hands out.
+    """
 
     name: str
     config: str | None
     splits: tuple[str, ...]
     rows: int
     gigabytes: float
+    links: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ def read_recipe(name: str, small: bool, only: Sequence[str] = ()) -> Recipe:
 def _dataset(name: str, entry: dict[str, Any], small: bool) -> Dataset:
     size = entry["small" if small else "full"]
     splits = tuple(entry.get("splits", ["train"]))
-    return Dataset(name, size.get("name", entry.get("name")), splits, size["rows"], size["gigabytes"])
+    config = size.get("name", entry.get("name"))
+    return Dataset(name, config, splits, size["rows"], size["gigabytes"], entry.get("links"))
 
 
 def _arguments(flags: dict[str, Any]) -> Iterator[str]:
@@ -130,39 +139,53 @@ def _arguments(flags: dict[str, Any]) -> Iterator[str]:
 
 
 def steps(config: Config, recipe: Recipe) -> Iterator[Step]:
-    """The commands of a recipe, in order."""
-    more = (*recipe.flags, *shlex.split(config.flags))
+    """The commands of a recipe, in order. Raises UsageError where a dataset's links are not there."""
     for dataset in recipe.datasets:
-        raw, output = config.raw / dataset.name, config.latents / dataset.name
-        named = ["--name", dataset.config] if dataset.config else []
-        if not config.stream:
-            command = [
-                sys.executable,
-                "-m",
-                "builders.download",
-                dataset.name,
-                *named,
-                "--data-dir",
-                str(raw),
-            ]
-            yield Step(dataset.name, "download", command)
-        for split in dataset.splits:
-            command = [*shlex.split(config.launch), "precompute/run.py", f"builders/{dataset.name}", *named]
-            command += ["--split", split, "--output", str(output.absolute()), *more]
-            if not config.stream:
-                command += ["--data-dir", str(raw.absolute())]
-            yield Step(dataset.name, f"precompute {split}", command)
-        yield Step(dataset.name, "verify", [sys.executable, "precompute/verify.py", str(output.absolute())])
-        if config.push_to:
-            repository = f"{config.push_to}/{recipe.name.replace('_', '-')}-{dataset.name}"
-            command = [sys.executable, "precompute/push.py", str(output.absolute()), repository]
-            yield Step(dataset.name, "push", command)
+        yield from _steps(config, recipe, dataset)
+
+
+def _steps(config: Config, recipe: Recipe, dataset: Dataset) -> Iterator[Step]:
+    raw, output = config.raw / dataset.name, str(config.latents / dataset.name)
+    named = ["--name", dataset.config] if dataset.config else []
+    links = _links(raw, dataset) if dataset.links else []
+    where = ["--options", *(f"links={path}" for path in links)] if links else []
+    if not config.stream:
+        where = ["--data-dir", str(raw)]
+        command = [sys.executable, "-m", "builders.download", dataset.name, *named, *where]
+        yield Step(dataset.name, "download", [*command, *(f"--links={path}" for path in links)])
+    for split in dataset.splits:
+        command = [*shlex.split(config.launch), _script("run"), f"builders/{dataset.name}", *named]
+        command += ["--split", split, "--output", output, *where]
+        yield Step(dataset.name, f"precompute {split}", [*command, *recipe.flags, *shlex.split(config.flags)])
+    yield Step(dataset.name, "verify", [sys.executable, _script("verify"), output])
+    yield Step(dataset.name, "preview", [sys.executable, _script("preview"), output, *where])
+    if config.push_to:
+        repository = f"{config.push_to}/{recipe.name.replace('_', '-')}-{dataset.name}"
+        command = [sys.executable, _script("push"), output, repository]
+        private = config.private or known_source(f"builders/{dataset.name}").forbids_sharing
+        yield Step(dataset.name, "push", [*command, *(["--private"] if private else [])])
+
+
+def _links(raw: Path, dataset: Dataset) -> list[Path]:
+    """Raises UsageError where there is no such file."""
+    path = raw / str(dataset.links)
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: not there. Save the publisher's list of links under this name (builders/{dataset.name}.py says "
+            "where to get it), or name the other datasets with --only"
+        )
+    return [path]
+
+
+def _script(verb: str) -> str:
+    """As one would type it."""
+    return os.path.relpath(Path(__file__).with_name(f"{verb}.py"))
 
 
 def run(step: Step) -> None:
     """Print the command and run it to its end. Raises PrecomputeError if it fails."""
     print(f"\n== {step.dataset}: {step.verb}\n{shlex.join(step.command)}", flush=True)
-    code = subprocess.run(step.command, cwd=ROOT).returncode
+    code = subprocess.run(step.command).returncode
     if code:
         raise PrecomputeError(
             f"{step.dataset}: {step.verb} ended with exit code {code}; mend it and run the same line again: "
@@ -181,7 +204,7 @@ class Measured:
 def measure(config: Config, recipe: Recipe) -> Measured:
     """Encode a small dataset with the recipe's flags, and take the numbers from its markers. Warm-up counts."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "precompute/run.py", config.sample, "--output", folder]
+        command = [sys.executable, _script("run"), config.sample, "--output", folder]
         run(Step("sample", "precompute", [*command, *recipe.flags, *shlex.split(config.flags)]))
         markers = sorted(
             (read_marker(path) for path in marker_paths(Path(folder))), key=lambda marker: marker.unit
@@ -235,7 +258,7 @@ def main() -> None:
         if config.plan:
             print(f"\n{plan(recipe, measure(config, recipe), raw=not config.stream)}\n{free_space(config)}")
             return
-        for step in steps(config, recipe):
+        for step in list(steps(config, recipe)):  # all of them first, so that what is missing is said at once
             run(step)
         print(f"\n{recipe.name}: all of {', '.join(d.name for d in recipe.datasets)} in {config.latents}")
 

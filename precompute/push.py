@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from loader.format import MANIFEST, NULL_CAPTION, Manifest, Marker, Split, recipe_differences
-from precompute.card import render_card, source_info
+from precompute.card import Known, render_card, source_info
 from precompute.checks import README, REPORT, SHEET
 from precompute.errors import UsageError, one_line_errors
 from precompute.hub import PushError, ask
@@ -41,7 +41,7 @@ class Config:
     """Dataset on the Hub, USER/REPO; made if it is not there."""
 
     private: bool = False
-    """Make the dataset private, if it is made."""
+    """Make the dataset private. One that is there already, and public, is refused."""
 
     revision: str | None = None
     """Branch to push to, made if it is not there. Default: main."""
@@ -155,15 +155,21 @@ class Target:
             )
         local = Local.read(config.output)
         manifest = local.manifest or (manifest_of_all(local.markers) if local.markers else None)
-        licence = source_info(manifest).licence if manifest else ""
-        if "no redistribution" in licence and not config.private:
-            raise UsageError(f"--private: the licence of the source says: {licence}. Push with --private")
+        source = source_info(manifest) if manifest else Known()
+        if source.forbids_sharing and not config.private:
+            raise UsageError(
+                f"--private: the licence of the source says: {source.licence}. Push with --private"
+            )
         ask(
             self._config.repo,
             lambda: self._api.create_repo(
                 config.repo, repo_type="dataset", private=config.private or None, exist_ok=True
             ),
         )
+        if config.private and not ask(config.repo, lambda: self._api.dataset_info(config.repo)).private:
+            raise UsageError(
+                f"--private: {config.repo} is there already, and public. Make it private in its settings, or name another"
+            )
         if config.revision and not config.revision.startswith("refs/"):
             branch = config.revision
             ask(

@@ -218,6 +218,13 @@ def test_private_needs_a_token_to_be_seen(
         api.list_repo_files(REPO, repo_type="dataset", token=False)
 
 
+def test_private_is_never_pushed_to_what_is_public(hub: LoopbackHub, shards: Path) -> None:
+    huggingface_hub.HfApi().create_repo(REPO, repo_type="dataset")
+    with pytest.raises(UsageError, match=r"--private: .* is there already, and public"):
+        push.push(Config(shards, REPO, private=True))
+    assert there(hub) == {}
+
+
 def test_a_licence_that_forbids_sharing_asks_for_private(hub: LoopbackHub, tmp_path: Path) -> None:
     recipe = {**RECIPE, "dataset": {"path": "builders/journeydb", "name": "default"}}
     shards = write_shards(tmp_path / "latents", recipe=recipe)

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import tyro
 from launching import ROOT, environment
 
 import builders
+from builders.download import _parse
 from loader.format import Manifest
-from precompute import make
+from precompute import make, preview, push, run, verify
 
 DEMO = """
 [flags]
@@ -51,11 +53,54 @@ def test_shipped_recipe_names_the_datasets_of_the_paper() -> None:
 def test_steps_are_commands_in_order(tmp_path: Path) -> None:
     config = make.Config("micro_budget", small=True, only=("coco",), push_to="someone", latents=tmp_path)
     found = list(make.steps(config, make.read_recipe("micro_budget", small=True, only=config.only)))
-    verbs = ["download", "precompute train", "precompute validation", "verify", "push"]
+    verbs = ["download", "precompute train", "precompute validation", "verify", "preview", "push"]
     assert [step.verb for step in found] == verbs
     assert found[0].command[1:6] == ["-m", "builders.download", "coco", "--name", "small"]
     assert found[1].command[:4] == ["accelerate", "launch", "precompute/run.py", "builders/coco"]
     assert found[-1].command[-1] == "someone/micro-budget-coco"
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_every_command_is_one_that_its_script_takes(tmp_path: Path, small: bool, stream: bool) -> None:
+    (tmp_path / "sa1b").mkdir()
+    (tmp_path / "sa1b" / "links.txt").touch()
+    config = make.Config("micro_budget", small=small, stream=stream, raw=tmp_path, push_to="someone")
+    verbs = {"run": run, "verify": verify, "preview": preview, "push": push}
+    seen = set()
+    for step in make.steps(config, make.read_recipe("micro_budget", small)):
+        place, script = next(
+            (i, Path(word).stem)
+            for i, word in enumerate(step.command)
+            if "precompute" in word or "builders." in word
+        )
+        arguments = step.command[place + 1 :]
+        if step.verb == "download":
+            options = _parse(arguments)
+            assert options.dataset == [step.dataset] and options.name == ("small" if small else None)
+            assert (options.links is not None) == (step.dataset == "sa1b")
+        else:
+            parsed = tyro.cli(verbs[script].Config, args=arguments)
+            seen.add((script, getattr(parsed, "private", False)))
+            if script == "run":
+                assert parsed.resolutions == (256, 512) and "DFN5B" in parsed.text_encoder[0]
+                assert bool(parsed.options) == (stream and step.dataset == "sa1b")
+    assert seen == {("run", False), ("verify", False), ("preview", False), ("push", False), ("push", True)}
+
+
+def test_what_may_not_be_shared_is_pushed_as_private(tmp_path: Path) -> None:
+    (tmp_path / "sa1b").mkdir()
+    (tmp_path / "sa1b" / "links.txt").touch()
+    config = make.Config("micro_budget", raw=tmp_path, push_to="someone")
+    pushes = [s for s in make.steps(config, make.read_recipe("micro_budget", False)) if s.verb == "push"]
+    assert [s.dataset for s in pushes if "--private" in s.command] == ["journeydb", "sa1b"]
+
+
+def test_missing_links_are_said_before_anything_runs(tmp_path: Path) -> None:
+    done = run_make("micro_budget", "--raw", tmp_path, "--latents", tmp_path)
+    assert done.returncode == 2 and "==" not in done.stdout
+    assert done.stderr.startswith(f"error: {tmp_path}/sa1b/links.txt: not there")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_recipe_runs_to_the_end_and_again(recipe: Path, tmp_path: Path) -> None:

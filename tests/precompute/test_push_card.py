@@ -40,7 +40,7 @@ def test_the_card_says_what_is_there(manifest: Manifest) -> None:
     card = render_card(manifest, "me/x", sheet=True)
     for part in (
         "| train | 15 | 18 |",
-        "| train | too_small | 3 |",
+        "| train | `too_small` | 3 |",
         "(8, 4, 4) float16",
         "(T, 6) float16",
         "preview.png",
