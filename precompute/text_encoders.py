@@ -106,7 +106,13 @@ class TextEncoder:
         self._models = {dtype: model.to(device, dtype).eval().requires_grad_(False)}
         self._tokenizer = tokenizer
         self.length = self._length(spec.length, model, tokenizer)
-        probe = self.launch([""])
+        try:
+            probe = self.launch([""])
+        except IndexError as error:
+            layers = getattr(model.config, "num_hidden_layers", "fewer")
+            raise UsageError(
+                f"--text-encoder {spec.model}: no layer {spec.layer}; it has {layers}"
+            ) from error
         if spec.pooled and probe.pooled is None:
             raise ModelError(f"--text-encoder {spec.model}: it has no pooled output; leave out pooled")
         shape = (None if self.trims else self.length, probe.states.shape[-1])

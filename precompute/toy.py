@@ -52,15 +52,17 @@ class ToyVAE(torch.nn.Module):
 
 
 class ToyTokenizer:
-    """UTF-8 bytes as token ids, between a start (256) and an end (257) token, padded (258) to 77."""
+    """UTF-8 bytes as token ids, between a start (256) and an end (257) token, padded (258) to `max_length`."""
 
     model_max_length = 77
 
-    def __call__(self, captions: list[str], **_: object) -> SimpleNamespace:
+    def __call__(
+        self, captions: list[str], max_length: int = model_max_length, **_: object
+    ) -> SimpleNamespace:
         rows = []
         for caption in captions:
-            ids = [256, *caption.encode()[: self.model_max_length - 2], 257]
-            rows.append(ids + [258] * (self.model_max_length - len(ids)))
+            ids = [256, *caption.encode()[: max_length - 2], 257]
+            rows.append(ids + [258] * (max_length - len(ids)))
         return SimpleNamespace(input_ids=torch.tensor(rows, dtype=torch.long))
 
 

@@ -158,7 +158,8 @@ def test_two_text_encoders_of_one_name(fail) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["toy?layers=2", "toy?layer=two", "toy?length=1", "=toy", "toy?length=200", "a.b=toy"]
+    "value",
+    ["toy?layers=2", "toy?layer=two", "toy?length=1", "=toy", "toy?length=200", "toy?layer=9", "a.b=toy"],
 )
 def test_text_encoder_that_cannot_be_parsed(fail, value: str) -> None:
     assert "--text-encoder" in fail("builders/demo", "--vae", "toy", "--text-encoder", value)

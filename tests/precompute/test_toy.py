@@ -65,3 +65,10 @@ def test_toy_text_encoder_tells_captions_apart() -> None:
     ]
     assert all(state.shape == (77, 64) and np.isfinite(state).all() for state in states)
     assert len({state.tobytes() for state in states}) == 4
+
+
+def test_toy_text_encoder_ends_a_short_caption_with_its_end_token() -> None:
+    (short,) = open_text_encoder("toy?length=20").encode(["a cat"])
+    (whole,) = open_text_encoder("toy").encode(["a cat"])
+    assert short["caption_latents"].shape == (20, 64)
+    np.testing.assert_array_equal(short["caption_latents"], whole["caption_latents"][:20])  # causal
