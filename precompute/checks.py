@@ -69,6 +69,25 @@ class File:
     sha256: str | None = None
 
 
+def check_marker(marker: Marker) -> None:
+    """Raises FormatError or TypeError where a value is of a type that a marker cannot have."""
+    if not isinstance(marker.split, str):
+        raise FormatError(f"its split is {marker.split!r}")
+    for spec in marker.fields:
+        np.dtype(spec.dtype)
+    check_counts({**marker.plan, "unit": marker.unit}, marker.shards, marker.rejected)
+
+
+def check_counts(plan: dict[str, Any], shards: Sequence[Shard], rejected: dict[str, int]) -> None:
+    """Raises FormatError where a number is none, or below 0, or of no data set: more than 8 bytes hold."""
+    counts = {"number of units": plan["units"], "unit": plan.get("unit", 0), **rejected}
+    for shard in shards:
+        counts |= {f"{name} of {shard.name}": getattr(shard, name) for name in ("samples", "rows", "bytes")}
+    for name, value in counts.items():
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            raise FormatError(f"its {name} is {str(value)[:40]!r}")
+
+
 def check_layout(files: dict[str, File], markers: dict[str, Marker]) -> Iterator[Finding]:
     """The files of a folder, by name, against its markers, by stem: what is missing, unfinished or foreign."""
     known = COMPANIONS | {f"{stem}.json" for stem in markers}

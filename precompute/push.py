@@ -66,14 +66,16 @@ def push(config: Config, stop: threading.Event | None = None) -> str:
     stop, last = stop or threading.Event(), float("-inf")
     while True:
         stopping = stop.is_set()  # before looking, so that nothing finished by then is left
+        began = time.monotonic()
         local = Local.read(config.output)
+        looked = time.monotonic() - began
         done = local.complete or stopping or not config.follow
         due = done or time.monotonic() - last >= config.every
         if local.markers and due and target.push(local, final=done):
             last = time.monotonic()
         if done:
             break
-        stop.wait(POLL)
+        stop.wait(max(POLL, 20 * looked))  # thousands of markers take a while: the run that goes on comes first
     if not local.markers:
         raise PushError(
             f"{config.output}: no unit is finished yet; run precompute/run.py first, or push with --follow"

@@ -6,6 +6,7 @@ Content-Security-Policy forbids whatever might get past it.
 
 import io
 import re
+import statistics
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
@@ -43,7 +44,7 @@ def render(
         "latents": "".join(_panel(name, charts.channels(stats)) for name, stats in figures.channels.items()),
         "rejects": _rejects(figures),
         "duplicates": _duplicates(figures, twins),
-        "recipe": "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in flatten(recipe)),
+        "recipe": "".join(_leaf(name, value) for name, value in flatten(recipe)),
     }
     template = TEMPLATE.read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
@@ -51,14 +52,13 @@ def render(
 
 def _numbers(figures: Figures) -> list[tuple[str, str]]:
     done, units = figures.units
-    speed = sorted(figures.speed)
     return [
         ("samples", f"{figures.samples:,}"),
         ("rejected", f"{sum(figures.rejected.values()):,}"),
         ("units finished", f"{done:,} of {units:,}"),
         ("in shards", file_size(figures.bytes)),
         ("a sample", file_size(figures.bytes / max(figures.samples, 1))),
-        ("images/s, median", f"{speed[len(speed) // 2]:,.1f}" if speed else "not timed"),
+        ("images/s, median", f"{statistics.median(figures.speed):,.1f}" if figures.speed else "not timed"),
     ]
 
 
@@ -86,6 +86,11 @@ def _tile(name: str, value: str) -> str:
 
 def _panel(title: str, body: str) -> str:
     return f'<div class="panel"><h3>{escape(title)}</h3>{body}</div>'
+
+
+def _leaf(name: str, value: str) -> str:
+    broken = escape(name).replace(".", ".<wbr>")  # where a phone may break it
+    return f"<tr><td>{broken}</td><td>{escape(value)}</td></tr>"
 
 
 def _notes(notes: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ from precompute.errors import UsageError, one_line_errors
 from precompute.store import Store, expected_manifest
 
 SHOWN = 50  # findings; --json has them all
+UNREADABLE = (OSError, FormatError, TypeError, AttributeError, KeyError)  # JSON that anyone may have written
 
 
 @dataclass(frozen=True)
@@ -146,18 +147,22 @@ def check_meaning(
 
 def read_markers(store: Store) -> tuple[dict[str, Marker], Manifest | None, list[Finding]]:
     """Markers by stem, and the manifest; a finding for each that cannot be read."""
-    markers, manifest, faults = {}, None, []
+    markers, faults = dict[str, Marker](), list[Finding]()
+    manifest: Manifest | None = None
     for stem in store.marker_stems():
         try:
             marker = Marker.from_json(store.read(f"{stem}.json"))
-            if not isinstance(marker.plan.get("units"), int):
-                raise FormatError("its plan names no number of units")
+            checks.check_marker(marker)
             markers[stem] = marker
-        except (FormatError, OSError) as error:
+        except UNREADABLE as error:
             faults.append(Finding(stem, "", f"the marker is unreadable ({error})", redo(stem)))
     try:
-        manifest = Manifest.from_json(store.read(MANIFEST)) if MANIFEST in store.files else None
-    except (FormatError, OSError) as error:
+        if MANIFEST in store.files:
+            found = Manifest.from_json(store.read(MANIFEST))
+            for split in found.splits.values():
+                checks.check_counts(split.plan, split.shards, split.rejected)
+            manifest = found
+    except UNREADABLE as error:
         cure = f"remove it and {RERUN}: it is made again from the markers"
         faults.append(Finding(MANIFEST, "", f"unreadable ({error})", cure))
     return markers, manifest, faults

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import made_shards
@@ -169,6 +169,30 @@ def test_a_broken_marker(shards: Path, text: str) -> None:
     (shards / "train-00001.json").write_text(text)
     found = findings(shards)
     assert found[0].shard == "train-00001" and "marker is unreadable" in found[0].what
+
+
+def places(value: object, place: tuple = ()) -> Iterator[tuple]:
+    """The way to each value in a JSON document."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in pairs:
+        yield (*place, name)
+        yield from places(inner, (*place, name))
+
+
+@pytest.mark.parametrize("odd", [None, "../../x", -1, 10**30, 1.5, [], {}, True])
+@pytest.mark.parametrize("name", ["train-00001.json", MANIFEST])
+def test_nothing_that_a_marker_may_hold_ends_in_a_traceback(shards: Path, name: str, odd: object) -> None:
+    whole = (shards / name).read_text()
+    for place in places(json.loads(whole)):
+        damaged = value = json.loads(whole)
+        for step in place[:-1]:
+            value = value[step]
+        counts = place[-1] in ("samples", "rows", "bytes", "unit", "units", "too_small")
+        counts = counts and name != MANIFEST and value[place[-1]] != odd
+        value[place[-1]] = odd
+        (shards / name).write_text(json.dumps(damaged))
+        lines = [str(finding) for finding in findings(shards, quick=True, num_threads=1)]
+        assert (lines or not counts) and not any("\n" in line for line in lines), place
 
 
 def test_a_unit_of_another_recipe(shards: Path) -> None:
