@@ -6,15 +6,18 @@ import os
 
 
 def folder_fingerprint(folder: str) -> str:
-    """Names, sizes and times of all files under the folder, hashed."""
-    digest = hashlib.sha256()
-    for root, folders, files in os.walk(folder):
+    """Names, sizes and times of all files under the folder, hashed. Links count as what they lead to, folders too."""
+    digest, walked = hashlib.sha256(), set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in walked:  # a link that leads back
+            folders.clear()
+            continue
+        walked.add(real)
         folders.sort()
         for name in sorted(files):
-            stat = os.lstat(os.path.join(root, name))  # a link may lead nowhere
-            digest.update(
-                f"{os.path.relpath(root, folder)}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode()
-            )
+            path = os.path.join(root, name)
+            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link may lead nowhere
+            digest.update(f"{os.path.relpath(path, folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ import datasets
 import pytest
 from raw import cc12m, coco, diffusiondb, journeydb, sa1b, textcaps, webdataset
 from raw.archive import dumps, write_tar, write_tgz, write_zip
-from raw.photos import jpeg
+from raw.photos import jpeg, png
 from raw.server import serve
 
 from builders.errors import ConfigError, MissingSourceError, NoRecordsError
@@ -116,6 +116,34 @@ def test_a_changed_archive_or_table_is_read_anew(build, raw):
     assert [row["caption"] for row in build("sa1b", **options)] == ["New caption."]
     write_tar(root / "sa_000138.tar", [("./sa_1010.jpg", jpeg(9))])
     assert len(build("sa1b", **options)) == 2
+
+
+def test_a_relative_path_means_the_folder_that_it_names_now(build, tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        write_tar(tmp_path / place / "tars/a.tar", [("a.jpg", jpeg(1)), ("a.txt", place.encode())])
+    for place in ("here", "there", "here"):
+        monkeypatch.chdir(tmp_path / place)
+        assert [row["caption"] for row in build("webdataset", data_dir="tars")] == [place]
+
+
+def test_a_changed_archive_behind_a_link_is_read_anew(build, raw, tmp_path):
+    root, linked = raw(diffusiondb), tmp_path / "linked"
+    linked.mkdir()
+    (linked / "images").symlink_to(root / "images")
+    (linked / "metadata.parquet").symlink_to(root / "metadata.parquet")
+    (linked / "nowhere").symlink_to(root / "gone")
+    (linked / "back").symlink_to(linked)
+    assert [row["key"] for row in build("diffusiondb", "2m", data_dir=str(linked))] == ["a"]
+    prompts = {"gone.png": {"p": "there it is"}}
+    write_zip(root / "images/part-000001.zip", [("gone.png", png(3)), ("x.json", dumps(prompts))])
+    assert [row["key"] for row in build("diffusiondb", "2m", data_dir=str(linked))] == ["gone"]
+    webdataset.make(root)
+    (linked / "a.tar").symlink_to(root / "00000.tar")
+    before = build("webdataset", data_dir=str(linked))
+    write_tar(root / "00000.tar", [("new.jpg", jpeg(1)), ("new.txt", b"new")])
+    assert len(before) > 1 and [row["caption"] for row in build("webdataset", data_dir=str(linked))] == [
+        "new"
+    ]
 
 
 def test_a_changed_annotation_file_is_read_anew_while_streaming(build, raw):
