@@ -131,8 +131,24 @@ def test_tar_lists_the_shards(demo_shards: Path) -> None:
     assert listed.stdout.split() == [f"{key}.{member}" for key in keys for member in MEMBERS]
 
 
-def test_two_processes_write_the_same_bytes(demo_shards: Path, tmp_path: Path) -> None:
-    run_precompute("builders/demo", "--output", tmp_path / "out", *TOY, processes=2)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_write_the_same_bytes(demo_shards: Path, tmp_path: Path, processes: int) -> None:
+    run_precompute("builders/demo", "--output", tmp_path / "out", *TOY, processes=processes)
+    assert tars(tmp_path / "out") == tars(demo_shards)
+    assert not leftovers(tmp_path / "out")
+
+
+def test_three_independent_processes_write_the_same_bytes(demo_shards: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "precompute/run.py", "builders/demo", "--output", str(tmp_path / "out"), *TOY]
+    started = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for _ in range(3)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
     assert tars(tmp_path / "out") == tars(demo_shards)
     assert not leftovers(tmp_path / "out")
 
