@@ -335,6 +335,7 @@ def _json_fault(data: memoryview, caption: str | None) -> str:
 
 
 def _array_check(spec: Field, alike: bool) -> ValueCheck:
+    wanted = np.dtype(spec.dtype).newbyteorder("<")
     seen: list[tuple[int, ...]] = []
 
     def fault(data: memoryview, caption: str | None) -> str:
@@ -342,7 +343,7 @@ def _array_check(spec: Field, alike: bool) -> ValueCheck:
             dtype, shape, start = parse_npy(data)
         except FormatError as error:
             return f"is broken: {error}"
-        if dtype != np.dtype(spec.dtype).newbyteorder("<"):
+        if dtype != wanted:
             return f"is {dtype}, not {spec.dtype}"
         if len(shape) != len(spec.shape) or any(
             want not in (None, have) for want, have in zip(spec.shape, shape, strict=True)

@@ -3,10 +3,12 @@
 Five times as fast as `tarfile`, which a check that is to keep up with a disk cannot afford.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 BLOCK = 512  # bytes
+END = bytes(BLOCK)
 READ = 4 << 20  # bytes a read: large enough for any disk, small enough for the processor's cache
 MAX_MEMBER = 1 << 30  # bytes; a header that claims more is damaged
 
@@ -26,21 +28,23 @@ def tar_members(
     long_name = None
     while True:
         header = bytes(window.take(BLOCK))
-        if not header.strip(b"\0"):
+        if header == END:
             break
         try:
             size, checksum = (int(header[a:b].strip(b" \0") or b"0", 8) for a, b in ((124, 136), (148, 156)))
         except ValueError as error:
             raise BadTar(f"has no valid header at byte {window.position - BLOCK:,}") from error
-        if sum(header[:148]) + sum(header[156:]) + 8 * 32 != checksum or not 0 <= size <= MAX_MEMBER:
+        # The checksum counts its own eight bytes as blanks. Adler-32 is a fast sum of bytes, modulo 65521.
+        total = (zlib.adler32(header, 0) & 0xFFFF) - sum(header[148:156]) + 8 * 32
+        if (total - checksum) % 65521 or not 0 <= size <= MAX_MEMBER:
             raise BadTar(f"has a damaged header at byte {window.position - BLOCK:,}")
         offset = window.position
         data = window.take(size + -size % BLOCK)[:size]
         if header[156:157] == b"x":
             long_name = _pax_path(bytes(data))
             continue
-        prefix = header[345:500].split(b"\0")[0]
-        short = (prefix + b"/" if prefix else b"") + header[:100].split(b"\0")[0]
+        prefix = header[345:500].partition(b"\0")[0]
+        short = (prefix + b"/" if prefix else b"") + header[:100].partition(b"\0")[0]
         if header[156:157] not in (b"0", b"\0"):
             raise BadTar(f"holds something that is no file at byte {offset - BLOCK:,}")
         yield (long_name or short).decode("utf-8", "backslashreplace"), offset, data
