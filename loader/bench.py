@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--resolution", type=int)
+    parser.add_argument("--scale", type=float, help="of moments in tars without a manifest")
     parser.add_argument("--caption-drop-prob", type=float, default=0.0)
     parser.add_argument("--shuffle-window", type=int, default=16384)
     parser.add_argument("--num-workers", type=int, default=0)

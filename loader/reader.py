@@ -45,9 +45,11 @@ class BatchReader:
         self._sources, self._on_error = sources, on_error
         self._lock = threading.Lock()
         self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
+        self._epoch = 0
 
     def read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
         """The samples at `positions` of `epoch`, and counts for stats()."""
+        self._forgive(epoch)
         work = Work(self, epoch, positions)
         failed = work.fill(np.arange(len(positions)), 0)
         for attempt in range(1, ATTEMPTS + 1):
@@ -62,7 +64,7 @@ class BatchReader:
         raise DataError(f"no readable sample in {ATTEMPTS} other places: {next(iter(failed.values()))}")
 
     def open(self, number: int) -> OpenShard:
-        """Shard `number` of the order. While a failure is remembered it is raised again, without another try."""
+        """Shard `number` of the order. A failure is raised again without another try, until the next epoch."""
         with self._lock:
             known = self._open.get(number)
             if known is not None:
@@ -86,6 +88,14 @@ class BatchReader:
     def prefetch(self, number: int) -> bool:
         source, local = self._source(number)
         return source.prefetch(local)
+
+    def _forgive(self, epoch: int) -> None:
+        """A new epoch gives the shards that failed another chance: an outage may be over."""
+        with self._lock:
+            if epoch > self._epoch:
+                self._epoch = epoch
+                for number in [n for n, known in self._open.items() if isinstance(known, DataError)]:
+                    del self._open[number]
 
     def _forget(self) -> None:
         """Let go of all shards but those that a thread reads now."""

@@ -263,6 +263,15 @@ def test_a_damaged_shard_is_replaced(tmp_path: Path, damage: str) -> None:
     assert loader.stats()["substitutes"] == 20
 
 
+def test_a_shard_that_comes_back_is_read_in_the_next_epoch(tmp_path: Path) -> None:
+    path = write_shards(tmp_path / "a", [20, 15])
+    tar = (path / "train-00000.tar").rename(tmp_path / "away.tar")
+    dataset = LatentDataset(path, 5, resolution=256, text_encoders=[""], extras=["key"])
+    assert len({key for batch in dataset for key in batch["key"]}) <= 15
+    tar.rename(path / "train-00000.tar")
+    assert len({key for batch in dataset for key in batch["key"]}) == 35
+
+
 def test_nothing_readable_is_an_error_not_a_hang(tmp_path: Path) -> None:
     path = write_shards(tmp_path / "a", [20])
     (path / "train-00000.tar").unlink()
