@@ -52,16 +52,18 @@ class BatchReader:
         self._forgive(epoch)
         work = Work(self, epoch, positions)
         failed = work.fill(np.arange(len(positions)), 0)
+        work.counts["substitutes"] = len(failed)
         for attempt in range(1, ATTEMPTS + 1):
             if not failed:
-                return work.finish(), work.counts + self.cache.take_counts()
+                break
             for error in failed.values():
                 if self._on_error == "raise":
                     raise error
                 log.warning("%s: taking another sample", error)
-            work.counts["substitutes"] += len(failed) * (attempt == 1)
             failed = work.fill(np.array(list(failed)), attempt)
-        raise DataError(f"no readable sample in {ATTEMPTS} other places: {next(iter(failed.values()))}")
+        if failed:
+            raise DataError(f"no readable sample in {ATTEMPTS} other places: {next(iter(failed.values()))}")
+        return work.finish(), work.counts + self.cache.take_counts()
 
     def open(self, number: int) -> OpenShard:
         """Shard `number` of the order. A failure is raised again without another try, until the next epoch."""

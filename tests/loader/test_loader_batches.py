@@ -12,7 +12,9 @@ import torch
 from made_up_shards import FIELDS, SCALE, D, T, arrays, write_shards
 
 from loader import DataError, LatentDataset, make_loader, noise
+from loader.batch import Work
 from loader.format import Field
+from loader.order import ATTEMPTS
 
 
 def one_epoch(path: Path, batch_size: int = 10, **options: Any) -> list[dict[str, Any]]:
@@ -270,6 +272,25 @@ def test_a_shard_that_comes_back_is_read_in_the_next_epoch(tmp_path: Path) -> No
     assert len({key for batch in dataset for key in batch["key"]}) <= 15
     tar.rename(path / "train-00000.tar")
     assert len({key for batch in dataset for key in batch["key"]}) == 35
+
+
+@pytest.mark.parametrize("attempt", [1, ATTEMPTS])
+def test_a_sample_found_at_the_last_attempt_counts(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    fill = Work.fill
+
+    def fail_before(self: Work, indexes: Any, at: int) -> dict[int, DataError]:
+        found = fill(self, indexes, at)
+        return found if at >= attempt else dict.fromkeys(indexes.tolist(), DataError("not here"))
+
+    monkeypatch.setattr(Work, "fill", fail_before)
+    loader = make_loader(shards, 10, resolution=512, extras=["key"])
+    batch = next(iter(loader))
+    assert loader.stats()["substitutes"] == 10
+    for index, key in enumerate(batch["key"]):
+        assert np.array_equal(batch["image_latents"][index], arrays(key)["latents_512"])
+    loader.close()
 
 
 def test_nothing_readable_is_an_error_not_a_hang(tmp_path: Path) -> None:
