@@ -46,6 +46,8 @@ def make_cards(
             raw = raw_latents(field, sample.arrays[field.name], manifest.recipe)
             pixels = decode(raw, encoder) if encoder else _false_colours(raw)
             source = source_pixels(images.get(sample.key), sample.facts, *pixels.shape[:2])
+            if source is not None and field.name.endswith("_flipped"):
+                source = source[:, ::-1]
             pictures.append(
                 Picture(_label(field.name), pixels, None if source is None else psnr(pixels, source))
             )

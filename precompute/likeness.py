@@ -16,7 +16,7 @@ import torch
 from loader.format import Field, Manifest, Marker
 from precompute.checks import Finding, redo
 from precompute.encoders import ImageEncoder, open_image_encoder
-from precompute.errors import PrecomputeError
+from precompute.errors import ModelError, PrecomputeError
 from precompute.originals import Where, find_records, open_source, source_pixels
 from precompute.samples import Sample, per_channel, pick_samples, raw_latents
 from precompute.store import Store
@@ -69,7 +69,7 @@ def check_likeness(
 def recipe_image_encoder(recipe: dict[str, Any], models: Models) -> ImageEncoder:
     """The image encoder that a recipe names. Raises ModelError."""
     spec = recipe["image_encoder"]
-    name = models.vae or _hub_name(spec)
+    name = models.vae or hub_name("--vae", spec)
     return open_image_encoder(name, _device(), _dtype(spec))
 
 
@@ -152,6 +152,8 @@ def _look(
     for place, (sample, raw) in enumerate(zip(samples, raws, strict=True)):
         if sample.key in sources:
             decoded = decode(raw, encoder)
+            if spec.name.endswith("_flipped"):
+                decoded = decoded[:, ::-1]
             around = [s.key for s in samples[max(0, place - 2) : place + 3] if s.key in sources]
             what, decibels = compare(decoded, sample.key, {key: sources[key] for key in around})
             result.psnr[f"{sample.key} {spec.name}"] = round(decibels, 2)
@@ -225,10 +227,11 @@ def _check_spread(
 
 
 def _read(samples: Sequence[Sample], recipe: dict[str, Any], models: Models, result: Likeness) -> None:
-    names = models.text_encoders or tuple(_text_name(spec) for spec in recipe["text_encoders"])
-    for name in names:
+    specs = recipe["text_encoders"]
+    for given in (models.text_encoders or specs) if specs else ():
         try:
-            encoder = open_text_encoder(name, _device(), _dtype(recipe["text_encoders"][0]))
+            name = given if isinstance(given, str) else _text_name(given)
+            encoder = open_text_encoder(name, _device(), _dtype(specs[0]))
         except PrecomputeError as error:
             result.notes.append(f"captions were not encoded again ({error})")
             continue
@@ -237,6 +240,8 @@ def _read(samples: Sequence[Sample], recipe: dict[str, Any], models: Models, res
 
 def check_captions(samples: Sequence[Sample], encoder: TextEncoder) -> Iterator[Finding]:
     """Encode the captions again: each sample's states must be those of its own caption, not of another's."""
+    if not samples:
+        return
     again = encoder.encode([sample.caption for sample in samples])
     for spec in encoder.fields:
         for place, sample in enumerate(samples):
@@ -261,7 +266,13 @@ def _distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 # --- from recipe to models --------------------------------------------------------------------------------------------
 
 
-def _hub_name(spec: dict[str, Any]) -> str:
+def hub_name(flag: str, spec: dict[str, Any]) -> str:
+    """Name and commit of a recipe's model. Raises ModelError where it came from a folder, of which only the name is known:
+    what the Hub has under that name is another's."""
+    if spec.get("revision", "") is None:
+        raise ModelError(
+            f"{flag}: the shards were made with a model from a folder, {str(spec['model'])!r}; give that folder as {flag}"
+        )
     return f"{spec['model']}@{spec['revision']}" if spec.get("revision") else str(spec["model"])
 
 
@@ -270,7 +281,7 @@ def _text_name(spec: dict[str, Any]) -> str:
     options += [f"subfolder={spec['subfolder']}"] if spec.get("subfolder") else []
     options += ["pooled"] if spec.get("pooled") else []
     name = f"{spec['name']}=" if spec.get("name") else ""
-    return f"{name}{_hub_name(spec)}?{'&'.join(options)}"
+    return f"{name}{hub_name('--text-encoder', spec)}?{'&'.join(options)}"
 
 
 def _dtype(spec: dict[str, Any]) -> str:

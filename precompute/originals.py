@@ -83,7 +83,8 @@ def source_pixels(
 ) -> npt.NDArray[np.uint8] | None:
     """What the encoder should have seen: (H, W, 3), by a full decode and the crop that the sample's own facts name.
 
-    On purpose not by precompute/pixels.py, which this is held against. None where there is no readable image or no crop.
+    On purpose not by precompute/pixels.py, which this is held against. With buckets the crop named is that of the largest
+    resolution; another one's is the central crop of its own shape. None where there is no readable image or no crop.
     """
     crop = facts.get("crop")
     if data is None or not isinstance(crop, list) or len(crop) != 4:
@@ -92,6 +93,10 @@ def source_pixels(
         image = decode_rgb(data)
         left, top, right, bottom = (float(edge) for edge in crop)
         box = (left, top, right, bottom)
+        if abs((right - left) * height - (bottom - top) * width) > max(width, height):  # more than rounding
+            scale = min(image.width / width, image.height / height)
+            left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
+            box = (left, top, image.width - left, image.height - top)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
     except (UndecodableImage, ValueError, TypeError):
         return None

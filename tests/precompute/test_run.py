@@ -288,6 +288,17 @@ def test_scaled_latents_follow_from_the_moments(demo_shards: Path, tmp_path: Pat
             assert abs(noise.std() - 1) < 0.1
 
 
+def test_flipped_and_bucketed_shards_verify(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run_precompute(
+        "builders/demo", "--output", output, *TOY, "--resolutions", "128", "256", "--flip", "--buckets", "64"
+    )
+    command = [sys.executable, "precompute/verify.py", str(output), "--decode", "20"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert ": whole. " in done.stdout
+
+
 def test_dataset_that_is_not_ours_by_column_names(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
