@@ -143,6 +143,8 @@ def _tokenizer(spec: dict[str, Any]) -> Any:
     if spec["model"] == "toy":
         return lambda caption: b"<" + caption.encode() + b">"
     subfolder = str(spec.get("subfolder") or "").replace("text_encoder", "tokenizer")
+    if spec.get("revision", "") is None:  # what the Hub has under a folder's name is another's
+        raise ValueError(f"its model came from a folder, {spec['model']!r}")
     loaded = transformers.AutoTokenizer.from_pretrained(
         spec["model"], subfolder=subfolder, revision=spec.get("revision") or "main"
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_shards import write_shards
+from made_shards import RECIPE, write_shards
 from PIL import Image
 
 from precompute import preview, run, verify
 from precompute.cards import Card, Picture
-from precompute.errors import UsageError
+from precompute.errors import ModelError, UsageError
 from precompute.figures import near_pairs, perceptual_hash
 from precompute.likeness import psnr
 from precompute.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
@@ -110,6 +110,22 @@ def test_without_vae_and_source_there_are_false_colours_and_a_note(tmp_path: Pat
     page = (output / "report.html").read_text()
     assert "false colours" in page and "no source images" in page
     assert load(output / "preview.png").shape[1] > 200
+
+
+def test_a_model_from_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    folder = {"model": "gpt2", "subfolder": "", "revision": None, "weights": "0" * 64, "dtype": "float32"}
+    recipe = {
+        **RECIPE,
+        "image_encoder": {**folder, "scale": 0.5, "shift": 0.0},
+        "text_encoders": [{**folder, "name": "", "length": 77, "padding": "max_length"}],
+    }
+    output = write_shards(tmp_path / "latents", recipe=recipe)
+    preview.run(preview.Config(str(output)))
+    page = (output / "report.html").read_text()
+    assert "give that folder as --vae" in page
+    assert "no token lengths of caption_latents: its model came from a folder" in page
+    with pytest.raises(ModelError, match="--vae: the shards were made with a model from a folder, 'gpt2'"):
+        list(verify.verify(verify.Config(str(output), decode=1), verify.Report("", "")))
 
 
 def test_similar_images_are_paired_and_others_are_not() -> None:
