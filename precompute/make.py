@@ -202,7 +202,7 @@ class Measured:
 
 
 def measure(config: Config, recipe: Recipe) -> Measured:
-    """Encode a small dataset with the recipe's flags, and take the numbers from its markers. Warm-up counts."""
+    """Encode a small dataset with the recipe's flags, and take the numbers from its markers. The first unit warms up."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, _script("run"), config.sample, "--output", folder]
         run(Step("sample", "precompute", [*command, *recipe.flags, *shlex.split(config.flags)]))
@@ -214,8 +214,10 @@ def measure(config: Config, recipe: Recipe) -> Measured:
             raise PrecomputeError(f"--sample {config.sample}: no sample of it passes; name another dataset")
         size = sum(p.stat().st_size for p in Path(folder).iterdir() if p.name.startswith(markers[0].split))
         samples = sum(marker.samples for marker in markers)
-        seconds = sum(marker.timings["seconds"] for marker in markers)
-        return Measured(bytes=size / samples, images_per_second=samples / max(seconds, 1e-9))
+        warm = markers[1:] or markers
+        seconds = sum(marker.timings["seconds"] for marker in warm)
+        speed = sum(marker.samples for marker in warm) / max(seconds, 1e-9)
+        return Measured(bytes=size / samples, images_per_second=speed)
 
 
 def plan(recipe: Recipe, measured: Measured, raw: bool) -> str:
