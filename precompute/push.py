@@ -75,7 +75,7 @@ def push(config: Config, stop: threading.Event | None = None) -> str:
             last = time.monotonic()
         if done:
             break
-        stop.wait(max(POLL, 20 * looked))  # thousands of markers take a while: the run that goes on comes first
+        stop.wait(max(POLL, 20 * looked))  # to read thousands of markers takes a while
     if not local.markers:
         raise PushError(
             f"{config.output}: no unit is finished yet; run precompute/run.py first, or push with --follow"
