@@ -10,7 +10,7 @@ out=${1:-latents/demo}
 export PATH="$venv/bin:$PATH" HF_HUB_OFFLINE=1
 
 echo "== 1. photographs -> shards"
-accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+accelerate launch --cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 2 \
     precompute/run.py builders/demo --output "$out" \
     --vae toy --text-encoder toy --dtype float32 --batch-size 8
 

@@ -191,6 +191,9 @@ class Shard:
     def __post_init__(self) -> None:
         if not SHARD_NAME.fullmatch(self.name):
             raise FormatError(f"shard name {self.name!r} is not like 'train-00000' or 'train-00000-01'")
+        for count in (self.samples, self.rows, self.bytes):
+            if not isinstance(count, int) or count < 0:
+                raise FormatError(f"shard {self.name}: {count!r} is no count")
 
 
 @dataclass(frozen=True)
@@ -250,12 +253,11 @@ class Marker:
                 for name, value in counts.items()
                 if obj[name] != value
             ]
+            rejected = sum(marker.rejected.values())
         except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"not a marker: {error!r}") from error
-        if marker.rows != marker.samples + sum(marker.rejected.values()):
-            wrong.append(
-                f"{marker.samples} written + {sum(marker.rejected.values())} rejected != {marker.rows} rows"
-            )
+        if marker.rows != marker.samples + rejected:
+            wrong.append(f"{marker.samples} written + {rejected} rejected != {marker.rows} rows")
         if wrong:
             raise FormatError("marker contradicts itself: " + "; ".join(wrong))
         return marker
@@ -325,6 +327,11 @@ class Manifest:
                 obj["recipe"], tuple(Field.from_json(f) for f in obj["fields"]), splits, obj["format"]
             )
             recorded = obj["fingerprint"]
+            for split in splits.values():
+                if split.units_done > split.plan["units"] or split.rows != split.samples + sum(
+                    split.rejected.values()
+                ):
+                    raise FormatError("manifest contradicts itself: units or rows do not add up")
         except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"not a manifest: {error!r}") from error
         if manifest.fingerprint != recorded:

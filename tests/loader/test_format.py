@@ -1,0 +1,115 @@
+"""The contract in code: what is read back is what was written, and nothing odd in a file gets further than an error."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loader.format import (
+    Field,
+    FormatError,
+    Manifest,
+    Marker,
+    Shard,
+    Split,
+    fingerprint,
+    npy_bytes,
+    parse_npy,
+    recipe_differences,
+)
+
+PLAN = {"units": 1}
+SHARD = Shard("train-00000", samples=2, rows=3, bytes=10240, sha256="a" * 64, parquet_sha256="b" * 64)
+FIELD = Field("moments_256", "moments", "float16", (8, 32, 32), scale=(1.0, 2.0), shift=0.5)
+MARKER = Marker("train", 0, {"vae": "toy"}, (FIELD,), PLAN, (SHARD,), {"too_small": 1})
+MANIFEST = Manifest({"vae": "toy"}, (FIELD,), {"train": Split(PLAN, 1, (SHARD,), {"too_small": 1})})
+ODD: list[Any] = [None, -1, 10**30, "x", [], {}, [[]], {"a": "b"}, 1.5, True]
+
+
+def test_files_are_read_back_as_written() -> None:
+    assert Marker.from_json(MARKER.to_json()) == MARKER
+    assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
+
+
+@pytest.mark.parametrize("kind", [Marker, Manifest])
+def test_odd_content_is_a_format_error_or_harmless(kind: type[Marker] | type[Manifest]) -> None:
+    def places(value: Any, path: tuple[Any, ...] = ()) -> Any:
+        yield path
+        items = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        for name, inner in items:
+            yield from places(inner, (*path, name))
+
+    text = (MARKER if kind is Marker else MANIFEST).to_json()
+    for path in places(json.loads(text)):
+        for odd in ODD:
+            content = json.loads(text)
+            if not path:
+                content = odd
+            else:
+                parent = content
+                for step in path[:-1]:
+                    parent = parent[step]
+                parent[path[-1]] = odd
+            try:
+                read = kind.from_json(json.dumps(content))
+                assert read.to_json()
+            except FormatError:
+                pass
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "train-0", "train-00000.tar", "", "-00000", "a/b-00000"]
+)
+def test_shard_names_are_no_paths(name: str) -> None:
+    with pytest.raises(FormatError):
+        Shard(name, 1, 1, 1, "", "")
+
+
+def test_a_newer_format_says_so() -> None:
+    with pytest.raises(FormatError, match="update it"):
+        Manifest.from_json(json.dumps({**json.loads(MANIFEST.to_json()), "format": 99}))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 5), (8, 32, 32)])
+def test_npy_is_what_numpy_writes(shape: tuple[int, ...]) -> None:
+    array = np.arange(int(np.prod(shape)), dtype=np.float16).reshape(shape)
+    data = npy_bytes(array)
+    dtype, found, start = parse_npy(data)
+    assert (dtype, found) == (array.dtype, shape)
+    np.testing.assert_array_equal(np.frombuffer(data, dtype, offset=start).reshape(found), array)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: b"x" + data[1:],
+        lambda data: data.replace(b"<f2", b"|O8"),
+        lambda data: data.replace(b"False", b"True "),
+        lambda data: data[:10],
+        lambda data: b"",
+    ],
+)
+def test_damaged_npy_is_a_format_error(damage: Any) -> None:
+    with pytest.raises(FormatError):
+        parse_npy(damage(npy_bytes(np.zeros((2, 3), np.float16))))
+
+
+def test_fingerprint_is_of_values_not_of_their_order() -> None:
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+
+
+def test_differences_name_the_innermost_value() -> None:
+    old, new = (
+        {"vae": {"weights": "a"}, "texts": [{"layer": -1}]},
+        {"vae": {"weights": "b"}, "texts": [{"layer": -2}]},
+    )
+    assert recipe_differences(old, new) == [
+        "texts.0.layer: -1 there, -2 here",
+        "vae.weights: 'a' there, 'b' here",
+    ]
