@@ -11,37 +11,20 @@ import json
 import os
 import secrets
 import shutil
-import tarfile
 from collections import Counter
-from collections.abc import Container, Hashable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.format import SHARD_NAME, Field, FormatError, Manifest, Marker, Shard, Split, sidecar_schema
+from precompute.tar_writer import TarWriter
 
 WORK = ".work"
 TEMPORARY, GONE = "tmp-", ".gone"
-BLOCK, RECORD = 512, 20 * 512
-CHUNK = 1 << 20  # bytes hashed and written at once
-
-# A regular file of mode 644, owned by root, of 1970; without name (100 bytes), size (11 at 124) and checksum (8 at 148).
-HEADER = (
-    bytes(100)
-    + b"0000644\0"
-    + b"0000000\0" * 2
-    + bytes(11)
-    + b"\0"
-    + b"00000000000\0"
-    + bytes(8)
-    + b"0"
-    + bytes(100)
-)
-HEADER += b"ustar\00000" + bytes(247)
 
 
 @dataclass(frozen=True)
@@ -54,84 +37,6 @@ class Row:
     height: int | None = None
     source: str | None = None
     extras: dict[str, Any] = field(default_factory=dict)
-
-
-class TarWriter:
-    """Uncompressed tar whose bytes depend on names and data alone: no times, no owners. Hashes beside writing, a chunk
-    at a time in a thread of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.position = 0
-        self._file: BinaryIO = open(path, "wb")
-        self._chunk: list[bytes] = []
-        self._chunk_size = 0
-        self._sha256 = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        self._hashed: Future[None] | None = None
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append one member and return the offset of its data, in bytes."""
-        self._put(tar_header(name, len(data)))
-        offset = self.position
-        self._put(data)
-        self._put(bytes(-len(data) % BLOCK))
-        return offset
-
-    def close(self) -> str:
-        """Write the end of the archive, sync to disk, and return the sha256 of the whole file."""
-        end = self.position + 2 * BLOCK
-        self._put(bytes(2 * BLOCK + -end % RECORD))
-        self._flush()
-        self._hasher.shutdown()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return self._sha256.hexdigest()
-
-    def discard(self) -> None:
-        """Close an unfinished file that is about to be deleted; a full disk must not hide the error that led here."""
-        self._hasher.shutdown()
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _put(self, data: bytes) -> None:
-        self._chunk.append(data)
-        self._chunk_size += len(data)
-        self.position += len(data)
-        if self._chunk_size >= CHUNK:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._hashed is not None:
-            self._hashed.result()
-        self._hashed = self._hasher.submit(self._hash, self._chunk)
-        self._file.writelines(self._chunk)
-        self._chunk, self._chunk_size = [], 0
-
-    def _hash(self, chunk: list[bytes]) -> None:
-        for data in chunk:
-            self._sha256.update(data)
-
-
-def tar_header(name: str, size: int) -> bytes:
-    """What `tarfile.TarInfo(name).tobuf(PAX_FORMAT)` gives, ten times faster where the name is short and plain."""
-    if len(name) > 100 or not name.isascii() or size >= 8**11:
-        info = tarfile.TarInfo(name)
-        info.size = size
-        return info.tobuf(tarfile.PAX_FORMAT)
-    encoded, length = name.encode(), b"%011o" % size
-    checksum = sum(HEADER) + 8 * ord(" ") + sum(encoded) + sum(length)
-    return b"".join(
-        (
-            encoded.ljust(100, b"\0"),
-            HEADER[100:124],
-            length,
-            HEADER[135:148],
-            b"%06o\0 " % checksum,
-            HEADER[156:],
-        )
-    )
 
 
 class ShardWriter:
@@ -158,20 +63,21 @@ class ShardWriter:
     def reject(self, row: Row, reason: str) -> None:
         self._records.append(_record(row, reason))
 
-    def close(self) -> Shard:
-        """Both files whole and synced. The name is still the temporary one."""
-        sha256 = self._tar.close() if self._tar else ""
+    def close(self) -> Callable[[], Shard]:
+        """End both files. What is returned waits until they are synced; the name is still the temporary one."""
+        finished = self._tar.close() if self._tar else None
         out = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(self._records, schema=self._schema), out, compression="zstd")
-        write_file(self.path.with_suffix(".parquet"), out.getvalue())
-        return Shard(
+        shard = Shard(
             name="temporary-00000",
             samples=self.samples,
             rows=len(self._records),
             bytes=self._tar.position if self._tar else 0,
-            sha256=sha256,
+            sha256="",
             parquet_sha256=hashlib.sha256(out.getvalue()).hexdigest(),
         )
+        write_file(self.path.with_suffix(".parquet"), out.getvalue())
+        return lambda: replace(shard, sha256=finished.result()) if finished else shard
 
     def discard(self) -> None:
         if self._tar is not None:
@@ -196,7 +102,7 @@ class UnitWriter:
         self._work = output / WORK / f"{self.stem}.{owner}"
         self._work.mkdir(parents=True)
         self._open: dict[Hashable, ShardWriter] = {}
-        self._done: list[tuple[Hashable, ShardWriter, Shard]] = []
+        self._closed: list[tuple[Hashable, ShardWriter, Callable[[], Shard]]] = []
         self._rejected: Counter[str] = Counter()
 
     def write(self, row: Row, members: dict[str, bytes], group: Hashable = None) -> None:
@@ -217,15 +123,16 @@ class UnitWriter:
         self, recipe: dict[str, Any], fields: Iterable[Field], plan: dict[str, Any], timings: dict[str, Any]
     ) -> Marker:
         """Make the unit visible: shards first, marker last. Raises FileNotFoundError once `revoke` has moved our files."""
-        if not self._open and not self._done:
+        if not self._open and not self._closed:
             self._shard(None)
         for group in list(self._open):
             self._close(group)
         fields = tuple(fields)
         bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
         shards, files = [], set()
-        for number, (group, writer, shard) in enumerate(self._done, start=1):
-            name = self.stem if len(self._done) == 1 else f"{self.stem}-{number:02d}"
+        for number, (group, writer, synced) in enumerate(self._closed, start=1):
+            shard = synced()
+            name = self.stem if len(self._closed) == 1 else f"{self.stem}-{number:02d}"
             for suffix in (".tar", ".parquet") if shard.samples else (".parquet",):
                 writer.path.with_suffix(suffix).rename(self._output / f"{name}{suffix}")
                 files.add(f"{name}{suffix}")
@@ -247,18 +154,18 @@ class UnitWriter:
 
     def discard(self) -> None:
         """Leave nothing temporary behind, committed or not."""
-        for shard in self._open.values():
+        for shard in [*self._open.values(), *(writer for _, writer, _ in self._closed)]:
             shard.discard()
         shutil.rmtree(self._work, ignore_errors=True)
 
     def _shard(self, group: Hashable) -> ShardWriter:
         if group not in self._open:
-            number = len(self._open) + len(self._done)
+            number = len(self._open) + len(self._closed)
             self._open[group] = ShardWriter(self._work, number, self._schema)
         return self._open[group]
 
     def _close(self, group: Hashable) -> None:
-        self._done.append((group, self._open[group], self._open[group].close()))
+        self._closed.append((group, self._open[group], self._open[group].close()))
         del self._open[group]
 
     def _remove_all_but(self, files: Container[str]) -> None:

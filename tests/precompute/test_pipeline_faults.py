@@ -22,7 +22,8 @@ from precompute.pipeline import Output, Pipeline, Stats
 from precompute.pixels import read_picture
 from precompute.plan import Leases, Unit
 from precompute.records import Record, Records, Source
-from precompute.shards import WORK, Row, TarWriter, marker_paths, read_marker
+from precompute.shards import WORK, Row, marker_paths, read_marker
+from precompute.tar_writer import TarWriter
 from precompute.text_encoders import open_text_encoder
 
 ROWS = 6

@@ -16,7 +16,8 @@ import pytest
 import webdataset
 
 from loader.format import Marker, npy_bytes
-from precompute.shards import WORK, Row, TarWriter, UnitWriter, read_marker, revoke, write_file
+from precompute.shards import WORK, Row, UnitWriter, read_marker, revoke, write_file
+from precompute.tar_writer import TarWriter
 
 LATENTS = npy_bytes(np.arange(8, dtype=np.float16).reshape(2, 4))
 SIZES = [0, 1, 511, 512, 513, 10_000]
@@ -49,7 +50,7 @@ def test_tar_is_read_by_others_and_offsets_are_those_of_the_data(tmp_path: Path,
     writer = TarWriter(path)
     contents = {f"{key}.{size}": os.urandom(size) for size in SIZES}
     offsets = {name: writer.add(name, data) for name, data in contents.items()}
-    digest = writer.close()
+    digest = writer.close().result()
     raw = path.read_bytes()
     assert digest == hashlib.sha256(raw).hexdigest()
     assert {name: raw[at : at + len(contents[name])] for name, at in offsets.items()} == contents
@@ -71,7 +72,7 @@ def test_tar_bytes_are_those_of_tarfile(tmp_path: Path) -> None:
                 info.size = size
                 tar.addfile(info, io.BytesIO(b"x" * size))
                 writer.add(name, b"x" * size)
-    writer.close()
+    writer.close().result()
     assert ours.read_bytes() == theirs.read_bytes()
 
 

@@ -20,7 +20,8 @@ from made_shards import FIELDS, RECIPE, members_of, unit_writer, write_manifest,
 from loader.format import MANIFEST, npy_bytes
 from precompute import verify
 from precompute.checks import Finding
-from precompute.shards import Row, TarWriter, read_marker, write_file
+from precompute.shards import Row, read_marker, write_file
+from precompute.tar_writer import TarWriter
 from precompute.tars import BadTar, tar_members
 
 
@@ -314,7 +315,7 @@ def retar(output: Path, change: Callable[[list[tarfile.TarInfo]], list[tarfile.T
     writer = TarWriter(path)
     for info in change(infos):
         writer.add(info.name, data[info.name])
-    sha256 = writer.close()
+    sha256 = writer.close().result()
 
     def believe(marker: dict) -> None:
         marker["shards"][0].update(bytes=writer.position, sha256=sha256)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from precompute import run
 from precompute.errors import one_line_errors, output_errors
-from precompute.shards import TarWriter
+from precompute.tar_writer import TarWriter
 
 TOY: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32", "resolutions": (64,)}
 
