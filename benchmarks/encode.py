@@ -90,7 +90,7 @@ def run(
 # --- vae ---
 
 
-def vae(images: int = 32, batch: int = 8, resolution: int = 64) -> None:
+def vae(images: int = 32, batch: int = 8, resolution: int = 128) -> None:
     """The architecture of SD's and SDXL's autoencoder, 34 million parameters in the encoder, at a size a CPU can do."""
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL(
@@ -120,7 +120,7 @@ def vae(images: int = 32, batch: int = 8, resolution: int = 64) -> None:
         return stats.images / stats.seconds, stats.images / (time.process_time() - processor)
 
     bare(), whole()
-    rates = [(bare(), whole()) for _ in range(7)]  # by turns: the machine is not always equally quiet
+    rates = [(bare(), whole()) for _ in range(5)]  # by turns: the machine is not always equally quiet
     for index, unit in enumerate(("images/s", "images per processor second")):
         pairs = [(alone[index], piped[index]) for alone, piped in rates]
         alone, piped = (sorted(column)[len(rates) // 2] for column in zip(*pairs, strict=True))
@@ -151,7 +151,7 @@ class Sleeping(BatchEncoder):
         return {field.name: np.zeros([n or 1 for n in field.shape], np.float16) for field in self.fields}
 
 
-def sleep(images: int = 960, batch: int = 16) -> None:
+def sleep(images: int = 1920, batch: int = 16) -> None:
     resolutions = [256, 512]
     encoder = Sleeping(open_image_encoder("toy"), [], resolutions, "moments", 0)
     started = time.process_time()

@@ -24,6 +24,7 @@ import psutil
 from precompute.errors import LostLease
 from precompute.shards import WORK, revoke, sweep
 
+TICK = 0.1  # seconds between looks at whether to stop
 LEASE = re.compile(r"(?P<stem>.+-\d{5,})\.lease-(?P<turn>\d+)")
 
 
@@ -86,6 +87,7 @@ class Leases:
         self._work = self.output / WORK
         self._work.mkdir(parents=True, exist_ok=True)
         self._stop = threading.Event()
+        self._released = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
         self._heart.start()
 
@@ -108,15 +110,16 @@ class Leases:
 
     def all(self, stop: threading.Event) -> Iterator[Lease]:
         """Leases until every unit is finished, by whomever: units of processes that die come round again."""
-        poll = 0.2
+        pause = 0.2
         while not stop.is_set():
+            self._released.clear()
             lease = self.claim() if self.room() else None
             if lease is not None:
                 yield lease
-                poll = 0.2
+                pause = 0.2
             elif self._held or len(self.finished()) < len(self.units):
-                stop.wait(poll)
-                poll = min(2.0, poll * 1.2)
+                self._wait(stop, pause)
+                pause = min(2.0, pause * 1.2)
             else:
                 return
 
@@ -128,6 +131,7 @@ class Leases:
     def release(self, lease: Lease) -> None:
         lease.release()
         self._held.pop(lease.unit.index, None)
+        self._released.set()
 
     def close(self) -> None:
         """Give up what is still held, and leave no empty folder behind."""
@@ -138,6 +142,12 @@ class Leases:
         sweep(self.output, {f"{self.split}-{index:05d}" for index in self.finished()})
         with contextlib.suppress(OSError):
             self._work.rmdir()
+
+    def _wait(self, stop: threading.Event, seconds: float) -> None:
+        """Until the time is over, a unit of ours is given back, or `stop` is set."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not (stop.is_set() or self._released.wait(TICK)):
+            pass
 
     def _stem(self, unit: Unit) -> str:
         return f"{self.split}-{unit.index:05d}"
