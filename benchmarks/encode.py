@@ -167,7 +167,7 @@ def sleep(images: int = 1920, batch: int = 16) -> None:
         f"{stats.images / stats.seconds:.1f}",
         f"{floor / stats.seconds:.1%} busy",
     )
-    row("device waited", f"{stats.starved / stats.seconds:.1%}", "(bar: 3 %)")
+    row("device waited", f"{stats.starved:.1%}", "(bar: 3 %)")
 
 
 # --- processes ---

@@ -37,18 +37,32 @@ TICK = 0.1  # seconds between looks at whether another thread has failed
 
 @dataclass
 class Stats:
-    """What this process did. Seconds of its main thread: starved (no pixels ready) and blocked (writer behind)."""
+    """What this process did. Seconds of its main thread: waiting for the source (reading), for pixels (decoding) and for
+    the writer (writing); idle while there was no unit to be had, as others work on the last ones or the disk is full."""
 
     images: int = 0
     seconds: float = 0.0
-    starved: float = 0.0
-    blocked: float = 0.0
+    reading: float = 0.0
+    decoding: float = 0.0
+    writing: float = 0.0
+    idle: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        """Seconds in which there was work."""
+        return max(self.seconds - self.idle, 1e-9)
+
+    @property
+    def starved(self) -> float:
+        """Share of the busy time in which the device had no pixels to work on."""
+        return (self.reading + self.decoding) / self.busy
 
     @property
     def bottleneck(self) -> str:
-        shares = {"reading and decoding": self.starved, "writing": self.blocked}
-        shares["the device"] = self.seconds - sum(shares.values())
-        return max(shares, key=lambda stage: shares[stage])
+        """The stage that the others wait for."""
+        seconds = {"reading": self.reading, "decoding": self.decoding, "writing": self.writing}
+        seconds["the device"] = self.busy - sum(seconds.values())
+        return max(seconds, key=lambda stage: seconds[stage])
 
 
 @dataclass
@@ -81,6 +95,13 @@ class Batch:
             self.good.append(item)
 
 
+class Idle:
+    """In place of a row: there is no unit to be had now."""
+
+
+Decoding = tuple[Lease, Future[Item] | None]  # None: the unit ends
+
+
 @dataclass(frozen=True)
 class Output:
     """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread."""
@@ -111,7 +132,7 @@ class Pipeline:
         self._read_picture, self._num_threads, self._on_progress = read, num_threads, on_progress
         self._failed = threading.Event()
         self._failure: BaseException | None = None
-        self._decoded: queue.Queue[tuple[Lease, Future[Item] | None] | None] = queue.Queue(
+        self._decoded: queue.Queue[Decoding | Idle | None] = queue.Queue(
             4 * output.batch_size + 2 * num_threads
         )
         self._encoded: queue.Queue[Batch | None] = queue.Queue(2)
@@ -152,6 +173,9 @@ class Pipeline:
 
     def _read(self, decoders: ThreadPoolExecutor) -> None:
         for lease in self._leases.all(self._failed):
+            if lease is None:
+                self._put(self._decoded, Idle())
+                continue
             seen: set[str] = set()
             for record in self._records.rows(lease.unit):
                 repeated = record.row.key in seen
@@ -212,15 +236,28 @@ class Pipeline:
     # --- hand-over ---
 
     def _next_decoded(self) -> tuple[Lease, Item | None] | None:
-        while (
-            self._launched and self._decoded.empty()
-        ):  # nothing to launch meanwhile; and a unit may be waiting for this
-            self._hand_over(self._launched.popleft())
+        stage = "reading"
+        while True:
+            while (
+                self._launched and self._decoded.empty()
+            ):  # nothing to launch; and a unit may be waiting for this
+                self._hand_over(self._launched.popleft())
+            with self._timed(stage):
+                entry = self._get(self._decoded)
+            if not isinstance(entry, Idle):
+                break
+            stage = "idle"
+        if entry is None:
+            return None
+        lease, decoding = entry
+        with self._timed("decoding"):
+            return lease, decoding.result() if decoding else None
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
         started = time.monotonic()
-        entry = self._get(self._decoded)
-        ready = None if entry is None else (entry[0], entry[1].result() if entry[1] else None)
-        self.stats.starved += time.monotonic() - started
-        return ready
+        yield
+        setattr(self.stats, stage, getattr(self.stats, stage) + time.monotonic() - started)
 
     def _hand_over(self, batch: Batch) -> None:
         results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
@@ -228,9 +265,8 @@ class Pipeline:
             item.arrays, item.reject = arrays, None if arrays else "non_finite"
         batch.in_flight = None
         self.stats.images += len(batch.good)
-        started = time.monotonic()
-        self._put(self._encoded, batch)
-        self.stats.blocked += time.monotonic() - started
+        with self._timed("writing"):
+            self._put(self._encoded, batch)
 
     def _thread(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
         def guarded() -> None:

@@ -108,8 +108,9 @@ class Leases:
                 return lease
         return None
 
-    def all(self, stop: threading.Event) -> Iterator[Lease]:
-        """Leases until every unit is finished, by whomever: units of processes that die come round again."""
+    def all(self, stop: threading.Event) -> Iterator[Lease | None]:
+        """Leases until every unit is finished, by whomever: units of processes that die come round again. None while none
+        is to be had, before each wait."""
         pause = 0.2
         while not stop.is_set():
             self._released.clear()
@@ -118,6 +119,7 @@ class Leases:
                 yield lease
                 pause = 0.2
             elif self._held or len(self.finished()) < len(self.units):
+                yield None
                 self._wait(stop, pause)
                 pause = min(2.0, pause * 1.2)
             else:

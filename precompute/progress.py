@@ -13,6 +13,8 @@ from loader.format import Split
 from precompute.pipeline import Stats
 from precompute.plan import Leases
 
+EVERY = 1.0  # seconds between changes of the bar
+
 
 def default_threads() -> int:
     """The cores that this process may use, divided by the processes of the launch on this machine."""
@@ -26,21 +28,19 @@ def default_threads() -> int:
 
 @contextlib.contextmanager
 def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None]]:
-    """A bar over the units of all processes, with this one's images/s and the share of time its device waited."""
+    """A bar over the units of all processes, with this one's images/s, the share of time its device waited, and its
+    slowest stage."""
     looked = time.monotonic()
     with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=not shown) as bar:
 
         def on_progress(stats: Stats) -> None:
             nonlocal looked
-            if shown and time.monotonic() - looked > 1:
+            if shown and time.monotonic() - looked > EVERY:
                 looked = time.monotonic()
                 bar.n = len(leases.finished())
-                rate, waited = (
-                    stats.images / max(stats.seconds, 1e-9),
-                    stats.starved / max(stats.seconds, 1e-9),
-                )
                 bar.set_postfix_str(
-                    f"{stats.images:,} images, {rate:,.1f} images/s, device waits {waited:.0%}"
+                    f"{stats.images:,} images, {stats.images / stats.busy:,.1f} images/s, "
+                    f"device waits {stats.starved:.0%}, bottleneck: {stats.bottleneck}"
                 )
 
         yield on_progress
@@ -59,6 +59,6 @@ def summary(split: Split, new: int, stats: Stats, seconds: float) -> str:
         return "\n".join([*lines, "all of it by earlier runs; nothing was left to do"])
     lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
     if stats.images:
-        lines += [f"{'device waited':<18}{stats.starved / stats.seconds:>14.0%}"]
+        lines += [f"{'device waited':<18}{stats.starved:>14.0%}"]
         lines += [f"{'bottleneck':<18}{stats.bottleneck:>22}"]
     return "\n".join(lines)
