@@ -27,6 +27,8 @@ _SHARED = {
     "archives",
     "base",
     "captions",
+    "config",
+    "documents",
     "download",
     "errors",
     "features",

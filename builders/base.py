@@ -11,10 +11,8 @@ import json
 import logging
 import os
 import re
-import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,8 +20,9 @@ import datasets
 from datasets.builder import Key
 
 from . import images
-from .captions import PROFILES
-from .errors import ConfigError, NoRecordsError
+from .captions import PROFILES, says_something
+from .config import ImageCaptionConfig
+from .errors import NoRecordsError
 from .features import RGB_IMAGE, restore_rgb_image
 from .freshness import code_hash, folder_fingerprint
 from .stream import CountedExamples
@@ -37,10 +36,16 @@ REASONS = {
     "missing_image": "an annotation whose image is not in the archive",
     "missing_caption": "an image that no annotation names",
     "unsafe": "over the safety threshold, flagged by its maker, or without a score",
-    "empty_caption": "nothing but punctuation is left of the caption after cleaning",
+    "empty_caption": "no letter, digit or emoji is left of the caption after cleaning",
     "undecodable": "zero bytes, not an image (an HTML page, say), truncated or damaged",
     "too_large": f"more than {images.MAX_PIXELS:,} pixels: a decompression bomb",
     "too_small": "shorter edge under min_image_size",
+}
+
+# What is no source row of the splits that are read, and left out by design. It is told of with the same account.
+LEFT_OUT = {
+    "no_caption_split": "an image of the test split, which was published without captions",
+    "archive_absent": "an annotation of an archive that is not in data_dir, or not among the parts asked for",
 }
 
 
@@ -53,26 +58,6 @@ class Row(NamedTuple):
     source: str
     extras: Mapping[str, Any] = MappingProxyType({})
     reject: str | None = None
-
-
-@dataclass
-class ImageCaptionConfig(datasets.BuilderConfig):
-    """Options that every builder takes; each is a keyword of `load_dataset`.
-
-    min_image_size    smallest shorter edge in pixels
-    max_image_size    shrink larger images to this shorter edge (re-encoded); default: bytes stay untouched
-    lossless          with max_image_size: sources that are not JPEG are re-encoded losslessly
-    caption_cleaning  "none", "light" or "deepfloyd"
-    keep_rejected     yield rejected rows too, in source order, with their reason in column `reject`
-    data_fingerprint  names, sizes and times of the files in data_dir; set by the builder so that changed files are read anew
-    """
-
-    min_image_size: int = 256
-    max_image_size: int | None = None
-    lossless: bool = False
-    caption_cleaning: str = "light"
-    keep_rejected: bool = False
-    data_fingerprint: str | None = None
 
 
 class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
@@ -106,17 +91,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         )
 
     def _info(self) -> datasets.DatasetInfo:
-        config = self.config
-        if config.caption_cleaning not in PROFILES:
-            raise ConfigError(
-                f"caption_cleaning={config.caption_cleaning!r}: choose one of {', '.join(PROFILES)}"
-            )
-        if config.min_image_size < 1:
-            raise ConfigError(f"min_image_size={config.min_image_size!r}: give at least 1")
-        if config.max_image_size is not None and config.max_image_size < config.min_image_size:
-            raise ConfigError(
-                f"max_image_size={config.max_image_size!r}: give at least min_image_size, {config.min_image_size}"
-            )
+        self.config.check()
         columns = {
             "key": datasets.Value("string"),
             "image": RGB_IMAGE,
@@ -127,7 +102,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             "source": datasets.Value("string"),
             **self.EXTRAS,
         }
-        if config.keep_rejected:
+        if self.config.keep_rejected:
             columns["reject"] = datasets.Value("string")
         return datasets.DatasetInfo(
             description=self.DESCRIPTION,
@@ -146,13 +121,19 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         # Only `shards` is a list, so that datasets splits the work by it; a list of its own for the total would split too.
         return [
             datasets.SplitGenerator(
-                split, gen_kwargs={"shards": shards, "split": split, "num_shards": len(shards)}
+                split,
+                gen_kwargs={
+                    "shards": shards,
+                    "split": split,
+                    "num_shards": len(shards),
+                    "first": next(iter(shards), None),
+                },
             )
             for split, shards in self._shards(dl_manager).items()
         ]
 
     def _generate_examples(
-        self, shards: list[Any], split: str, num_shards: int, counts: Counter[str] | None = None
+        self, shards: list[Any], split: str, counts: Counter[str] | None = None, **whole: Any
     ) -> Iterator[tuple[Key, dict[str, Any]]]:
         for index, shard in enumerate(shards):
             seen: set[str] = set()
@@ -182,7 +163,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         if row.captions is None:
             return "missing_caption", record
         cleaned = map(PROFILES[config.caption_cleaning], row.captions)
-        captions = [text for text in cleaned if text.strip(string.punctuation)]
+        captions = [text for text in cleaned if says_something(text)]
         if not captions:
             return "empty_caption", record
         record["caption"], record["captions"] = captions[0], captions
@@ -240,7 +221,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
                 counts.update(json.load(file))
             os.remove(path)
             job += 1
-        self._report(split, counts, whole=True)
+        self._report(split_generator.gen_kwargs, counts)
 
     def _counts_path(self, split: str, job: int) -> str:
         return f"{self._output_dir}/{split}-{job:05d}.counts.json"
@@ -248,16 +229,31 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
     def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:
         return CountedExamples(self._generate_examples, split_generator.gen_kwargs)
 
-    def _report(self, split: str, counts: Counter[str], whole: bool) -> None:
-        if self.config.keep_rejected:
-            return  # whoever asks for the rejected rows counts them
-        rejected = ", ".join(f"{reason} {counts[reason]:,}" for reason in REASONS if counts[reason])
-        rows, records = counts.total(), counts["ok"]
-        summary = f"{self.name}/{self.config.name} {split}: {rows:,} rows, {records:,} records, {rows - records:,} rejected"
-        summary += f" ({rejected})" if rejected else ""
-        if whole and not records:
-            raise NoRecordsError(f"no records. {summary}")
-        logger.warning(summary)
+    def left_out(self, split: str) -> dict[str, int]:
+        """Rows that belong to no split, by reason out of LEFT_OUT, as far as this split has to tell of them. Call it after `_shards`."""
+        return {}
+
+    def _report(self, read: Mapping[str, Any], counts: Counter[str], resumed: bool = False) -> None:
+        """`read`: the gen_kwargs that have been read to the end, of all shards or of some."""
+        split, rows, records = read["split"], counts.total(), counts["ok"]
+        summary = f"{self.name}/{self.config.name} {split}: "
+        account = []
+        if not self.config.keep_rejected:  # whoever asks for the rejected rows counts them
+            account.append(
+                f"{rows:,} rows, {records:,} records, {rows - records:,} rejected"
+                + _listed(" ({})", REASONS, counts)
+            )
+            if not records and len(read["shards"]) == read["num_shards"] and not resumed:
+                raise NoRecordsError(f"no records. {summary}{account[0]}")
+        if read["first"] in read["shards"]:  # so that of many readers one tells
+            account.append(_listed("left out: {}", LEFT_OUT, Counter(self.left_out(split))))
+        if any(account):
+            logger.warning(summary + "; ".join(filter(None, account)))
+
+
+def _listed(form: str, reasons: Mapping[str, str], counts: Counter[str]) -> str:
+    told = ", ".join(f"{reason} {counts[reason]:,}" for reason in reasons if counts[reason])
+    return form.format(told) if told else ""
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")

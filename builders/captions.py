@@ -10,6 +10,7 @@ punctuation and every script stay, and cleaning twice changes nothing. `deepfloy
 import html
 import io
 import re
+import unicodedata
 from collections.abc import Callable
 from urllib.parse import unquote_plus
 
@@ -17,7 +18,7 @@ import ftfy
 
 from .errors import ConfigError
 
-__all__ = ["PROFILES", "clean_caption"]
+__all__ = ["PROFILES", "clean_caption", "says_something"]
 
 
 def clean_caption(text: str, profile: str = "light") -> str:
@@ -28,6 +29,19 @@ def clean_caption(text: str, profile: str = "light") -> str:
         raise ConfigError(f"caption_cleaning={profile!r}: choose one of {', '.join(PROFILES)}") from None
     return clean(text)
 
+
+def says_something(text: str) -> bool:
+    """True where a letter or digit of any script, or an emoji, is in the text: punctuation and signs (©, €, +, →) alone are no caption.
+
+    An emoji is a symbol of category So from U+2600 on, which is where Unicode has the pictographs.
+    """
+    return _WORD.search(text) is not None or any(
+        character >= "\u2600" and character not in "\ufffc\ufffd" and unicodedata.category(character) == "So"
+        for character in text
+    )
+
+
+_WORD = re.compile(r"[^\W_]")
 
 # --- light ------------------------------------------------------------------------------------------------------------------------
 

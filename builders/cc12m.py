@@ -15,7 +15,8 @@ import datasets
 
 from .archives import group_by_key, read_facts
 from .base import Row, make_key
-from .sources import ArchiveBuilder, NumberedConfig, Shard, Source, SplitSources, hub_url, parse_parts
+from .config import NumberedConfig, parse_parts
+from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 
 _REPOSITORY = "pixparse/cc12m-wds"
 _IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -8,19 +8,18 @@
 Captions are grouped by image id and ordered by annotation id; some images have six or seven.
 """
 
-import functools
-import json
-import os
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import datasets
 
-from .archives import iter_members, stem
+from .archives import stem
 from .base import Row, make_key
-from .errors import ArchiveError
+from .config import SlicedConfig
+from .documents import read_document
+from .joins import Join, sort_by_name
 from .remote import open_source
-from .sources import ArchiveBuilder, Shard, SlicedConfig, Source, SplitSources
+from .sources import ArchiveBuilder, Shard, Source, SplitSources
 from .zips import zip_names
 
 _URL = "http://images.cocodataset.org/"  # no https: the certificate does not cover the bucket's name
@@ -72,79 +71,59 @@ class Coco(ArchiveBuilder):
         }
 
     def _read(self, shard: Shard) -> Iterator[Row]:
-        archive = shard.path.removesuffix(".zip")
-        load = _load_karpathy if self.config.name == "karpathy" else _load_captions
-        table = load(shard.tables["captions"], archive, self.token, self.config.data_fingerprint)
+        archive = _stem(shard)
+        join = self._captions(shard)
         for member in self._members(shard):
             name = stem(member.name)
-            image = table.get(name, _Image("train", None, ()))
-            if image.split in (shard.split, None):
-                captions = image.captions or None
-                yield Row(
-                    make_key(name),
-                    member.read(),
-                    captions,
-                    f"{shard.path}/{member.name}",
-                    {"image_id": image.id},
-                )
+            split, image_id, captions = join.get(archive, name) or ("train", None, None)
+            if split in (shard.split, None):
+                source = f"{shard.path}/{member.name}"
+                yield Row(make_key(name), member.read(), captions or None, source, {"image_id": image_id})
         if shard.is_last:
             with open_source(shard.location, self.token) as file:
                 present = {stem(entry) for entry in zip_names(file)}
-            for name, image in table.items():
-                if name not in present and image.split in (shard.split, None):
-                    yield Row(make_key(name), None, image.captions, shard.path, {"image_id": image.id})
+            for name, (split, image_id, captions) in join.items(archive):
+                if name not in present and split in (shard.split, None):
+                    yield Row(make_key(name), None, captions, shard.path, {"image_id": image_id})
+
+    def _captions(self, shard: Shard) -> Join:
+        """By archive and stem: the split, None where the archive says it, the image id and the captions."""
+        location = shard.tables["captions"]
+        if self.config.name == "karpathy":
+            return self._join(location, lambda: _karpathy(location, self.token))
+        archive = _stem(shard)
+        return self._join(location, lambda: _captions(location, self.token, archive), scope=archive)
+
+    def _absent(self, shards: list[Shard]) -> int:
+        if self.config.name != "karpathy":
+            return 0
+        join, read = self._captions(shards[0]), {_stem(shard) for shard in shards}
+        absent = (join.items(archive) for archive in join.counts() if archive not in read)
+        return sum(split == shards[0].split for items in absent for _, (split, _, _) in items)
 
 
-class _Image(NamedTuple):
-    """What the annotations say of one image; `split` is None where the archive says it."""
-
-    split: str | None
-    id: int | None
-    captions: Sequence[str]
+def _stem(shard: Shard) -> str:
+    return shard.path.removesuffix(".zip")
 
 
-@functools.lru_cache(maxsize=2)
-def _load_captions(location: str, archive: str, token: Any, fingerprint: str | None) -> dict[str, _Image]:
-    """Captions by stem. `fingerprint` is no input; it makes changed files a different call."""
-    names: dict[int, str] = {}
-    captions: dict[int, list[tuple[int, str]]] = {}
+def _captions(location: str, token: Any, archive: str) -> Iterator[tuple[str, str, Any]]:
+    """From lists of images and of annotations, neither in the order of the other."""
 
-    def take(item: dict[str, Any]) -> None:  # as each is read: the tree of all would be three times as large
-        if "caption" in item:
-            captions.setdefault(item["image_id"], []).append((item["id"], item["caption"]))
-        elif "file_name" in item:
-            names[item["id"]] = stem(item["file_name"])
+    def facts() -> Iterator[tuple[int, int | None, str]]:
+        for key, item in read_document(location, token, f"captions_{archive}.json"):
+            if key == "images":
+                yield item["id"], None, stem(item["file_name"])
+            elif key == "annotations":
+                yield item["image_id"], item["id"], item["caption"]
 
-    _read_json(location, f"captions_{archive}.json", token, take)
-    return {
-        names.get(id) or f"{id:012d}": _Image(
-            None, id, tuple(caption for _, caption in sorted(captions.get(id, ())))
-        )
-        for id in names | captions
-    }
+    for image_id, found in sort_by_name(facts()):
+        name = next((text for rank, text in found if rank is None), f"{image_id:012d}")
+        yield archive, name, (None, image_id, [text for rank, text in found if rank is not None])
 
 
-@functools.lru_cache(maxsize=2)
-def _load_karpathy(location: str, archive: str, token: Any, fingerprint: str | None) -> dict[str, _Image]:
-    tree = _read_json(location, "dataset_coco.json", token)
+def _karpathy(location: str, token: Any) -> Iterator[tuple[str, str, Any]]:
     splits = {name: split for split, names in _KARPATHY_SPLITS.items() for name in names}
-    return {
-        stem(image["filename"]): _Image(
-            splits[image["split"]],
-            image["cocoid"],
-            tuple(
-                sentence["raw"]
-                for sentence in sorted(image["sentences"], key=lambda sentence: sentence["sentid"])
-            ),
-        )
-        for image in tree["images"]
-        if image["filepath"] == archive
-    }
-
-
-def _read_json(location: str, name: str, token: Any, object_hook: Any = None) -> Any:
-    with open_source(location, token) as file:
-        for member in iter_members(file):
-            if os.path.basename(member.name) == name:
-                return json.loads(member.read(), object_hook=object_hook)
-    raise ArchiveError(f"{location} has no {name}")
+    for _, image in read_document(location, token, "dataset_coco.json"):
+        sentences = sorted(image["sentences"], key=lambda sentence: sentence["sentid"])
+        captions = [sentence["raw"] for sentence in sentences]
+        yield image["filepath"], stem(image["filename"]), (splits[image["split"]], image["cocoid"], captions)

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from .base import ImageCaptionBuilder, ImageCaptionConfig, Row, make_key
+from .base import ImageCaptionBuilder, Row, make_key
+from .config import ImageCaptionConfig
 from .errors import MissingSourceError
 
 _NUM_SHARDS = 4

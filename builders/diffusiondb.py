@@ -19,9 +19,11 @@ import pyarrow.parquet
 
 from .archives import basename, iter_members, stem
 from .base import Row, make_key
-from .errors import ArchiveError
+from .config import NumberedConfig, parse_parts
+from .errors import ArchiveError, ConfigError
+from .joins import OTHERS, Join, count_others
 from .remote import open_source
-from .sources import ArchiveBuilder, NumberedConfig, Shard, Source, SplitSources, hub_url, parse_parts
+from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 
 _REPOSITORY = "poloclub/diffusiondb"
 _PARAMETERS = {"seed": ("se", int), "step": ("st", int), "cfg": ("c", float), "sampler": ("sa", str)}
@@ -32,6 +34,13 @@ class DiffusiondbConfig(NumberedConfig):
     """safety_threshold    highest image and prompt NSFW score that passes, 0 to 1; None lets all pass that have a score"""
 
     safety_threshold: float | None = 0.2
+
+    def check(self) -> None:
+        super().check()
+        if self.safety_threshold is not None and not 0 <= self.safety_threshold <= 1:
+            raise ConfigError(
+                f"safety_threshold={self.safety_threshold!r}: give a number from 0 to 1, or None for all that have a score"
+            )
 
 
 class Diffusiondb(ArchiveBuilder):
@@ -65,11 +74,7 @@ class Diffusiondb(ArchiveBuilder):
         }
 
     def _read(self, shard: Shard) -> Iterator[Row]:
-        part = str(int(stem(shard.path).removeprefix("part-")))
-        location = shard.tables["scores"]
-        scores = dict(
-            self._join(location, lambda: self._scores(location), scope=str(self.config.parts)).items(part)
-        )
+        scores = dict(self._scores(shard).items(_part(shard)))
         seen = set()
         with open_source(shard.location, self.token) as file:
             members = list(iter_members(file))  # names only; the one .json may stand anywhere
@@ -104,19 +109,33 @@ class Diffusiondb(ArchiveBuilder):
             None if is_safe else "unsafe",
         )
 
-    def _scores(self, location: str) -> Iterator[tuple[str, str, Any]]:
-        """Part, image name and scores of the chosen parts."""
+    def _scores(self, shard: Shard) -> Join:
+        location = shard.tables["scores"]
+        return self._join(location, lambda: self._chosen(location), scope=str(self.config.parts))
+
+    def _chosen(self, location: str) -> Iterator[tuple[str, str, Any]]:
+        """Part, image name and scores of the chosen parts, and the number of the others."""
         chosen = None if self.config.parts is None else parse_parts(self.config.parts, range(1, 14_001))
-        columns = ["image_name", "part_id", "image_nsfw", "prompt_nsfw"]
+        columns, others = ["image_name", "part_id", "image_nsfw", "prompt_nsfw"], 0
         with open_source(location, self.token) as file:
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(columns=columns):
                 if chosen is not None:
                     wanted = pyarrow.array(chosen, batch.schema.field("part_id").type)
+                    before = len(batch)
                     batch = batch.filter(pyarrow.compute.is_in(batch["part_id"], wanted))
+                    others += before - len(batch)
                 for name, part, *scores in zip(
                     *(batch[column].to_pylist() for column in columns), strict=True
                 ):
                     yield str(part), name, scores
+        yield OTHERS, "", others
+
+    def _absent(self, shards: list[Shard]) -> int:
+        return count_others(self._scores(shards[0]), {_part(shard) for shard in shards})
+
+
+def _part(shard: Shard) -> str:
+    return str(int(stem(shard.path).removeprefix("part-")))
 
 
 def _path(part: int, is_2m: bool) -> str:
@@ -136,5 +155,5 @@ def _read_parameters(files: list[bytes]) -> dict[str, dict[str, Any]]:
 def _cast(kind: type, value: Any) -> Any:
     try:
         return None if value is None else kind(value)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -5,6 +5,8 @@ BuilderError                 everything below; the message says what was given a
 ├── ConfigError              a config value       (also ValueError)
 ├── MissingSourceError       archives not there   (also FileNotFoundError)
 ├── ArchiveError             an archive that breaks off; a build counts it and goes on
+├── AnnotationError          annotations that are damaged: without them every row would be rejected
+├── DiskFullError            no room for what is looked up on disk (also OSError)
 ├── DownloadError            a fetch that failed for good
 └── NoRecordsError           nothing passed the gate (also ValueError)
 
@@ -32,6 +34,14 @@ class MissingSourceError(BuilderError, FileNotFoundError):
 
 class ArchiveError(BuilderError):
     """The rest of an archive cannot be read."""
+
+
+class AnnotationError(BuilderError):
+    """A file of annotations that cannot be read."""
+
+
+class DiskFullError(BuilderError, OSError):
+    """No room beside the cache."""
 
 
 class DownloadError(BuilderError):

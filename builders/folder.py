@@ -18,7 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import pyarrow.parquet
 
-from .base import ImageCaptionBuilder, ImageCaptionConfig, Row, logger, make_key
+from .base import ImageCaptionBuilder, Row, logger, make_key
+from .config import ImageCaptionConfig
 from .errors import ConfigError, MissingSourceError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 from .archives import iter_members, stem
 from .base import Row, make_key
+from .config import NumberedConfig, parse_parts
 from .errors import MissingSourceError
 from .remote import open_source
-from .sources import ArchiveBuilder, NumberedConfig, Shard, Source, SplitSources, hub_url, parse_parts
+from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 
 LICENSE_PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"
 _CAPTIONS = Source(

@@ -6,15 +6,14 @@ else `datasets` downloads them into its cache, or streams them in place. The rec
 
 import abc
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .archives import Member, iter_members
-from .base import ImageCaptionBuilder, ImageCaptionConfig, Row, logger, make_key
-from .errors import ArchiveError, ConfigError, MissingSourceError
+from .base import ImageCaptionBuilder, Row, logger, make_key
+from .errors import ArchiveError, MissingSourceError
 from .joins import Join, open_join
 from .remote import is_local, open_source, version_of
 from .zips import count_zip
@@ -63,20 +62,6 @@ class Shard:
         return self.index == self.count - 1
 
 
-@dataclass
-class NumberedConfig(ImageCaptionConfig):
-    """parts    which archives, by the numbers in their published names: "0-22", "1,5,9"; default all"""
-
-    parts: str | None = None
-
-
-@dataclass
-class SlicedConfig(ImageCaptionConfig):
-    """first_slice_of    read the first of this many equal slices of each big zip; `small` sets 100"""
-
-    first_slice_of: int = 1
-
-
 class ArchiveBuilder(ImageCaptionBuilder):
     """Base of the datasets that come as archives: implement `_sources` and `_read`."""
 
@@ -107,7 +92,21 @@ class ArchiveBuilder(ImageCaptionBuilder):
                 for source, location in zip(archives, located, strict=False)
                 for index, count in self._ranges(source, location)
             ]
+        self._by_split = shards
         return shards
+
+    def left_out(self, split: str) -> dict[str, int]:
+        uncaptioned = self._uncaptioned() if split == next(iter(self._by_split)) else 0
+        absent = self._absent(self._by_split[split])
+        return {"no_caption_split": uncaptioned, "archive_absent": absent}
+
+    def _uncaptioned(self) -> int:
+        """Images of a split that was published without captions."""
+        return 0
+
+    def _absent(self, shards: list[Shard]) -> int:
+        """Annotations that belong to the split of these shards, but to no archive that they read."""
+        return 0
 
     def _locate(self, dl_manager: Any, sources: list[Source]) -> list[str]:
         if self.config.data_dir is not None:
@@ -180,27 +179,8 @@ class ArchiveBuilder(ImageCaptionBuilder):
     ) -> Join:
         """The on-disk join made from one table; `scope` names what of it `rows` picks."""
         folder = os.path.join(self._cache_dir_root, "builders_joins")
-        return open_join(folder, f"{self.hash} {scope} {version_of(location, self.token)}", rows)
-
-
-def parse_parts(parts: str | None, published: Iterable[int]) -> list[int]:
-    """The numbers that `parts` selects, ascending: "0-22,30". None selects all published ones. Raises ConfigError."""
-    known = set(published)
-    if parts is None:
-        return sorted(known)
-    chosen: set[int] = set()
-    for piece in str(parts).split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(
-                f'parts={parts!r}: {piece!r} is neither a number nor a range; write "0-22" or "1,5,9"'
-            )
-        chosen.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    if unknown := chosen - known:
-        raise ConfigError(
-            f"parts={parts!r}: there is no archive {min(unknown)}; published are {min(known)} to {max(known)}"
-        )
-    return sorted(chosen)
+        identity = f"{self.hash} {scope} {version_of(location, self.token)}"
+        return open_join(folder, location.partition("?")[0], identity, rows)
 
 
 def hub_url(repository: str, path: str) -> str:

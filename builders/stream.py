@@ -24,8 +24,7 @@ class CountedExamples(ExamplesIterable):
             self._state_dict and (self._state_dict["shard_idx"] or self._state_dict["shard_example_idx"])
         )
         yield from super().__iter__()
-        whole = self.num_shards == self.kwargs["num_shards"] and not resumed
-        self.generate_examples_fn.__self__._report(self.kwargs["split"], counts, whole)
+        self.generate_examples_fn.__self__._report(self.kwargs, counts, resumed)
 
     def shuffle_data_sources(self, generator: Any) -> "CountedExamples":
         return self._counted(super().shuffle_data_sources(generator))

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import datasets
 
 from .archives import group_by_key, read_facts
-from .base import ImageCaptionConfig, Row, make_key
+from .base import Row, make_key
+from .config import ImageCaptionConfig
 from .errors import ConfigError, MissingSourceError
 from .folder import SPLITS
 from .sources import ArchiveBuilder, Shard, Source, SplitSources

@@ -29,7 +29,7 @@ import pyarrow
 
 import builders  # noqa: F401  registers "builders/<name>" with datasets
 from builders.base import make_key
-from builders.captions import clean_caption
+from builders.captions import clean_caption, says_something
 from precompute.errors import SourceError, UsageError
 from precompute.plan import Unit
 from precompute.shards import Row
@@ -276,7 +276,7 @@ class Records:
         raw = values[source.caption_column]
         texts = raw if isinstance(raw, list) else [raw]
         captions = [clean_caption(_utf8(text), self._cleaning) for text in texts if isinstance(text, str)]
-        captions = [caption for caption in captions if caption]
+        captions = [caption for caption in captions if says_something(caption)]
         image = _image_bytes(values[source.image_column])
         reject = None
         if image is None:

@@ -10,8 +10,8 @@ from raw.archive import dumps, write_tar, write_tgz, write_zip
 from raw.photos import jpeg, png
 from raw.server import serve
 
-from builders.errors import ConfigError, MissingSourceError, NoRecordsError
-from builders.sources import parse_parts
+from builders.config import parse_parts
+from builders.errors import AnnotationError, ConfigError, MissingSourceError, NoRecordsError
 
 
 @pytest.fixture
@@ -326,6 +326,148 @@ def test_small_is_about_one_percent(name, shards, monkeypatch):
     )
 
 
-def test_the_splits_without_captions_are_told(build, raw, caplog):
-    build("textcaps", data_dir=str(raw(textcaps)), streaming=True)
-    assert "textcaps: split test is left out: missing_caption 3,289" in caplog.text
+# --- options that are wrong ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("cc12m", {"min_image_size": "256"}, "min_image_size='256' is of type str: give a whole number"),
+        ("cc12m", {"min_image_size": 256.0}, "min_image_size=256.0 is of type float: give a whole number"),
+        ("cc12m", {"min_image_size": True}, "min_image_size=True is of type bool: give a whole number"),
+        ("cc12m", {"min_image_size": 0}, "min_image_size=0: give at least 1"),
+        (
+            "cc12m",
+            {"max_image_size": "512"},
+            "max_image_size='512' is of type str: give a whole number or None",
+        ),
+        ("cc12m", {"max_image_size": 200}, "max_image_size=200: give at least min_image_size, 256"),
+        ("cc12m", {"lossless": "yes"}, "lossless='yes' is of type str: give True or False"),
+        ("cc12m", {"keep_rejected": 1}, "keep_rejected=1 is of type int: give True or False"),
+        (
+            "cc12m",
+            {"caption_cleaning": "strong"},
+            "caption_cleaning='strong': choose one of none, light, deepfloyd",
+        ),
+        ("cc12m", {"parts": [1, 2]}, r"parts=\[1, 2\] is of type list: give text or a whole number or None"),
+        ("cc12m", {"parts": "0-99999999999"}, "there is no archive 2176; published are 0 to 2175"),
+        ("coco", {"first_slice_of": 0}, "first_slice_of=0: give at least 1"),
+        (
+            "diffusiondb",
+            {"safety_threshold": "0.2"},
+            "safety_threshold='0.2' is of type str: give a number or None",
+        ),
+        ("diffusiondb", {"safety_threshold": 20}, "safety_threshold=20: give a number from 0 to 1"),
+        ("journeydb", {"caption_field": "text"}, "caption_field='text': choose one of prompt, caption"),
+        ("webdataset", {"image_field": 1}, "image_field=1 is of type int: give text or None"),
+    ],
+)
+def test_a_wrong_option_is_told_with_the_cure(build, tmp_path, name, option, message):
+    with pytest.raises(ConfigError, match=message):
+        build(name, data_dir=str(tmp_path), streaming=True, **option)
+
+
+def test_options_that_stand_for_others_are_taken(build, raw, tmp_path):
+    root = raw(diffusiondb)
+    assert build("diffusiondb", "2m", data_dir=str(root), streaming=True, safety_threshold=1, parts=1)
+    sa1b.make(root)
+    (root / "links.txt").write_text("file_name\tcdn_link\nsa_000138.tar\thttps://example.org/a\n")
+    rows = build("sa1b", data_dir=str(root), streaming=True, links=root / "links.txt")
+    assert [row["key"] for row in rows] == ["sa_1543967"]
+
+
+# --- what is left out by design ---------------------------------------------------------------------------------------------------------
+
+
+def told(caplog, call):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "builders"):
+        call()
+    return [message.partition("left out: ")[2] for message in caplog.messages if "left out: " in message]
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"num_proc": 2}, {"streaming": True}, {"streaming": True, "keep_rejected": True}]
+)
+def test_a_test_split_without_captions_is_counted_once(build, raw, caplog, tmp_path, how):
+    root = str(raw(textcaps))
+    assert told(caplog, lambda: build("textcaps", data_dir=root, **how)) == ["no_caption_split 1"]
+    (tmp_path / "raw/TextCaps_0.1_test.json").unlink()
+    assert told(caplog, lambda: build("textcaps", data_dir=root, **how)) == ["no_caption_split 3,289"]
+    if "streaming" in how:
+        assert told(caplog, lambda: build("textcaps", data_dir=root, split="validation", **how)) == []
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"num_proc": 2}, {"streaming": True}, {"streaming": True, "keep_rejected": True}]
+)
+@pytest.mark.parametrize(("options", "absent"), [({}, 1), ({"parts": "0"}, 2), ({"parts": "0-1"}, 1)])
+def test_annotations_of_archives_that_are_not_there_are_counted_once(
+    build, raw, caplog, how, options, absent
+):
+    """One annotation names archive 77; another names none, and goes to archive 0."""
+    root = raw(journeydb)
+    write_tgz(root / "data/valid/imgs/001.tgz", [("001/b.jpg", jpeg(0))])
+    lines = told(caplog, lambda: build("journeydb", data_dir=str(root), **options, **how))
+    assert lines[0] == f"no_caption_split 1, archive_absent {absent}"
+
+
+def test_each_of_several_readers_of_a_stream_tells_of_its_own(build, raw, caplog):
+    root = str(raw(journeydb))
+    dataset = datasets.load_dataset("builders/journeydb", data_dir=root, split="train", streaming=True)
+    each = [told(caplog, lambda index=index: list(dataset.shard(2, index))) for index in range(2)]
+    assert each == [["no_caption_split 1, archive_absent 1"], []]
+
+
+def test_scores_of_parts_that_are_not_there_are_counted(build, raw, caplog):
+    root = raw(diffusiondb)
+    options = {"data_dir": str(root), "streaming": True}
+    assert told(caplog, lambda: build("diffusiondb", **options)) == []
+    assert told(caplog, lambda: build("diffusiondb", parts=1, **options)) == ["archive_absent 10"]
+    (root / "diffusiondb-large-part-2/part-010001.zip").unlink()
+    assert told(caplog, lambda: build("diffusiondb", **options)) == ["archive_absent 10"]
+
+
+def test_karpathy_annotations_of_the_other_zip_are_counted(build, raw, caplog):
+    root = raw(coco)
+    options = {"data_dir": str(root), "streaming": True, "split": "train"}
+    assert told(caplog, lambda: build("coco", "karpathy", **options)) == []
+    (root / "val2014.zip").unlink()
+    assert told(caplog, lambda: build("coco", "karpathy", **options)) == ["archive_absent 1"]
+
+
+# --- annotations that are damaged --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["truncated", "html"])
+@pytest.mark.parametrize(
+    ("module", "config", "table"),
+    [
+        (coco, "2014", "annotations_trainval2014.zip"),
+        (coco, "karpathy", "caption_datasets.zip"),
+        (textcaps, None, "TextCaps_0.1_train.json"),
+        (journeydb, None, "data/train/train_anno_realease_repath.jsonl.tgz"),
+        (diffusiondb, "2m", "metadata.parquet"),
+        (sa1b, None, "SA1B_caption.tar.gz"),
+    ],
+)
+def test_damaged_annotations_are_an_error_that_names_them(build, raw, module, config, table, damage):
+    path = raw(module) / table
+    data = path.read_bytes()
+    path.write_bytes(
+        data[: len(data) // 2] if damage == "truncated" else b"<html><body>Access denied</body></html>"
+    )
+    with pytest.raises(AnnotationError, match=rf"{table}: its annotations cannot be read.*Fetch it again"):
+        build(
+            module.__name__.rpartition(".")[2],
+            config,
+            data_dir=str(path.parents[table.count("/")]),
+            streaming=True,
+        )
+    path.write_bytes(data)
+    assert build(
+        module.__name__.rpartition(".")[2],
+        config,
+        data_dir=str(path.parents[table.count("/")]),
+        streaming=True,
+    )

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from builders.captions import PROFILES, clean_caption
+from builders.captions import PROFILES, clean_caption, says_something
 from builders.errors import ConfigError
 
 # What captions are made of in the wild, and what each rule of the DeepFloyd cleaning looks for.
@@ -122,3 +122,55 @@ def test_no_profile_raises_on_any_bytes():
         )
         for profile in PROFILES:
             assert isinstance(clean_caption(text, profile), str)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a",
+        "7",
+        "É",
+        "图",
+        "日本",
+        "مرحبا",
+        "กา",
+        "🙂",
+        "☀",
+        " - a - ",
+        "C++",
+        "½",
+        "…x…",
+        "♥",
+        "👍🏽",
+        "a\u0301",
+    ],
+)
+def test_what_says_something(text):
+    assert says_something(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        ". . .",
+        "! ?",
+        "-- , --",
+        "…",
+        "“”",
+        "、。",
+        "___",
+        "_ _",
+        "©",
+        "€ + →",
+        "\ufffd",
+        "\u200b",
+        "\n\t",
+        "| |",
+        "«»",
+        "\u0301",
+    ],
+)
+def test_what_does_not(text):
+    assert not says_something(text)

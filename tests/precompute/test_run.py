@@ -305,10 +305,13 @@ def test_dataset_that_is_not_ours_by_column_names(tmp_path: Path) -> None:
     rows = builders.load_dataset("builders/demo", split="train", streaming=True).decode(False).take(3)
     captions = []
     for row in rows:
-        (photos / f"{row['key']}.png").write_bytes(row["image"]["bytes"])
+        photo = row["image"]["bytes"]
+        (photos / f"{row['key']}.png").write_bytes(photo)
         captions.append(json.dumps({"file_name": f"{row['key']}.png", "text": f" {row['caption']} <br>"}))
     (photos / "empty.png").write_bytes(b"")
     captions.append(json.dumps({"file_name": "empty.png", "text": "nothing at all"}))
+    (photos / "dots.png").write_bytes(photo)
+    captions.append(json.dumps({"file_name": "dots.png", "text": " . . <br> !"}))
     (photos / "metadata.jsonl").write_text("\n".join(captions))
     output = tmp_path / "out"
     run_precompute(
@@ -324,7 +327,7 @@ def test_dataset_that_is_not_ours_by_column_names(tmp_path: Path) -> None:
         "256",
     )
     train = Manifest.from_json((output / "manifest.json").read_bytes()).splits["train"]
-    assert (train.samples, train.rejected) == (3, {"undecodable": 1})
+    assert (train.samples, train.rejected) == (3, {"undecodable": 1, "empty_caption": 1})
     texts = {members["txt"].decode() for members in samples(output).values()}
     assert texts == {json.loads(line)["text"].removesuffix(" <br>").strip() for line in captions[:3]}
 
@@ -348,10 +351,10 @@ def test_units_with_rows_of_a_reason_are_done_again_on_request(tmp_path: Path) -
     before = {path.name: path.stat().st_mtime_ns for path in output.glob("train-*")}
     (raw / "1.tar").write_bytes(whole)  # downloaded anew
     run_precompute(*command)
-    run_precompute(*command, "--retry-rejected", "too_small")
+    done = run_precompute(*command, "--retry-rejected", "too_small")
+    assert "2 of 2 units finished before, 0 to do again" in done.stdout
     assert {path.name: path.stat().st_mtime_ns for path in output.glob("train-*")} == before
-    done = run_precompute(*command, "--retry-rejected", "bad_archive", "too_small", processes=2)
-    assert "1 of 2 units finished before, 1 to do again" in done.stdout
+    run_precompute(*command, "--retry-rejected", "bad_archive", "too_small", processes=2)
     assert (split().samples, split().rejected) == (6, {})
     again = {path.name for path in output.glob("train-*") if path.stat().st_mtime_ns != before.get(path.name)}
     assert again == {"train-00001.tar", "train-00001.parquet", "train-00001.json"}

@@ -24,6 +24,7 @@ def write_tar(path: Path, members: Members, mode: str = "w", **options: int) -> 
             if name.endswith("/"):
                 info.type, info.name = tarfile.DIRTYPE, name.rstrip("/")
             tar.addfile(info, io.BytesIO(data))
+            tar.members.clear()  # which tarfile keeps for reading; ten million of them fill memory
 
 
 def write_tgz(path: Path, members: Members) -> None:
