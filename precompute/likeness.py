@@ -98,14 +98,14 @@ def check_encoder(encoder: ImageEncoder, manifest: Manifest) -> Iterator[Finding
 def source_images(
     manifest: Manifest, split: str, samples: Sequence[Sample], where: Where, notes: list[str]
 ) -> dict[str, bytes]:
-    """Source image bytes by key; none, and a note, where the source is not at hand."""
+    """Source image bytes by key; none, and a note, where the source is not at hand and nobody said that it is."""
     wanted: dict[int, set[str]] = {}
     for sample in samples:
         wanted.setdefault(sample.unit, set()).add(sample.key)
     try:
         records = find_records(open_source(manifest, split, where), wanted)
     except (PrecomputeError, OSError, IndexError) as error:
-        if where.dataset:
+        if where.is_named:
             raise
         notes.append(
             f"no source images ({str(error).splitlines()[0]}); latents were held against statistics alone"
@@ -233,6 +233,8 @@ def _read(samples: Sequence[Sample], recipe: dict[str, Any], models: Models, res
             name = given if isinstance(given, str) else _text_name(given)
             encoder = open_text_encoder(name, _device(), _dtype(specs[0]))
         except PrecomputeError as error:
+            if models.text_encoders:
+                raise
             result.notes.append(f"captions were not encoded again ({error})")
             continue
         result.findings += check_captions(samples, encoder)

@@ -1,6 +1,6 @@
 """The source of shards, opened again from their recipe: its images, its captions, its rows.
 
-What the recipe cannot know, where the raw files lie on this machine, comes from `--source`, `--data-dir`, `--options`.
+What neither recipe nor plan knows, where the raw files lie on this machine, comes from `--source`, `--data-dir`, `--options`.
 """
 
 import json
@@ -32,6 +32,11 @@ class Where:
     data_dir: Path | None = None
     options: tuple[str, ...] = ()
 
+    @property
+    def is_named(self) -> bool:
+        """Whether the user says where it is, so that not to find it is an error."""
+        return self.dataset is not None or self.data_dir is not None or bool(self.options)
+
 
 def open_source(manifest: Manifest, split: str, where: Where) -> Records:
     """The records that a split was made of, in the same units. Raises UsageError where they are not at hand."""
@@ -39,7 +44,8 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
     name = where.dataset or recipe["path"]
     options, columns = recipe.get("options", []), {}
     if name.startswith(OURS):
-        options = [f"{k}={json.dumps(v)}" for k, v in recipe.items() if k not in NO_OPTION and v is not None]
+        given = {k: v for k, v in recipe.items() if k not in NO_OPTION} | {"parts": plan.get("parts")}
+        options = [f"{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
         columns = {"caption_cleaning": recipe.get("caption_cleaning")}
     else:
         columns = {column: recipe[column] for column in FOREIGN if column in recipe}

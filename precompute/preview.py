@@ -22,7 +22,7 @@ from precompute.likeness import Models, recipe_image_encoder, source_images
 from precompute.originals import Where
 from precompute.report import render
 from precompute.samples import pick_samples
-from precompute.shards import write_file
+from precompute.shards import open_folder, write_file
 from precompute.sheet import draw_sheet
 from precompute.store import Store, expected_manifest
 from precompute.verify import read_markers
@@ -49,7 +49,7 @@ class Config:
     """Folder with the raw archives, as given to precompute/run.py."""
 
     options: tuple[str, ...] = ()
-    """Options of the dataset's builder as given to precompute/run.py, for example `parts=0-22`."""
+    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=PATH` say."""
 
     vae: str | None = None
     """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
@@ -72,7 +72,7 @@ def run(config: Config) -> list[Path]:
     if split not in manifest.splits:
         raise UsageError(f"--split {split}: there are {', '.join(manifest.splits)}")
     folder = config.to or Path(config.output).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    open_folder("--to", folder)
 
     where, notes = Where(config.source, config.data_dir, config.options), list[str]()
     samples = pick_samples(store, markers, split, config.num_samples)

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -39,7 +38,7 @@ from precompute.pipeline import Output, Pipeline
 from precompute.plan import Leases
 from precompute.progress import default_threads, progress_bar, summary
 from precompute.records import Records, Source
-from precompute.shards import write_shared
+from precompute.shards import open_folder, write_shared
 from precompute.text_encoders import TextEncoder, open_text_encoder
 
 
@@ -94,18 +93,6 @@ def write_null_caption(output: Path, texts: list[TextEncoder]) -> None:
     write_shared(output, NULL_CAPTION, out.getvalue())
 
 
-def open_output(output: Path) -> None:
-    """Make the folder, and write to it once. Raises UsageError where that fails."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"--output {output}: cannot write there ({error.strerror}); name another folder"
-        ) from error
-
-
 def pick_device() -> torch.device:
     """This process's accelerator, by LOCAL_RANK; the CPU where there is none, or under `accelerate launch --cpu`."""
     if not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
@@ -124,7 +111,7 @@ def pick_device() -> torch.device:
 def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
-    open_output(config.output)
+    open_folder("--output", config.output)
     records = Records(source_of(config))
     device = pick_device()
     image_encoder = open_image_encoder(config.vae, device, config.dtype)

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.format import SHARD_NAME, Field, FormatError, Manifest, Marker, Shard, Split, sidecar_schema
+from precompute.errors import UsageError
 from precompute.tar_writer import TarWriter
 
 WORK = ".work"
@@ -234,6 +236,18 @@ def write_file(path: Path, data: bytes, temporary: Path | None = None) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def open_folder(flag: str, folder: Path) -> None:
+    """Make the folder, and write to it once. Raises UsageError, which starts with `flag`, where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{flag} {folder}: cannot write there ({error.strerror}); name another folder"
+        ) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -53,7 +53,7 @@ class Config:
     """Folder with the raw archives, as given to precompute/run.py."""
 
     options: tuple[str, ...] = ()
-    """Options of the dataset's builder as given to precompute/run.py, for example `parts=0-22`."""
+    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=PATH` say."""
 
     vae: str | None = None
     """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
@@ -117,11 +117,11 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
     for name, split in expected.splits.items():
         rejected = sum(split.rejected.values())
         report.splits[name] = {"samples": split.samples, "rejected": rejected, "rows": split.rows}
+    if config.source or config.decode:  # first: a flag that is wrong shows in seconds
+        yield from check_meaning(store, expected, markers, config, report)
     yield from (
         checks.check_sizes(store.files, markers) if config.quick else read_all(store, markers, config, report)
     )
-    if config.source or config.decode:
-        yield from check_meaning(store, expected, markers, config, report)
 
 
 def check_meaning(
@@ -134,8 +134,6 @@ def check_meaning(
     )  # brings datasets along, likeness torch: seconds to import
 
     where = Where(config.source, config.data_dir, config.options)
-    if config.source:
-        yield from check_source(store, manifest, markers, where)
     if config.decode:
         from precompute.likeness import Models, check_likeness
 
@@ -143,6 +141,8 @@ def check_meaning(
         likeness = check_likeness(store, manifest, markers, config.decode, where, models)
         report.psnr, report.notes = likeness.psnr, likeness.notes
         yield from likeness.findings
+    if config.source:
+        yield from check_source(store, manifest, markers, where)
 
 
 def read_markers(store: Store) -> tuple[dict[str, Marker], Manifest | None, list[Finding]]:
@@ -255,11 +255,24 @@ def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Ite
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def run(config: Config) -> int:
-    """Verify and print; the exit code."""
+def check_flags(config: Config) -> None:
+    """Raises UsageError for what cannot be, before anything is read."""
     if config.decode < 0 or config.num_threads < 1:
         flag = "--decode" if config.decode < 0 else "--num-threads"
         raise UsageError(f"{flag}: give a positive number")
+    if not config.decode and (config.vae or config.text_encoder):
+        flag = "--vae" if config.vae else "--text-encoder"
+        raise UsageError(f"{flag}: nothing is decoded; give --decode N too")
+    if not config.decode and config.source is None and (config.data_dir or config.options):
+        flag = "--data-dir" if config.data_dir else "--options"
+        raise UsageError(f"{flag}: the source is not read; give --decode N or --source DATASET too")
+    if config.data_dir and not config.data_dir.is_dir():
+        raise UsageError(f"--data-dir {config.data_dir}: no such folder")
+
+
+def run(config: Config) -> int:
+    """Verify and print; the exit code."""
+    check_flags(config)
     mode = "quick" if config.quick else "every byte"
     report, started = Report(config.output, mode), time.monotonic()
     for finding in verify(config, report):

@@ -170,3 +170,15 @@ def test_the_command_prints_where_the_files_are(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(tmp_path / "seen" / name) for name in ("preview.png", "report.html")]
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match=r"--to .*: cannot write there \(.*\); name another folder"):
+            preview.run(preview.Config(str(demo), to=place))
+
+
+def test_a_source_that_was_named_and_is_not_there_is_an_error(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        preview.run(preview.Config(str(demo), to=tmp_path, data_dir=tmp_path / "nowhere"))

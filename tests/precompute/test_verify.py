@@ -407,15 +407,27 @@ def test_json_is_for_machines(shards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nowhere",), (".",), ("hf://datasets/nobody/nothing",), (".", "--decode", "-1")]
+    ("arguments", "message"),
+    [
+        (("nowhere",), "nowhere: cannot list it"),
+        ((".",), "no shards there"),
+        (("hf://datasets/nobody/nothing",), "hf://datasets/nobody/nothing: cannot list it"),
+        ((".", "--decode", "-1"), "--decode: give a positive number"),
+        ((".", "--vae", "vae"), "--vae: nothing is decoded; give --decode N too"),
+        ((".", "--text-encoder", "t5"), "--text-encoder: nothing is decoded"),
+        ((".", "--data-dir", "raw"), "--data-dir: the source is not read; give --decode N or --source"),
+        ((".", "--options", "parts=1"), "--options: the source is not read"),
+        ((".", "--decode", "4", "--data-dir", "/nowhere"), "--data-dir /nowhere: no such folder"),
+    ],
 )
-def test_bad_flags_are_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_bad_flags_are_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     first = str(tmp_path) if arguments[0] == "." else arguments[0]
     result = command(first, *arguments[1:])
     assert (
         result.returncode == 2
         and result.stderr.startswith("error: ")
         and len(result.stderr.splitlines()) == 1
+        and message in result.stderr
     )
 
 

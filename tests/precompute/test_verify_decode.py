@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from raw.archive import write_tar
+from raw.photos import jpeg
 
 from loader.format import npy_bytes
 from precompute import run, verify
 from precompute.checks import Finding
+from precompute.errors import ModelError, UsageError
 from precompute.likeness import psnr
 from precompute.originals import _compare
 from precompute.samples import pick_samples, spread
@@ -131,13 +134,45 @@ def test_a_wrong_scale_or_shift_is_named(
     assert not any("caption" in finding.what or "moments_128" in finding.what for finding in found)
 
 
-def test_a_wrong_scale_is_found_without_the_photographs(mode: Path, tmp_path: Path) -> None:
+def test_a_wrong_scale_is_found_without_the_photographs(
+    mode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any) -> None:
+        raise UsageError("builders/demo: its archives are not here")
+
     remake(mode, tmp_path / "out", each(latents_256=lambda a: a * np.float16(3)))
-    report = report_of(tmp_path / "out", decode=100, data_dir=tmp_path / "nowhere")
+    monkeypatch.setattr("precompute.likeness.open_source", gone)
+    report = report_of(tmp_path / "out", decode=100)
     assert report.psnr == {} and "no source images" in report.notes[0]
     assert [f.shard for f in report.findings] == ["latents_256"] and "standard deviation" in report.findings[
         0
     ].what
+
+
+def test_a_source_that_was_named_and_is_not_there_is_an_error(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="data_dir"):
+        report_of(demo, decode=2, source="builders/folder", data_dir=tmp_path)
+    with pytest.raises(UsageError, match="no_such_option"):
+        report_of(demo, decode=2, options=("no_such_option=1",))
+    with pytest.raises(ModelError, match=f"--text-encoder {tmp_path}/no"):
+        report_of(demo, decode=2, text_encoder=(f"{tmp_path}/no",))
+    with pytest.raises(ModelError, match=f"--vae {tmp_path}/no"):
+        report_of(demo, decode=2, vae=f"{tmp_path}/no")
+
+
+def test_the_parts_of_the_run_are_those_that_are_read_again(tmp_path: Path) -> None:
+    raw, output = tmp_path / "raw", tmp_path / "out"
+    for part in (0, 3):
+        members = [
+            (f"{i}.{suffix}", data)
+            for i in range(4)
+            for suffix, data in (("jpg", jpeg(part + i)), ("txt", f"photo {part} {i}".encode()))
+        ]
+        write_tar(raw / f"cc12m-train-{part:04d}.tar", members)
+    models = {"vae": "toy", "text_encoder": ("toy",), "resolutions": (128,), "dtype": "float32"}
+    run.run(run.Config("builders/cc12m", output, data_dir=raw, options=("parts=3",), **models))
+    report = report_of(output, decode=4, source="builders/cc12m", data_dir=raw)
+    assert report.findings == [] and report.notes == [] and len(report.psnr) == 4
 
 
 def test_embeddings_of_the_next_caption_are_named(demo: Path, tmp_path: Path) -> None:
