@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from precompute.errors import ModelError, UsageError
-from precompute.models import Location, locate, weights_hash
+from precompute.models import Location, in_a_line, locate, weights_hash
 from precompute.toy import ToyVAE
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -180,7 +180,6 @@ def _load(name: str, family: str, location: Location, dtype: torch.dtype) -> Any
             location.name, torch_dtype=dtype, **location.arguments
         )
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(
-            f"--vae {name}: cannot load {location.subfolder or 'it'}: {first}. Download it again"
+            f"--vae {name}: cannot load {location.subfolder or 'it'}: {in_a_line(error)}. Download it again"
         ) from error

@@ -89,10 +89,10 @@ class ManifestKeeper:
         manifest.splits.setdefault(self._split, Split(self._plan, 0, (), {}))
         return manifest
 
-    def samples_since(self, units: set[int]) -> int:
-        """Samples of this split's finished units, those in `units` aside."""
+    def samples_since(self, units: set[int]) -> int | None:
+        """Samples of this split's finished units, those in `units` aside; None where there are no others."""
         mine = [m for m in self._markers.values() if m.split == self._split and m.unit not in units]
-        return sum(marker.samples for marker in mine)
+        return sum(marker.samples for marker in mine) if mine else None
 
     def _look(self) -> dict[tuple[str, int], Path]:
         found = {}

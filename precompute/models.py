@@ -64,13 +64,13 @@ def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
             )
         except LocalEntryNotFoundError as error:
             raise ModelError(
-                f"{flag} {name}: not in the local cache, and the Hub cannot be reached ({_first_line(error)})"
+                f"{flag} {name}: not in the local cache, and the Hub cannot be reached ({in_a_line(error)})"
             ) from error
         except EntryNotFoundError:
             continue
         except (HFValidationError, OSError) as error:
             raise ModelError(
-                f"{flag} {name}: neither a folder nor a model on the Hub that you may read ({_first_line(error)}). "
+                f"{flag} {name}: neither a folder nor a model on the Hub that you may read ({in_a_line(error)}). "
                 "Check the name; for a gated or private one run `hf auth login`"
             ) from error
         commit = re.search(r"snapshots/([0-9a-f]{40})/", Path(file).as_posix())
@@ -101,5 +101,7 @@ def _read_config(flag: str, path: Path) -> dict[str, Any]:
     return config
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def in_a_line(error: Exception, most: int = 240) -> str:
+    """What a library says, which may be a page of it, in `most` characters."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= most else f"{words[:most]} ..."

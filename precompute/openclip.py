@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from precompute.errors import ModelError
+from precompute.models import in_a_line
 
 EXTRA = 'pip install "latentmill[openclip]"'
 
@@ -92,6 +93,5 @@ def open_openclip(name: str) -> tuple[OpenCLIPText, OpenCLIPTokenizer]:
         model = open_clip.create_model(model_name, pretrained=pretrained or None, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(model_name)
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(f"--text-encoder {name}: cannot load it: {first}") from error
+        raise ModelError(f"--text-encoder {name}: cannot load it: {in_a_line(error)}") from error
     return OpenCLIPText(model, name), OpenCLIPTokenizer(tokenizer)

@@ -48,14 +48,14 @@ def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None
         bar.refresh()
 
 
-def summary(split: Split, new: int, stats: Stats, seconds: float) -> str:
-    """The table at the end: what the folder holds, then this run. new: samples written by it, all processes; seconds:
-    its wall time."""
+def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
+    """The table at the end: what the folder holds, then this run. new: samples written by it, all processes, None where
+    it finished no unit; seconds: its wall time."""
     rows: list[tuple[str, Any]] = [("rows read", split.rows), ("written", split.samples)]
     rows += [("rejected", sum(split.rejected.values()))]
     rows += [(f"  {reason}", count) for reason, count in sorted(split.rejected.items())]
     lines = [f"{name:<18}{count:>14,}" for name, count in rows]
-    if not new:
+    if new is None:
         return "\n".join([*lines, "all of it by earlier runs; nothing was left to do"])
     lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
     if stats.images:

@@ -163,6 +163,7 @@ class Records:
             else:
                 dataset = builder.as_streaming_dataset(split=source.split)
             if not self._ours:
+                dataset = dataset if source.prepare else self._typed(dataset)
                 self._check_columns(dataset)
             self._sources = self._identify_sources(builder)
         except (ValueError, OSError, TypeError, datasets.exceptions.DatasetsError) as error:
@@ -173,6 +174,13 @@ class Records:
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
         self._parts = getattr(builder.config, "parts", None)
         return dataset, self._recipe(builder)
+
+    def _typed(self, dataset: Any) -> Any:
+        """With the types of its columns, which a stream of CSV or JSON only knows by its first rows. Raises UsageError."""
+        try:
+            return dataset._resolve_features()
+        except StopIteration:
+            raise UsageError(f"{self.source.dataset}: split {self.source.split} has no rows") from None
 
     def _identify_sources(self, builder: Any) -> str | None:
         """A hash of what each unit is made of: a source that has changed since must not be resumed into.
@@ -191,7 +199,7 @@ class Records:
         return _hash(repr([(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]))
 
     def _check_columns(self, dataset: Any) -> None:
-        names = dataset.column_names or list(next(iter(dataset), {}))
+        names = dataset.column_names or []
         for flag, column in (
             ("--image-column", self.source.image_column),
             ("--caption-column", self.source.caption_column),

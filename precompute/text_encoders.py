@@ -22,7 +22,7 @@ import transformers
 from loader.format import Field, text_field_name
 from precompute.encoders import DTYPES
 from precompute.errors import ModelError, UsageError
-from precompute.models import locate, weights_hash
+from precompute.models import in_a_line, locate, weights_hash
 from precompute.openclip import open_openclip
 from precompute.toy import ToyTokenizer, toy_text_model
 
@@ -243,15 +243,21 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
             f"--text-encoder {spec.model}: a model of type {kind!r} is neither CLIP nor T5; write auto:{spec.model} "
             "to take its hidden states all the same"
         )
-    tokenizer_folder = location.subfolder.replace("text_encoder", "tokenizer")
     try:
         model = loader.from_pretrained(location.name, dtype=torch_dtype, **location.arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"--text-encoder {spec.model}: cannot load it: {in_a_line(error)}") from error
+    folder = location.subfolder.replace("text_encoder", "tokenizer")
+    try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            location.name, subfolder=tokenizer_folder, revision=location.revision or "main"
+            location.name, subfolder=folder, revision=location.revision or "main"
         )
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(f"--text-encoder {spec.model}: cannot load it: {first}") from error
+        raise ModelError(
+            f"--text-encoder {spec.model}: no tokenizer that can be loaded in {folder or 'the same folder'} "
+            f"({in_a_line(error)}). Name the folder that has the model and the tokenizer, or one with text_encoder/ and "
+            "tokenizer/ in it"
+        ) from error
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
         model = model.get_encoder()  # the other half writes text
     if tokenizer.pad_token is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from launching import TOY, run_precompute
 from raw.photos import jpeg
+from tiny_models import save_clip
 
 from loader.format import Manifest
 from precompute import run
@@ -169,6 +170,35 @@ def test_missing_columns_of_a_dataset_that_is_not_ours(fail, tmp_path: Path) -> 
     (tmp_path / "a.jpg").write_bytes(jpeg())
     error = fail("imagefolder", "--data-dir", tmp_path, *TOY)
     assert "--caption-column caption" in error and "image" in error
+
+
+def test_a_table_without_rows(fail, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("image,caption\n")
+    assert f"{tmp_path}: split train has no rows" in fail(tmp_path, *TOY)
+
+
+def test_a_table_of_paths(tmp_path: Path) -> None:
+    """Of a stream of CSV the types of the columns are not known before it is read."""
+    photo, table = tmp_path / "a.jpg", tmp_path / "table"
+    photo.write_bytes(jpeg())
+    table.mkdir()
+    (table / "table.csv").write_text(f"image,caption\n/no/such.jpg,b\n{photo},a photograph\n{photo},\n,c\n")
+    done = run_precompute(table, "--output", tmp_path / "out", *TOY)
+    train = Manifest.from_json((tmp_path / "out" / "manifest.json").read_bytes()).splits["train"]
+    assert (train.samples, train.rejected) == (1, {"missing_image": 2, "missing_caption": 1})
+    assert "nothing was left to do" not in done.stdout
+    again = run_precompute(table, "--output", tmp_path / "out", *TOY)
+    assert "all of it by earlier runs; nothing was left to do" in again.stdout
+
+
+def test_a_text_encoder_without_its_tokenizer(fail, tmp_path: Path) -> None:
+    folder = save_clip(tmp_path)
+    error = fail("builders/demo", "--vae", "toy", "--text-encoder", folder / "text_encoder")
+    assert "no tokenizer that can be loaded in the same folder" in error
+    assert (
+        "Name the folder that has the model and the tokenizer, or one with text_encoder/ and tokenizer/"
+        in error
+    )
 
 
 def test_manifest_that_is_damaged(fail, tmp_path: Path) -> None:
