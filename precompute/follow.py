@@ -14,8 +14,9 @@ from pathlib import Path
 from loader.format import FormatError
 from precompute.errors import PrecomputeError, UsageError
 from precompute.plan import Leases, Unit, leases_in
-from precompute.push import Config, Target, push
+from precompute.push import Config, push
 from precompute.shards import WORK
+from precompute.target import Target
 
 logger = logging.getLogger("precompute")
 

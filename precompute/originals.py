@@ -15,7 +15,8 @@ from PIL import Image
 
 from builders.images import UndecodableImage, decode_rgb
 from loader.format import Manifest, Marker
-from precompute.checks import Finding, read_sidecar, redo
+from precompute.checks import Finding, redo
+from precompute.contents import read_sidecar
 from precompute.errors import UsageError
 from precompute.records import OURS, Record, Records, Source
 from precompute.store import Store

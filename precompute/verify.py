@@ -26,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
-from precompute import checks
+from precompute import checks, contents
 from precompute.checks import RERUN, Finding, redo
 from precompute.errors import UsageError, one_line_errors
 from precompute.store import Store, expected_manifest
@@ -219,10 +219,10 @@ def read_shard(store: Store, job: Job) -> Outcome:
     try:
         if f"{name}.parquet" in store.files:
             data = store.read(f"{name}.parquet")
-            sidecar, outcome.findings = checks.read_sidecar(job.shard, fields, data, cure)
+            sidecar, outcome.findings = contents.read_sidecar(job.shard, fields, data, cure)
         if job.shard.samples and f"{name}.tar" in store.files:
             with store.open(f"{name}.tar") as tar:
-                outcome.findings += checks.check_tar(job.shard, fields, sidecar, tar, cure)
+                outcome.findings += contents.check_tar(job.shard, fields, sidecar, tar, cure)
     except OSError as error:
         outcome.findings.append(Finding(name, "", f"cannot be read ({error})", f"check the disk, or {cure}"))
     if sidecar is not None:
@@ -242,7 +242,7 @@ def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Ite
             if not np.isin(outcome.hashes, suspects).any():
                 continue
             data = store.read(f"{job.shard.name}.parquet")
-            sidecar, _ = checks.read_sidecar(job.shard, job.marker.fields, data, "")
+            sidecar, _ = contents.read_sidecar(job.shard, job.marker.fields, data, "")
             for key in sidecar.rows if sidecar else ():
                 where = first.setdefault(key, job.shard.name)
                 if where != job.shard.name:

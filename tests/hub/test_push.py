@@ -13,7 +13,7 @@ from made_shards import RECIPE, write_manifest, write_shards, write_unit
 
 import precompute.hub
 from loader.format import MANIFEST, Manifest
-from precompute import push
+from precompute import finished, push
 from precompute.errors import PrecomputeError, UsageError
 from precompute.hub import PushError
 from precompute.push import Config
@@ -21,27 +21,10 @@ from precompute.push import Config
 REPO = "owner/photos-latents"
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """A fresh Hub, the client turned to it, a token that may write, and waits that a test can sit out."""
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", TEMPLATE.format(hub.url)
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_owner")
-        monkeypatch.setattr(precompute.hub, "WAIT", 0.01)
-        monkeypatch.setattr(push, "POLL", 0.05)
-        monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 100))
-        huggingface_hub.utils.disable_progress_bars()
-        yield hub
-    huggingface_hub.close_session()
-
-
-TEMPLATE = "{}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the client too."""
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 100))
 
 
 @pytest.fixture
@@ -111,7 +94,7 @@ def test_only_what_is_new_is_sent(hub: LoopbackHub, shards: Path, tmp_path: Path
 def test_many_units_are_several_commits_each_a_whole_dataset(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(push, "COMMIT_UNITS", 4)
+    monkeypatch.setattr(finished, "COMMIT_UNITS", 4)
     shards = write_shards(tmp_path / "latents", units=11, samples=1)
     push.push(Config(shards, REPO))
     assert len(hub.repos[REPO].log) == 1 + 3 and there(hub) == contents(shards)
@@ -244,7 +227,7 @@ def test_a_branch_is_made_and_main_left_alone(hub: LoopbackHub, shards: Path) ->
 def test_a_pull_request_holds_all_commits(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(push, "COMMIT_UNITS", 2)
+    monkeypatch.setattr(finished, "COMMIT_UNITS", 2)
     shards = write_shards(tmp_path / "latents", units=5, samples=1)
     assert push.push(Config(shards, REPO, create_pr=True)).endswith("/tree/refs/pr/1")
     assert there(hub, "refs/pr/1") == contents(shards) and there(hub) == {}

@@ -2,40 +2,19 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 from loopback_hub import LoopbackHub
-from test_push import REPO, TEMPLATE
+from test_push import REPO
 
 import precompute.hub
 from loader.format import MANIFEST, Manifest
-from precompute import follow, push, run
+from precompute import push, run
 from precompute.errors import UsageError
 from precompute.follow import Room
 from precompute.hub import PushError
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", TEMPLATE.format(hub.url)
-        )
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "hf_owner")
-        monkeypatch.setattr(precompute.hub, "WAIT", 0.01)
-        monkeypatch.setattr(push, "POLL", 0.02)
-        monkeypatch.setattr(follow, "RETRY", 0.05)
-        huggingface_hub.utils.disable_progress_bars()
-        yield hub
-    huggingface_hub.close_session()
 
 
 def config(output: Path, **options: Any) -> run.Config:

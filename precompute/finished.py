@@ -1,0 +1,73 @@
+"""What is finished in an output folder, as units that can be pushed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loader.format import MANIFEST, Manifest, Marker, recipe_differences
+from precompute.errors import UsageError
+from precompute.hub import PushError
+from precompute.shards import manifest_of, marker_paths, read_marker
+
+COMMIT_BYTES, COMMIT_UNITS = 50 * 10**9, 500  # of one commit; the Hub takes up to 25,000 files
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The output folder. markers: by stem, of finished units. manifest: of all that is planned; None before the first."""
+
+    folder: Path
+    markers: dict[str, Marker]
+    manifest: Manifest | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Finished":
+        """Raises UsageError or FormatError where it is no folder of shards."""
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder. Name the --output of precompute/run.py")
+        path = folder / MANIFEST
+        manifest = Manifest.from_json(path.read_bytes()) if path.exists() else None
+        return cls(folder, {path.stem: read_marker(path) for path in marker_paths(folder)}, manifest)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit of every planned split is finished."""
+        if self.manifest is None or not self.markers:
+            return False
+        done = [marker.split for marker in self.markers.values()]
+        return all(done.count(name) >= split.plan["units"] for name, split in self.manifest.splits.items())
+
+    def files(self, stem: str) -> dict[str, str | None]:
+        """File -> sha256 of one unit; None for the marker, which is small and compared as it is."""
+        shards = self.markers[stem].shards
+        tars = {f"{shard.name}.tar": shard.sha256 for shard in shards if shard.samples}
+        return {
+            **tars,
+            **{f"{shard.name}.parquet": shard.parquet_sha256 for shard in shards},
+            f"{stem}.json": None,
+        }
+
+    def size(self, stem: str) -> int:
+        return sum(shard.bytes for shard in self.markers[stem].shards)
+
+    def batches(self, stems: list[str]) -> Iterator[list[str]]:
+        """Units in order, as many as one commit should hold."""
+        batch, size = list[str](), 0
+        for stem in stems:
+            if batch and (len(batch) == COMMIT_UNITS or size + self.size(stem) > COMMIT_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append(stem)
+            size += self.size(stem)
+        if batch:
+            yield batch
+
+
+def manifest_of_all(markers: dict[str, Marker]) -> Manifest:
+    """The manifest of markers that share a recipe."""
+    first = next(iter(markers.values()))
+    for stem, marker in markers.items():
+        wrong = recipe_differences(first.recipe, marker.recipe)
+        if wrong:
+            raise PushError(f"{stem}.json: made by another recipe ({wrong[0]}). Keep one recipe in a folder")
+    return manifest_of(first.recipe, first.fields, markers.values())
