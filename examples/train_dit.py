@@ -1,7 +1,7 @@
 """Train a small diffusion transformer on latent shards: one file, of ours it imports the loader only.
 
-    accelerate launch examples/train_dit.py latents/demo --steps 200 --output runs/demo
-    accelerate launch examples/train_dit.py latents/demo --steps 400 --output runs/demo --resume
+    accelerate launch examples/train_dit.py latents/demo --resolution 256 --steps 200 --output runs/demo
+    accelerate launch examples/train_dit.py latents/demo --resolution 256 --steps 400 --output runs/demo --resume
 
 Rectified flow: the model sees x_t = (1 - t) * latents + t * noise and predicts noise - latents (Liu et al. 2022, with the
 logit-normal times of Esser et al. 2024). Text enters by cross-attention, time by adaptive layer norms that begin as nothing

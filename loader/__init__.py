@@ -1,7 +1,7 @@
 """Read latent shards into training.
 
 from loader import make_loader
-batches = make_loader("latents/demo", batch_size=256, resolution=256, caption_drop_prob=0.1)
+batches = make_loader("latents/demo", batch_size=4, resolution=256, caption_drop_prob=0.1)
 for batch in batches: ...            # batches.state_dict() / load_state_dict(state)
 """
 

@@ -30,6 +30,16 @@ State = dict[str, int]
 class LatentDataset(IterableDataset[Batch]):
     """Yields the batches of this rank for the rest of the present epoch; iterate again for the next epoch.
 
+    A batch is a dict. B: batch_size; T: tokens; D, P: widths of the text encoder; NAME: of the encoder, `_NAME` is left out of the
+    unnamed one's.
+
+        image_latents            (B, C, H, W) float16, scaled
+        drop_caption_mask        (B,) float32, 0 where the caption was dropped
+        caption_latents_NAME     (B, 1, T, D) float16, zeros where dropped and behind the last token
+        caption_mask_NAME        (B, T) bool, True at real tokens; where their number varies
+        caption_pooled_NAME      (B, P) float16, zeros where dropped; with pooled=True
+        key, caption             lists of B str; with extras
+
     Use it through `make_loader`, or as `DataLoader(dataset, batch_size=None)`. Keep the latter away from
     `accelerator.prepare` with several processes: it would deal out a rank's batches a second time.
 
@@ -48,6 +58,7 @@ class LatentDataset(IterableDataset[Batch]):
     caption_drop_prob: share of captions that are zero, and not read.
     flip_prob: share of images taken from the flipped field.
     caption_tokens: pad or cut text of varying length to so many tokens; None: pad to the longest of a batch.
+    seed: of the order, the noise, the dropped captions and the flips.
     shuffle: order shards, and samples inside of windows, anew each epoch. False: as they lie in the shards.
     shuffle_window: samples; the window's shards are read from at the same time.
     partitions: as many as nodes, if each is to read its own part of remote shards only; divides the world size.
@@ -70,9 +81,9 @@ class LatentDataset(IterableDataset[Batch]):
         split: str = "train",
         may_differ: Sequence[str] = ("dataset",),
         resolution: int | None = None,
-        text_encoders: Sequence[str] | None = None,
+        text_encoders: Sequence[str] | str | None = None,
         pooled: bool = False,
-        extras: Sequence[Literal["key", "caption"]] = (),
+        extras: Sequence[Literal["key", "caption"]] | Literal["key", "caption"] = (),
         posterior: Literal["sample", "mean"] = "sample",
         scale: Scale | None = None,
         shift: Scale | None = None,
@@ -91,6 +102,8 @@ class LatentDataset(IterableDataset[Batch]):
         cache_limit: int | None = None,
         patience: float = 900.0,
     ) -> None:
+        text_encoders = [text_encoders] if isinstance(text_encoders, str) else text_encoders
+        extras = (extras,) if isinstance(extras, str) else tuple(extras)
         _check(locals())
         self.batch_size, self.drop_last = batch_size, drop_last
         self.rank, self.world_size = _rank_and_world_size(rank, world_size)
@@ -110,7 +123,7 @@ class LatentDataset(IterableDataset[Batch]):
                 select_flipped(source, image) if flip_prob else None,
                 select_text(source, text_encoders, "latents"),
                 select_text(source, text_encoders, "pooled") if pooled else (),
-                tuple(extras),
+                extras,
                 caption_tokens,
             )
             for source in sources
@@ -188,7 +201,8 @@ class LatentDataset(IterableDataset[Batch]):
         return {"epoch": self.epoch, "position": self.position, "stride": order.stride, **identity}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where `state` was taken, at any world size. Raises ValueError if the order of samples is another."""
+        """Go on where `state` was taken, at any world size. Raises ValueError if the order of samples is another, or where it
+        is no state at all."""
         here = self.state_dict()
         different = [
             f"{name}: {state.get(name)!r} there, {here[name]!r} here"
@@ -199,6 +213,11 @@ class LatentDataset(IterableDataset[Batch]):
             raise ValueError(
                 "load_state_dict: the state is of another order of samples; " + "; ".join(different)
             )
+        for name in ("epoch", "position", "stride"):
+            if not isinstance(number := state.get(name), int) or number < (name == "stride"):
+                raise ValueError(
+                    f"load_state_dict: {name}={number!r} is none; give what state_dict() returned"
+                )
         self.epoch, self.position = state["epoch"], state["position"]
         if state["stride"] != self._order.stride:
             self._order, self._reader = replace(self._order, stride=state["stride"]), None

@@ -65,15 +65,18 @@ def select_flipped(source: Source, image: Field) -> Field:
 def select_text(
     source: Source, encoders: Sequence[str] | None, kind: Literal["latents", "pooled"]
 ) -> tuple[Field, ...]:
-    """The caption fields of the named encoders, in that order; None: all there are."""
+    """The caption fields of the named encoders, in that order; None: all there are. Of those not all may be pooled."""
     stem = text_field_name(kind)
     found = {f.name.removeprefix(stem).removeprefix("_"): f for f in source.fields if f.kind == stem}
-    if encoders is None:
-        return tuple(found.values())
-    for name in encoders:
+    wanted = list(found) if encoders is None else encoders
+    for name in wanted:
         if name not in found and kind == "latents":
-            raise ValueError(f"text_encoders={list(encoders)}: {source.files.url} has {sorted(found)}")
-    return tuple(found[name] for name in encoders if name in found)
+            raise ValueError(f"text_encoders={list(wanted)}: {source.files.url} has {sorted(found)}")
+    if kind == "pooled" and not any(name in found for name in wanted):
+        raise ValueError(
+            f"pooled=True: {source.files.url} has no {stem} of them; make it with precompute's --text-encoder ID?pooled"
+        )
+    return tuple(found[name] for name in wanted if name in found)
 
 
 def check_alike(

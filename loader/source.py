@@ -25,7 +25,6 @@ log = logging.getLogger("loader")
 
 IMAGE_MEMBER = re.compile(r"(moments|latents)_\d+(_flipped)?")
 TEXT_MEMBER = re.compile(r"(caption_latents|caption_pooled)(_.+)?")
-HEADER_BYTES = 4096  # more than any .npy header here
 
 
 class DataError(RuntimeError):
@@ -62,6 +61,12 @@ class ManifestSource:
         self.files, self.fields = files, manifest.fields
         self.recipe, self.fingerprint = manifest.recipe, manifest.fingerprint
         self._shards = manifest.splits[split].shards
+        if not manifest.splits[split].complete:
+            done, units = manifest.splits[split].units_done, manifest.splits[split].plan["units"]
+            log.warning(
+                "%s: %d of %d units of split %s are finished, and only they are read; with the others the order is another",
+                *(files.url, done, units, split),
+            )
         self.buckets = [shard.bucket for shard in self._shards]
         self.names = [shard.name for shard in self._shards]
 

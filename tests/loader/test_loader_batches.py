@@ -1,6 +1,7 @@
 """What is in a batch: the right values, computed here by hand from the arrays that were written."""
 
 import errno
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -92,6 +93,25 @@ def test_every_epoch_draws_anew(shards: Path) -> None:
     keys = [key for batch in first for key in batch["key"]]
     assert any(of(first, key, "drop_caption_mask") != of(second, key, "drop_caption_mask") for key in keys)
     assert not torch.equal(of(first, keys[0], "image_latents"), of(second, keys[0], "image_latents"))
+
+
+def test_one_name_stands_for_a_list_of_one(shards: Path) -> None:
+    (batch, *_) = make_loader(shards, 8, resolution=256, text_encoders="t5", extras="key")
+    assert set(batch) == {
+        "image_latents", "drop_caption_mask", "caption_latents_t5", "caption_mask_t5", "key"
+    }  # fmt: skip
+
+
+def test_a_split_that_is_not_finished_is_read_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_shards(tmp_path / "a", [10, 10])
+    manifest = json.loads((path / "manifest.json").read_text())
+    for split in manifest["splits"].values():
+        split["plan"]["units"], split["complete"] = 7, False
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert len(make_loader(path, 10, resolution=256)) == 2
+    assert "2 of 7 units of split train are finished, and only they are read" in caplog.text
 
 
 def test_text_of_varying_length_is_padded_and_masked(shards: Path) -> None:
@@ -311,6 +331,12 @@ def test_nothing_readable_is_an_error_not_a_hang(tmp_path: Path) -> None:
         ({"resolution": 1024}, r"resolution=1024: .* has \[256, 512\]"),
         ({"resolution": None}, r"resolution=None: .* has \[256, 512\]"),
         ({"split": "test"}, r"split='test' is not in .* \['train'\]"),
+        ({"text_encoders": "llama"}, r"text_encoders=\['llama'\]: .* has \['', 't5'\]"),
+        (
+            {"text_encoders": "t5", "pooled": True},
+            r"pooled=True: .* has no caption_pooled of them; make it with",
+        ),
+        ({"extras": "caption_latents"}, r"extras=\('caption_latents',\) is out of range"),
         ({"text_encoders": ["llama"]}, r"text_encoders=\['llama'\]: .* has \['', 't5'\]"),
         ({"resolution": 512, "flip_prob": 0.5}, "has no latents_512_flipped"),
         ({"scale": 0.5}, "scale=0.5"),

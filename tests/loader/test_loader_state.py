@@ -192,6 +192,26 @@ def test_a_state_of_another_order_is_refused(shards: Path, more_shards: Path, ch
         make_loader(path, 10, **options).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": -1}, "epoch=-1 is none"),
+        ({"position": "10"}, "position='10' is none"),
+        ({"position": -10}, "position=-10 is none"),
+        ({"stride": 0}, "stride=0 is none"),
+        ({"stride": None}, "stride=None is none"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(shards: Path, change: dict[str, Any], message: str) -> None:
+    loader = make_loader(shards, 10, **OPTIONS)
+    before = loader.state_dict()
+    with pytest.raises(ValueError, match=message):
+        loader.load_state_dict({**before, **change})
+    with pytest.raises(ValueError, match="of another order of samples"):
+        loader.load_state_dict({})
+    assert loader.state_dict() == before
+
+
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_every_rank_has_as_many_batches_as_len_says(shards: Path, drop_last: bool) -> None:
     for world_size in WORLDS:
