@@ -1,5 +1,6 @@
 """Every image encoder gives the library's own numbers, at a scale that the library's own decoder undoes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,6 +279,17 @@ def test_too_large_a_batch_goes_on_in_halves(toy: ImageEncoder, caplog: pytest.L
     SmallMemory.holds = 0
     with pytest.raises(PrecomputeError, match="--resolutions 64"):
         batches.launch(samples(1))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_a_compiled_encoder_gives_the_same_latents(tmp_path: Path) -> None:
+    name = str(tiny_models.save_kl(tmp_path))
+    eager, compiled = open_image_encoder(name), open_image_encoder(name)
+    compiled.compile()
+    torch._dynamo.utils.counters.clear()
+    for one, other in zip(eager.encode(pixels(2)), compiled.encode(pixels(2)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_compile_reaches_what_encode_calls(
