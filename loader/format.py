@@ -97,10 +97,16 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return out.getvalue()
 
 
-def npy_bytes(array: npt.NDArray[Any]) -> bytes:
-    """The array as a `.npy` file that `numpy.load(..., allow_pickle=False)` opens."""
+def npy_parts(array: npt.NDArray[Any]) -> tuple[bytes, memoryview]:
+    """Header and data of a `.npy` file that `numpy.load(..., allow_pickle=False)` opens. Nothing is copied, if it is
+    contiguous."""
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return b"".join((npy_header(array.dtype.name, array.shape), little.data))  # one copy
+    return npy_header(little.dtype.str, array.shape), little.reshape(-1).view(np.uint8).data
+
+
+def npy_bytes(array: npt.NDArray[Any]) -> bytes:
+    """The array as a `.npy` file, whole."""
+    return b"".join(npy_parts(array))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -22,13 +22,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loader.format import npy_bytes
 from precompute.encode import Arrays, BatchEncoder, InFlight, Sample
 from precompute.errors import LostLease
 from precompute.pixels import Picture, UnfitImage
 from precompute.plan import Lease, Leases
 from precompute.records import Record, Records
-from precompute.shards import Row, UnitWriter
+from precompute.shards import Members, Row, UnitWriter
 
 logger = logging.getLogger("precompute")
 
@@ -383,12 +382,11 @@ def _row(item: Item) -> Row:
     return replace(item.row, width=item.picture.width, height=item.picture.height)
 
 
-def _members(item: Item) -> dict[str, bytes]:
-    """File contents by extension, in the order in which they stand in the tar."""
+def _members(item: Item) -> Members:
+    """File contents, or arrays, by extension, in the order in which they stand in the tar."""
     assert item.picture is not None and item.arrays is not None
     row = _row(item)
     about = {"width": row.width, "height": row.height, "crop": item.picture.crop, "source": row.source}
-    members = {f"{name}.npy": npy_bytes(array) for name, array in item.arrays.items()}
-    members["txt"] = (row.caption or "").encode()
-    members["json"] = json.dumps({**about, "extras": row.extras}, ensure_ascii=False, sort_keys=True).encode()
-    return members
+    facts = json.dumps({**about, "extras": row.extras}, ensure_ascii=False, sort_keys=True)
+    arrays = {f"{name}.npy": array for name, array in item.arrays.items()}
+    return {**arrays, "txt": (row.caption or "").encode(), "json": facts.encode()}

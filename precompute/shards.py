@@ -13,20 +13,34 @@ import secrets
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loader.format import SHARD_NAME, Field, FormatError, Manifest, Marker, Shard, Split, sidecar_schema
+from loader.format import (
+    SHARD_NAME,
+    Field,
+    FormatError,
+    Manifest,
+    Marker,
+    Shard,
+    Split,
+    npy_parts,
+    sidecar_schema,
+)
 from precompute.errors import UsageError
 from precompute.tar_writer import TarWriter
 
 WORK = ".work"
 TEMPORARY, GONE = "tmp-", ".gone"
+
+Members = Mapping[str, bytes | npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,14 +65,15 @@ class ShardWriter:
         self._tar: TarWriter | None = None
         self._records: list[dict[str, Any]] = []
 
-    def write(self, row: Row, members: dict[str, bytes]) -> None:
+    def write(self, row: Row, members: Members) -> None:
         if self._tar is None:
             self._tar = TarWriter(self.path.with_suffix(".tar"))
         record = _record(row, "ok")
-        for extension, data in members.items():
+        for extension, contents in members.items():
             member = extension.removesuffix(".npy")
-            record[f"offset_{member}"] = self._tar.add(f"{row.key}.{extension}", data)
-            record[f"size_{member}"] = len(data)
+            data = npy_parts(contents) if isinstance(contents, np.ndarray) else (contents,)
+            record[f"offset_{member}"] = self._tar.add(f"{row.key}.{extension}", *data)
+            record[f"size_{member}"] = sum(map(len, data))
         self.samples += 1
         self._records.append(record)
 
@@ -107,8 +122,9 @@ class UnitWriter:
         self._closed: list[tuple[Hashable, ShardWriter, Callable[[], Shard]]] = []
         self._rejected: Counter[str] = Counter()
 
-    def write(self, row: Row, members: dict[str, bytes], group: Hashable = None) -> None:
-        """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, adjacent in the tar.
+    def write(self, row: Row, members: Members, group: Hashable = None) -> None:
+        """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, or the array that an `.npy`
+        file is to hold; adjacent in the tar.
 
         group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
         """
