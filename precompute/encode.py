@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from loader.format import Field, image_field_name
+from precompute.devices import to_device
 from precompute.encoders import ImageEncoder
 from precompute.errors import PrecomputeError
 from precompute.text_encoders import Launched, TextEncoder
@@ -125,8 +126,10 @@ class BatchEncoder:
                     arrays[view.name] = good.numpy()
             for encoder, found in zip(self._text_encoders, batch.captions, strict=True):
                 launched, row = found[index]
-                states = launched.arrays(row, encoder.fields)
-                arrays.update(states if _finite(states) else self._retry_caption(sample, encoder))
+                if launched.finite[row]:
+                    arrays.update(launched.arrays(row, encoder.fields))
+                else:
+                    arrays.update(self._retry_caption(sample, encoder))
             results.append(arrays if len(arrays) == len(self.fields) else None)
         return results
 
@@ -148,7 +151,7 @@ class BatchEncoder:
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         for row, sample in zip(pixels.numpy(), samples, strict=True):
             row[:] = sample.pixels[resolution]
-        return pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        return to_device(pixels, self._device).permute(0, 3, 1, 2)
 
     def _launch_images(
         self, samples: Sequence[Sample], pixels: torch.Tensor, view: View
@@ -207,7 +210,7 @@ class BatchEncoder:
         if self.posterior == "sample" and std is not None:
             shape = tuple(mean.shape[1:])
             noise = np.stack([posterior_noise(self._seed, key, view.name, shape) for key in keys])
-            raw = mean + std * torch.from_numpy(noise).to(mean.device, non_blocking=True)
+            raw = mean + std * to_device(torch.from_numpy(noise), mean.device)
         encoder = self._image_encoder
         shift, scale = (
             torch.as_tensor(v, dtype=torch.float32, device=raw.device).view(-1, 1, 1)

@@ -22,7 +22,7 @@ Number = float | tuple[float, ...]
 
 
 class ImageEncoder:
-    """`AutoencoderKL`: SD 1.5, SDXL, SD3, FLUX. The other families change a method or two.
+    """`AutoencoderKL`: SD 1.5, SDXL, SD3, FLUX; `AutoencoderKLHunyuanImage`. The other families change a method or two.
 
     factor: pixels per latent cell along an edge. channels: C of the raw latents.
     scale, shift: `latents = (raw - shift) * scale`.
@@ -128,6 +128,16 @@ class VideoEncoder(ImageEncoder):
         return model.decode(raw[:, :, None]).sample[:, :, 0]
 
 
+class RGBAEncoder(VideoEncoder):
+    """`AutoencoderKLQwenImage21`: a video model of four channels, given one opaque frame."""
+
+    def _encode(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return super()._encode(model, torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1))
+
+    def _decode(self, model: Any, raw: torch.Tensor) -> torch.Tensor:
+        return super()._decode(model, raw)[:, :3]
+
+
 class Flux2Encoder(ImageEncoder):
     """`AutoencoderKLFlux2`: 2x2 cells go into one of 4x the channels, normalised by the batch norm's statistics."""
 
@@ -147,7 +157,9 @@ FAMILIES: dict[str, type[ImageEncoder]] = {
     "AutoencoderKL": ImageEncoder,
     "AutoencoderDC": DCEncoder,
     "AutoencoderTiny": TinyEncoder,
+    "AutoencoderKLHunyuanImage": ImageEncoder,
     "AutoencoderKLQwenImage": VideoEncoder,
+    "AutoencoderKLQwenImage21": RGBAEncoder,
     "AutoencoderKLWan": VideoEncoder,
     "AutoencoderKLFlux2": Flux2Encoder,
 }

@@ -21,6 +21,7 @@ from precompute.originals import Where, find_records, open_source, source_pixels
 from precompute.samples import Sample, per_channel, pick_samples, raw_latents
 from precompute.store import Store
 from precompute.text_encoders import TextEncoder, open_text_encoder
+from precompute.text_spec import text_encoder_value
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -230,7 +231,11 @@ def _read(samples: Sequence[Sample], recipe: dict[str, Any], models: Models, res
     specs = recipe["text_encoders"]
     for given in (models.text_encoders or specs) if specs else ():
         try:
-            name = given if isinstance(given, str) else _text_name(given)
+            name = (
+                given
+                if isinstance(given, str)
+                else text_encoder_value(given, hub_name("--text-encoder", given))
+            )
             encoder = open_text_encoder(name, _device(), _dtype(specs[0]))
         except PrecomputeError as error:
             if models.text_encoders:
@@ -276,14 +281,6 @@ def hub_name(flag: str, spec: dict[str, Any]) -> str:
             f"{flag}: the shards were made with a model from a folder, {str(spec['model'])!r}; give that folder as {flag}"
         )
     return f"{spec['model']}@{spec['revision']}" if spec.get("revision") else str(spec["model"])
-
-
-def _text_name(spec: dict[str, Any]) -> str:
-    options = [f"layer={spec.get('layer', -1)}", f"length={spec['length']}"]
-    options += [f"subfolder={spec['subfolder']}"] if spec.get("subfolder") else []
-    options += ["pooled"] if spec.get("pooled") else []
-    name = f"{spec['name']}=" if spec.get("name") else ""
-    return f"{name}{hub_name('--text-encoder', spec)}?{'&'.join(options)}"
 
 
 def _dtype(spec: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import psutil
 from tqdm import tqdm
 
 from loader.format import Split
+from precompute.devices import processes_here
 from precompute.pipeline import Stats
 from precompute.plan import Leases
 
@@ -23,7 +24,7 @@ def default_threads() -> int:
         if hasattr(psutil.Process, "cpu_affinity")
         else os.cpu_count() or 1
     )
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, cores // processes_here())
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import io
 import logging
-import os
 import signal
 import sys
 import time
@@ -29,6 +28,7 @@ import tyro
 from loader.format import NULL_CAPTION
 from precompute import pixels, push
 from precompute.config import SDXL, Config, check, check_repeats
+from precompute.devices import is_main, pick_device
 from precompute.encode import BatchEncoder
 from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
@@ -93,21 +93,6 @@ def write_null_caption(output: Path, texts: list[TextEncoder]) -> None:
     write_shared(output, NULL_CAPTION, out.getvalue())
 
 
-def pick_device() -> torch.device:
-    """This process's accelerator, by LOCAL_RANK; the CPU where there is none, or under `accelerate launch --cpu`."""
-    if not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-        "1",
-        "true",
-    ):
-        return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
-    assert kind is not None
-    device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
-    torch.accelerator.set_device_index(device.index)
-    torch.backends.cudnn.deterministic = True  # the same batch gives the same bytes, on any day
-    return device
-
-
 def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
@@ -168,11 +153,6 @@ def work(
             raise PrecomputeError(
                 f"{config.dataset}: no row of split {config.split} became a sample; the reasons stand above"
             )
-
-
-def is_main() -> bool:
-    """Whether this process speaks for its launch, and pushes."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def pushing(config: Config) -> push.Config | None:

@@ -1,18 +1,13 @@
-"""Text encoders: captions -> hidden states, one class a family of models.
+"""Text encoders: captions -> hidden states, one way of running any of them.
 
-    --text-encoder [NAME=]ID[@REVISION][?subfolder=S&layer=N&length=T&pooled]
-
-layer: which hidden state, counted as transformers does (-1 the last, after the final norm; -2 the one before).
-length: tokens at most. pooled: store the pooled vector too. The first encoder writes `caption_latents`, one called NAME
+What `--text-encoder` may say stands in precompute/text_spec.py. The first encoder writes `caption_latents`, one called NAME
 `caption_latents_NAME`.
 """
 
 import copy
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs
 
 import numpy as np
 import numpy.typing as npt
@@ -20,56 +15,30 @@ import torch
 import transformers
 
 from loader.format import Field, text_field_name
+from precompute.devices import to_device
 from precompute.encoders import DTYPES
 from precompute.errors import ModelError, UsageError
-from precompute.models import in_a_line, locate, weights_hash
+from precompute.models import Location, in_a_line, locate, weights_hash
 from precompute.openclip import open_openclip
+from precompute.text_spec import Padding, TextSpec, parse_text_encoder
 from precompute.toy import ToyTokenizer, toy_text_model
 
 Float16 = npt.NDArray[np.float16]
 
 
-@dataclass(frozen=True)
-class TextSpec:
-    """A parsed `--text-encoder`. None: the model's own default."""
-
-    name: str
-    model: str
-    subfolder: str | None = None
-    layer: int = -1
-    length: int | None = None
-    pooled: bool = False
-
-
-def parse_text_encoder(value: str) -> TextSpec:
-    """Raises UsageError, naming the part that is wrong."""
-    front, _, query = value.partition("?")
-    name, separator, model = front.rpartition("=")
-    if not model or (separator and not re.fullmatch(r"[A-Za-z0-9_-]+", name)):
-        raise UsageError(
-            f"--text-encoder {value}: write it [NAME=]ID[?layer=-2&length=77&pooled]; NAME is letters, digits, _ -"
-        )
-    options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
-    unknown = options.keys() - {"subfolder", "layer", "length", "pooled"}
-    if unknown:
-        raise UsageError(
-            f"--text-encoder {value}: unknown {sorted(unknown)}; there are subfolder, layer, length, pooled"
-        )
-    try:
-        layer, length = int(options.get("layer", -1)), int(options["length"]) if "length" in options else None
-    except ValueError as error:
-        raise UsageError(f"--text-encoder {value}: layer and length are whole numbers") from error
-    if length is not None and length < 2:
-        raise UsageError(f"--text-encoder {value}: length must be at least 2 tokens")
-    return TextSpec(name, model, options.get("subfolder"), layer, length, "pooled" in options)
+LONGEST = 512  # tokens, where neither the model nor the user says less
+# How the recipe puts `padding`.
+PADDINGS: dict[Padding, str] = {"full": "max_length", "masked": "masked", "trim": "trimmed"}
 
 
 @dataclass(frozen=True)
 class Launched:
-    """Results on their way from the device: states (B, T, D) and pooled (B, P), float16; lengths in tokens."""
+    """Results on their way from the device: states (B, T, D) and pooled (B, P), float16; lengths in tokens; finite (B,),
+    bool: whether all that is stored of a caption is."""
 
     states: torch.Tensor
     pooled: torch.Tensor | None
+    finite: torch.Tensor
     lengths: list[int]
 
     @property
@@ -85,13 +54,15 @@ class Launched:
 
 
 class TextEncoder:
-    """A CLIP text model: every caption padded to the full length, no mask, as the models were trained.
+    """A model of any family, with one way of padding.
 
-    length: T, tokens a caption takes at most. dim: D of a hidden state.
+    `full`: every caption is padded to the full length, and the model sees no mask, as CLIP models were trained. `trim`: the
+    real tokens alone are kept; what a token's state is does not depend on masked padding behind it, so that this loses
+    nothing, and the loader makes the mask from the length. `masked`: masked, but the padding's states are kept too.
+
+    length: T, tokens that are stored of a caption at most. dim: D of a hidden state.
     fields: what it writes; T is None in their shape where only the real tokens are kept.
     """
-
-    trims = False
 
     def __init__(
         self,
@@ -101,21 +72,27 @@ class TextEncoder:
         recipe: dict[str, Any],
         device: torch.device,
         dtype: torch.dtype,
+        padding: Padding = "full",
     ) -> None:
         self.spec, self.device, self.dtype = spec, device, dtype
+        self.padding: Padding = spec.padding or padding
         self._models = {dtype: model.to(device, dtype).eval().requires_grad_(False)}
         self._tokenizer = tokenizer
-        self.length = self._length(spec.length, model, tokenizer)
+        self.length = self._length(model.config, tokenizer)
         try:
             probe = self.launch([""])
         except IndexError as error:
             layers = getattr(model.config, "num_hidden_layers", "fewer")
             raise UsageError(
-                f"--text-encoder {spec.model}: no layer {spec.layer}; it has {layers}"
+                f"--text-encoder {spec.model}: no layer {','.join(map(str, spec.layers))}; it has {layers}"
             ) from error
         if spec.pooled and probe.pooled is None:
             raise ModelError(f"--text-encoder {spec.model}: it has no pooled output; leave out pooled")
-        shape = (None if self.trims else self.length, probe.states.shape[-1])
+        if probe.lengths[0] < 1:
+            raise UsageError(
+                f"--text-encoder {spec.model}: skip={spec.skip} leaves nothing of an empty caption"
+            )
+        shape = (None if self.padding == "trim" else self.length, probe.states.shape[-1])
         self.fields = [Field(text_field_name("latents", spec.name), "caption_latents", "float16", shape)]
         if probe.pooled is not None:
             name, dim = text_field_name("pooled", spec.name), probe.pooled.shape[-1]
@@ -124,10 +101,12 @@ class TextEncoder:
             **recipe,
             "name": spec.name,
             "dtype": str(dtype).removeprefix("torch."),
-            "layer": spec.layer,
+            "layer": spec.layers[0] if len(spec.layers) == 1 else list(spec.layers),
             "length": self.length,
-            "padding": "trimmed" if self.trims else "max_length",
+            "padding": PADDINGS[self.padding],
             "pooled": spec.pooled,
+            **({"template": spec.template} if spec.template != "{}" else {}),
+            **({"skip": spec.skip} if spec.skip else {}),
         }
 
     def encode(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[dict[str, Float16]]:
@@ -143,67 +122,69 @@ class TextEncoder:
     @torch.inference_mode()
     def launch(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> Launched:
         """Start `encode` on the device without waiting for it."""
-        dtype = dtype or self.dtype
+        dtype, spec = dtype or self.dtype, self.spec
         if dtype not in self._models:
             self._models[dtype] = copy.deepcopy(self._models[self.dtype]).to(dtype)
-        tokens = self._tokenize(list(captions))
-        mask = tokens.attention_mask if self.trims else None
+        ids, mask = self._tokenize([spec.fill(caption) for caption in captions])
         output = self._models[dtype](
-            input_ids=tokens.input_ids.to(self.device, non_blocking=True),
-            attention_mask=None if mask is None else mask.to(self.device, non_blocking=True),
-            output_hidden_states=self.spec.layer != -1,
+            input_ids=to_device(ids, self.device),
+            attention_mask=None if mask is None else to_device(mask, self.device),
+            output_hidden_states=spec.layers != (-1,),
         )
-        hidden = output.last_hidden_state if self.spec.layer == -1 else output.hidden_states[self.spec.layer]
-        pooled = None
-        if self.spec.pooled:
-            pooled = getattr(output, "text_embeds", None)
-            pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
+        states = self._hidden(output)[:, spec.skip :].to(torch.float16)
+        # Counted on the host, so that nothing waits for the device.
+        lengths = [states.shape[1]] * len(captions)
+        finite = torch.isfinite(states).all(-1)
+        if mask is not None and self.padding == "trim":
+            lengths = (mask.sum(1) - spec.skip).tolist()
+            finite |= to_device(mask[:, spec.skip :] == 0, self.device)
+        finite = finite.all(1)
+        pooled = self._pooled(output)
+        if pooled is not None:
+            finite &= torch.isfinite(pooled).all(-1)
         return Launched(
-            states=hidden.to(torch.float16).to("cpu", non_blocking=True),
-            pooled=None if pooled is None else pooled.to(torch.float16).to("cpu", non_blocking=True),
-            lengths=[self.length] * len(captions) if mask is None else mask.sum(1).tolist(),
+            states=states.to("cpu", non_blocking=True),
+            pooled=None if pooled is None else pooled.to("cpu", non_blocking=True),
+            finite=finite.to("cpu", non_blocking=True),
+            lengths=lengths,
         )
 
-    def _length(self, asked: int | None, model: Any, tokenizer: Any) -> int:
-        most = int(getattr(model.config, "max_position_embeddings", tokenizer.model_max_length))
-        if asked and asked > most:
+    def _hidden(self, output: Any) -> torch.Tensor:
+        layers: list[torch.Tensor] = [
+            output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+            for layer in self.spec.layers
+        ]
+        return layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
+
+    def _pooled(self, output: Any) -> torch.Tensor | None:
+        if not self.spec.pooled:
+            return None
+        pooled = getattr(output, "text_embeds", None)
+        pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
+        return None if pooled is None else pooled.to(torch.float16)
+
+    def _length(self, config: Any, tokenizer: Any) -> int:
+        asked, skip = self.spec.length, self.spec.skip
+        most = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        if asked and asked + skip > most:
             raise UsageError(
                 f"--text-encoder {self.spec.model}: length {asked} is more than the model's {most} tokens"
             )
-        return asked or most
+        return asked or min(most - skip, int(tokenizer.model_max_length) - skip, LONGEST)
 
-    def _tokenize(self, captions: list[str]) -> Any:
-        return self._tokenizer(
-            captions, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
-        )
-
-
-class MaskedTextEncoder(TextEncoder):
-    """T5 and every other model that is given an attention mask: only the real tokens are kept.
-
-    What a token's state is does not depend on the padding behind it, so trimming loses nothing; the loader makes the
-    mask from the length.
-    """
-
-    trims = True
-
-    def _length(self, asked: int | None, model: Any, tokenizer: Any) -> int:
-        return asked or min(int(tokenizer.model_max_length), 512)
-
-    def _tokenize(self, captions: list[str]) -> Any:
-        tokens = self._tokenizer(
-            captions,
-            padding=True,
-            truncation=True,
-            max_length=self.length,
-            return_tensors="pt",
-            padding_side="right",
-        )
+    def _tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids (B, T) and their mask."""
+        most = self.length + self.spec.skip
+        options: dict[str, Any] = {"truncation": True, "max_length": most, "return_tensors": "pt"}
+        if self.padding == "full":
+            return self._tokenizer(texts, padding="max_length", **options).input_ids, None
+        padding = "max_length" if self.padding == "masked" else "longest"
+        tokens = self._tokenizer(texts, padding=padding, padding_side="right", **options)
         if not tokens.input_ids.shape[1]:
-            tokens = self._tokenizer(captions, padding="max_length", max_length=1, return_tensors="pt")
+            tokens = self._tokenizer(texts, padding="max_length", max_length=1, return_tensors="pt")
         # A tokenizer that adds no special token makes nothing of an empty caption: it becomes one padding token.
-        tokens["attention_mask"][:, 0] = 1
-        return tokens
+        tokens.attention_mask[:, 0] = 1
+        return tokens.input_ids, tokens.attention_mask
 
 
 def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str = "float32") -> TextEncoder:
@@ -217,36 +198,53 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
     spec, device, torch_dtype = parse_text_encoder(value), torch.device(device), DTYPES[dtype]
     model: Any
     tokenizer: Any
+    if spec.model != "toy" and not spec.model.startswith("openclip:"):
+        return _open_transformers(spec, device, torch_dtype)
+    if spec.padding not in (None, "full"):
+        raise UsageError(f"--text-encoder {value}: {spec.model} has no mask; leave padding out")
     if spec.model == "toy":
-        model = toy_text_model()
-        recipe = {"model": "toy", "weights": weights_hash(model)}
-        return TextEncoder(spec, model, ToyTokenizer(), recipe, device, torch_dtype)
-    if spec.model.startswith("openclip:"):
+        model, tokenizer = toy_text_model(), ToyTokenizer()
+    else:
         model, tokenizer = open_openclip(spec.model)
-        recipe = {"model": spec.model, "weights": weights_hash(model)}
-        return TextEncoder(spec, model, tokenizer, recipe, device, torch_dtype)
+    recipe = {"model": spec.model, "weights": weights_hash(model)}
+    return TextEncoder(spec, model, tokenizer, recipe, device, torch_dtype)
+
+
+def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     auto = spec.model.startswith("auto:")
     location = locate("--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"])
-    kind, architectures = location.config.get("model_type", ""), location.config.get("architectures") or [""]
-    family: type[TextEncoder]
-    if auto:
-        loader, family = transformers.AutoModel, MaskedTextEncoder
-    elif kind in ("clip", "clip_text_model"):
-        projected = "WithProjection" in architectures[0]
-        loader = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
-        family = TextEncoder
-    elif kind in ("t5", "mt5", "umt5"):
-        prefix = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[kind]
-        loader, family = getattr(transformers, f"{prefix}EncoderModel"), MaskedTextEncoder
-    else:
-        raise ModelError(
-            f"--text-encoder {spec.model}: a model of type {kind!r} is neither CLIP nor T5; write auto:{spec.model} "
-            "to take its hidden states all the same"
-        )
+    loader, padding = _family(spec, location, auto)
     try:
-        model = loader.from_pretrained(location.name, dtype=torch_dtype, **location.arguments)
+        model = loader.from_pretrained(location.name, dtype=dtype, **location.arguments)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"--text-encoder {spec.model}: cannot load it: {in_a_line(error)}") from error
+    tokenizer = _open_tokenizer(spec, location)
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        model = model.get_encoder()  # the other half writes text
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False  # keys and values, for writing on
+    recipe = location.recipe(model) | ({"auto": True} if auto else {})
+    return TextEncoder(spec, model, tokenizer, recipe, device, dtype, padding)
+
+
+def _family(spec: TextSpec, location: Location, auto: bool) -> tuple[Any, Padding]:
+    """The class that loads a model, and how its captions are padded."""
+    kind, architectures = location.config.get("model_type", ""), location.config.get("architectures") or [""]
+    if auto:
+        return transformers.AutoModel, "trim"
+    if kind in ("clip", "clip_text_model"):
+        projected = "WithProjection" in architectures[0]
+        return transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel, "full"
+    if kind in ("t5", "mt5", "umt5"):
+        prefix = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[kind]
+        return getattr(transformers, f"{prefix}EncoderModel"), "trim"
+    raise ModelError(
+        f"--text-encoder {spec.model}: a model of type {kind!r} is neither CLIP nor T5; write auto:{spec.model} "
+        "to take its hidden states all the same"
+    )
+
+
+def _open_tokenizer(spec: TextSpec, location: Location) -> Any:
     folder = location.subfolder.replace("text_encoder", "tokenizer")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -258,8 +256,6 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
             f"({in_a_line(error)}). Name the folder that has the model and the tokenizer, or one with text_encoder/ and "
             "tokenizer/ in it"
         ) from error
-    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
-        model = model.get_encoder()  # the other half writes text
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return family(spec, model, tokenizer, location.recipe(model), device, torch_dtype)
+    return tokenizer

@@ -69,6 +69,36 @@ def save_qwen(folder: Path) -> Path:
     return folder
 
 
+def save_qwen21(folder: Path) -> Path:
+    torch.manual_seed(0)
+    diffusers.AutoencoderKLQwenImage21(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 2.0, 0.5, 1.0],
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_hunyuan(folder: Path) -> Path:
+    torch.manual_seed(0)
+    diffusers.AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        sample_size=64,
+        scaling_factor=0.75289,
+    ).save_pretrained(folder / "vae")
+    return folder
+
+
 def save_flux2(folder: Path) -> Path:
     torch.manual_seed(0)
     vae = diffusers.AutoencoderKLFlux2(

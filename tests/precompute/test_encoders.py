@@ -40,6 +40,11 @@ def one_frame(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return mean[:, :, 0], std[:, :, 0]
 
 
+def opaque_frame(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As diffusers' QwenImage21Pipeline gives an image: `convert("RGBA")`, which makes alpha 255, or 1."""
+    return one_frame(model, torch.nn.functional.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0))
+
+
 def patches(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """2x2 cells side by side into the channels, as diffusers' Flux2Pipeline does: view, permute, reshape."""
 
@@ -94,6 +99,15 @@ FAMILIES: dict[str, Family] = {
         tiny_models.save_qwen, diffusers.AutoencoderKLQwenImage, "", one_frame,
         lambda m, x: (x - column(m.config.latents_mean)) / column(m.config.latents_std),
         lambda m, x: m.decode(x[:, :, None]).sample[:, :, 0],
+    ),
+    "qwen 2.1": (
+        tiny_models.save_qwen21, diffusers.AutoencoderKLQwenImage21, "", opaque_frame,
+        lambda m, x: (x - column(m.config.latents_mean)) / column(m.config.latents_std),
+        lambda m, x: m.decode(x[:, :, None]).sample[:, :3, 0],
+    ),
+    "hunyuan": (
+        tiny_models.save_hunyuan, diffusers.AutoencoderKLHunyuanImage, "vae", posterior,
+        lambda m, x: x * 0.75289, lambda m, x: m.decode(x).sample,
     ),
     "wan": (
         save_wan, diffusers.AutoencoderKLWan, "", one_frame,

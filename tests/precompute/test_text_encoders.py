@@ -1,9 +1,12 @@
 """Every text encoder gives the library's own states, and each row gets those of its own caption."""
 
+import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import tiny_models
@@ -13,7 +16,8 @@ import transformers
 from precompute.encode import BatchEncoder, CaptionCache, Sample
 from precompute.encoders import open_image_encoder
 from precompute.errors import ModelError, UsageError
-from precompute.text_encoders import Launched, TextEncoder, open_text_encoder, parse_text_encoder
+from precompute.text_encoders import Launched, TextEncoder, open_text_encoder
+from precompute.text_spec import parse_text_encoder, text_encoder_value
 
 CAPTIONS = ["a photograph of a cat", "", "the woman in the cup with a flag", "cup"]
 
@@ -131,6 +135,101 @@ def test_encoder_half_by_auto(tmp_path: Path) -> None:
         check(arrays["caption_latents"], out.last_hidden_state[0])
 
 
+# --- as the pipelines of 2026 read a caption, held against their own methods ---
+
+TEMPLATE, PREFIX = "the man with {} in a cup", 3  # of the template's tokens, those before the caption
+
+
+def language_model(folder: Path) -> tuple[Any, Any]:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
+    tokenizer.chat_template = TEMPLATE.replace("{}", "{{ messages[0].content }}")
+    return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def test_template_and_skip_are_those_of_qwen_image(llama: Path) -> None:
+    tokenizer, model = language_model(llama)
+    pipeline = SimpleNamespace(
+        tokenizer=tokenizer, text_encoder=model, prompt_template_encode=TEMPLATE, tokenizer_max_length=8,
+        prompt_template_encode_start_idx=PREFIX, _execution_device="cpu",
+        _extract_masked_hidden=partial(diffusers.QwenImagePipeline._extract_masked_hidden, None),
+    )  # fmt: skip
+    captions = [*CAPTIONS, "a cat " * 10]
+    expected, mask = diffusers.QwenImagePipeline._get_qwen_prompt_embeds(pipeline, captions)
+    encoder = open_text_encoder(f"auto:{llama}?skip={PREFIX}&length=8&template={TEMPLATE}")
+    found = encoder.encode(captions)
+    assert [len(arrays["caption_latents"]) for arrays in found] == mask.sum(1).tolist() == [8, 3, 8, 4, 8]
+    for arrays, states in zip(found, expected, strict=True):
+        check(arrays["caption_latents"], states[: len(arrays["caption_latents"])])
+
+
+@torch.no_grad()
+def test_layers_and_masked_padding_are_those_of_flux_2(llama: Path, tmp_path: Path) -> None:
+    tokenizer, model = language_model(llama)
+    expected = diffusers.Flux2KleinPipeline._get_qwen3_prompt_embeds(
+        model, tokenizer, CAPTIONS, max_sequence_length=20, hidden_states_layers=(0, 2, 1)
+    )
+    (tmp_path / "template.txt").write_text(TEMPLATE)
+    options = f"layer=0,2,1&padding=masked&length=20&template=@{tmp_path / 'template.txt'}"
+    encoder = open_text_encoder(f"auto:{llama}?{options}")
+    assert [field.shape for field in encoder.fields] == [(20, 48)]
+    for arrays, states in zip(encoder.encode(CAPTIONS), expected, strict=True):
+        check(arrays["caption_latents"], states)
+
+
+@torch.no_grad()
+def test_full_padding_of_t5_is_that_of_flux_1(t5: Path) -> None:
+    pipeline = SimpleNamespace(
+        tokenizer_2=transformers.AutoTokenizer.from_pretrained(t5 / "tokenizer"),
+        text_encoder_2=transformers.T5EncoderModel.from_pretrained(t5 / "text_encoder"),
+        _execution_device="cpu",
+    )
+    expected = diffusers.FluxPipeline._get_t5_prompt_embeds(
+        pipeline, CAPTIONS, max_sequence_length=12, dtype=torch.float32
+    )
+    encoder = open_text_encoder(f"{t5}?padding=full&length=12")
+    assert [field.shape for field in encoder.fields] == [(12, 16)]
+    for arrays, states in zip(encoder.encode(CAPTIONS), expected, strict=True):
+        check(arrays["caption_latents"], states)
+    (trimmed,) = open_text_encoder(str(t5)).encode(["cup"])
+    assert not np.allclose(arrays["caption_latents"][:2], trimmed["caption_latents"], atol=0.01), (
+        "it looks at padding"
+    )
+
+
+@pytest.mark.parametrize(
+    "options", ["", "layer=0,2&padding=masked", "skip=3&length=9&template=the man with {}\\n & a cup %2B"]
+)
+def test_encoder_can_be_opened_again_from_its_recipe(llama: Path, options: str) -> None:
+    options = options.replace(" & ", " %26 ")
+    recipe = open_text_encoder(f"t=auto:{llama}?{options}").recipe
+    value = text_encoder_value(json.loads(json.dumps(recipe)), str(llama))
+    assert open_text_encoder(value).recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("template=no place", "must hold {} once"),
+        ("template=@nowhere.txt", "cannot read the template"),
+        ("padding=left", "padding is one of full, masked, trim"),
+        ("skip=-1", "skip counts tokens"),
+        ("skip=4&template=a {}", "skip=4 leaves nothing of an empty caption"),
+        ("layer=1,x", "whole numbers"),
+        ("layer=9", "no layer 9; it has 2"),
+        ("colour=red", "unknown .'colour'."),
+    ],
+)
+def test_options_that_cannot_be_are_named(llama: Path, options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=f"--text-encoder .*{message}"):
+        open_text_encoder(f"auto:{llama}?{options}")
+
+
+def test_toy_has_no_mask() -> None:
+    with pytest.raises(UsageError, match="leave padding out"):
+        open_text_encoder("toy?padding=trim")
+
+
 def test_unknown_family_says_how_to_take_it_all_the_same(llama: Path) -> None:
     with pytest.raises(ModelError, match=f"auto:{llama}"):
         open_text_encoder(str(llama))
@@ -146,7 +245,8 @@ def test_recipe_holds_all_that_changes_a_state(clip: Path) -> None:
 def test_value_names_encoder_model_and_options() -> None:
     spec = parse_text_encoder("g=user/model@v1?subfolder=text_encoder_2&layer=-2&length=77&pooled")
     assert vars(spec) == {
-        "name": "g", "model": "user/model@v1", "subfolder": "text_encoder_2", "layer": -2, "length": 77, "pooled": True,
+        "name": "g", "model": "user/model@v1", "subfolder": "text_encoder_2", "layers": (-2,), "length": 77, "pooled": True,
+        "padding": None, "template": "{}", "skip": 0,
     }  # fmt: skip
 
 
@@ -199,7 +299,8 @@ def test_cache_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = CaptionCache()
     for number in range(50):
         texts = [f"{number}-{i}" for i in range(4)]
-        cache.add(texts, [Launched(torch.zeros(4, 10, 50, dtype=torch.float16), None, [10] * 4)])
+        states, finite = torch.zeros(4, 10, 50, dtype=torch.float16), torch.ones(4, dtype=torch.bool)
+        cache.add(texts, [Launched(states, None, finite, [10] * 4)])
         assert [row for _, row in cache.find(texts)] == [0, 1, 2, 3]
     assert cache.unknown(["0-0", "47-3", "48-0", "49-3"]) == ["0-0", "47-3"], "two batches of 4,000 bytes"
 
