@@ -63,7 +63,8 @@ class InFlight:
 class BatchEncoder:
     """posterior: `moments` (raw mean and std), `sample` (scaled, noise from the sample's key and `seed`) or `mode`
     (scaled mean). A model without a posterior is stored as `mode`. flip: store the mirrored picture too. fixed_size:
-    all pictures are squares of their resolution.
+    all pictures are squares of their resolution. fill_to: images that every call of the image encoder is filled up to, for
+    one that is compiled, which takes a minute for each new number.
 
     fields: the members that every sample gets, in order.
     """
@@ -77,10 +78,11 @@ class BatchEncoder:
         seed: int,
         flip: bool = False,
         fixed_size: bool = True,
+        fill_to: int | None = None,
     ) -> None:
         self.posterior = posterior if image_encoder.has_posterior else "mode"
         self._image_encoder, self._text_encoders = image_encoder, text_encoders
-        self._seed, self._fixed_size = seed, fixed_size
+        self._seed, self._fixed_size, self._fill_to = seed, fixed_size, fill_to
         self._device = image_encoder.device
         self._micro_batch: int | None = None
         self._captions: list[CaptionCache] = []
@@ -198,8 +200,11 @@ class BatchEncoder:
     def _encode(
         self, pixels: torch.Tensor, keys: Sequence[str], view: View, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        mean, std = self._image_encoder.encode(pixels.flip(-1) if view.flipped else pixels, dtype)
-        return self._store(mean, std, keys, view)
+        pixels = pixels.flip(-1) if view.flipped else pixels
+        if self._fill_to and dtype is None:
+            pixels = filled(pixels, self._micro_batch or self._fill_to)
+        mean, std = self._image_encoder.encode(pixels, dtype)
+        return self._store(mean[: len(keys)], None if std is None else std[: len(keys)], keys, view)
 
     def _store(
         self, mean: torch.Tensor, std: torch.Tensor | None, keys: Sequence[str], view: View
@@ -236,6 +241,12 @@ class BatchEncoder:
 
     def _alone(self, work: Callable[[], Result]) -> Result:
         return self._in_parts(1, lambda _: work())[0]
+
+
+def filled(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, 3, H, W) to (count, 3, H, W), the last image over and over, always of the same strides."""
+    rows = torch.arange(count, device=pixels.device).clamp(max=len(pixels) - 1)
+    return pixels[rows].contiguous(memory_format=torch.channels_last)
 
 
 def _finite(arrays: Arrays) -> bool:

@@ -17,6 +17,7 @@ from precompute.toy import ToyVAE
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PROBE = 128  # pixels: a multiple of every known factor
+SHAPES = 1024  # of compiled inputs: more than there are buckets. Beyond the limit torch would compute without compiling
 
 Number = float | tuple[float, ...]
 
@@ -63,11 +64,16 @@ class ImageEncoder:
         return ((sample.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def compile(self) -> None:
-        """`torch.compile` the encoder itself: compiling the whole model would leave `encode` eager."""
+        """`torch.compile` the encoder itself: compiling the whole model would leave `encode` eager.
+
+        For each shape anew, and never for several: which shapes came before must not decide how one is computed.
+        """
         model = self._models[self.dtype]
         if not hasattr(model, "encoder"):
             raise UsageError(f"--compile: --vae {self.recipe['model']} has nothing to compile; leave it out")
-        model.encoder.compile()
+        torch._dynamo.config.recompile_limit = SHAPES
+        torch._dynamo.config.accumulated_recompile_limit = SHAPES
+        model.encoder.compile(dynamic=False)
 
     def _place(self, model: Any, dtype: torch.dtype) -> Any:
         model = model.to(self.device).eval().requires_grad_(False)

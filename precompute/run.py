@@ -104,9 +104,15 @@ def run(config: Config) -> None:
     if config.compile:
         image_encoder.compile()
     texts = open_text_encoders(config, device)
-    squares = config.buckets is None
     encoder = BatchEncoder(
-        image_encoder, texts, config.resolutions, config.posterior, config.seed, config.flip, squares
+        image_encoder,
+        texts,
+        config.resolutions,
+        config.posterior,
+        config.seed,
+        config.flip,
+        fixed_size=config.buckets is None,
+        fill_to=config.batch_size if config.compile else None,
     )
     recipe = make_recipe(config, records, image_encoder, texts)
     keeper = ManifestKeeper(config.output, config.split, recipe, encoder.fields, records.plan)
