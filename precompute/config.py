@@ -53,8 +53,9 @@ class Config:
     """Image encoder: a Hub id with an optional @REVISION, a folder, or `toy` (no download). A `vae` subfolder is found."""
 
     text_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """[NAME=]ID[@REVISION][?layer=-2&length=77&pooled&subfolder=text_encoder_2], or `toy`; repeat for several. The first
-    writes caption_latents, one with a NAME caption_latents_NAME. Default: SDXL's first."""
+    """[NAME=]ID[@REVISION][?layer=-2&length=77&padding=trim&template=...&skip=0&pooled&subfolder=text_encoder_2], or `toy`;
+    repeat for several. The first writes caption_latents, one with a NAME caption_latents_NAME. What the options mean stands
+    in precompute/text_spec.py. Default: SDXL's first."""
 
     resolutions: tuple[int, ...] = (256, 512)
     """Edges of the square crops, in pixels. One decode serves all."""
@@ -86,7 +87,7 @@ class Config:
     """Of the noise that --posterior sample draws."""
 
     compile: bool = False
-    """torch.compile the image encoder: slower to start, faster on a GPU."""
+    """torch.compile the image encoder: slower to start, faster on a GPU. Each unit's last batch is filled up."""
 
     retry_rejected: tuple[str, ...] = ()
     """Do the finished units again that hold rows rejected for these reasons, for example `bad_archive missing_image`."""

@@ -1,13 +1,14 @@
 """Geometry and quality of decoding: DCT-scaled pixels are those of a full decode, to 40 dB."""
 
+import hashlib
 import io
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from raw.photos import encode, photo
+from raw.photos import encode, jpeg, photo, png
 
-from precompute.pixels import UnfitImage, read_picture
+from precompute.pixels import UnfitImage, read_picture, recipe
 
 
 def full_decode(data: bytes, resolution: int) -> np.ndarray:
@@ -63,3 +64,26 @@ def test_unfit_images_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(UnfitImage) as error:
         read_picture(data, [256])
     assert error.value.reason == reason
+
+
+GOLDEN = {1: "48e8a24d4062c7fe"}
+
+
+def test_pixels_of_a_version_never_change() -> None:
+    """Whoever changes a pixel gives `precompute.pixels.recipe` another version: it tells shards of different pixels apart.
+
+    An exact sum: another version of Pillow may change it too, and is the same event.
+    """
+    sources = [
+        (jpeg(0, (900, 700)), None),
+        (jpeg(1, (701, 1403), orientation=6), None),
+        (png(2, (130, 100)), None),
+        (jpeg(3, (640, 300)), 32),
+    ]
+    digest = hashlib.sha256()
+    for data, step in sources:
+        picture = read_picture(data, [128, 256], step)
+        digest.update(repr((picture.width, picture.height, picture.crop)).encode())
+        for pixels in picture.pixels.values():
+            digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+    assert digest.hexdigest()[:16] == GOLDEN[recipe(None)["version"]]
