@@ -15,7 +15,8 @@ from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split,
 from precompute.errors import RecipeMismatch
 from precompute.shards import manifest_of, marker_paths, read_marker, write_shared
 
-INTERVAL = 30.0  # seconds between updates while units finish
+INTERVAL = 30.0  # seconds between updates while units finish, by whichever process
+SHARE = 0.01  # of a process's time may go into them: ten thousand markers take a second
 
 
 class ManifestKeeper:
@@ -32,7 +33,7 @@ class ManifestKeeper:
             plan,
         )
         self._markers: dict[tuple[str, int], Marker] = {}  # by file and time: a unit may be done again
-        self._updated = 0.0
+        self._due, self._seen = 0.0, 0
 
     def start(self) -> Manifest:
         """Write the first manifest, or hold the one that is there against ours. Raises RecipeMismatch."""
@@ -43,22 +44,42 @@ class ManifestKeeper:
             except FormatError as error:
                 raise FormatError(f"{path}: {error}. Remove it: it is made anew from the markers") from error
             self._compare(manifest.recipe, manifest.splits.get(self._split))
-        return self.refresh(force=True)
+        return self.refresh()
 
-    def refresh(self, force: bool = False) -> Manifest:
-        """Rewrite the manifest from all markers; at most every INTERVAL seconds unless forced.
+    def refresh(self) -> Manifest:
+        """Rewrite the manifest from all markers.
 
         Two processes may do so at once: whoever finds a marker that its own version lacks writes again.
         """
-        if not force and time.monotonic() - self._updated < INTERVAL:
-            return self.manifest()
-        self._updated = time.monotonic()
+        started = time.monotonic()
         while True:
             self._read_markers()
             manifest = self.manifest()
             write_shared(self._output, MANIFEST, manifest.to_json().encode())
             if self._markers.keys() == self._look().keys():
-                return manifest
+                break
+        self._wait_from(started)
+        return manifest
+
+    def keep_fresh(self) -> None:
+        """`refresh`, where no process has done so for INTERVAL seconds."""
+        if time.monotonic() < self._due:
+            return
+        if self._seen == self._modified():
+            self.refresh()
+        else:
+            self._wait_from(time.monotonic())
+
+    def _wait_from(self, started: float) -> None:
+        now = time.monotonic()
+        self._due, self._seen = now + max(INTERVAL, (now - started) / SHARE), self._modified()
+
+    def _modified(self) -> int:
+        """When any process last wrote the manifest, by the clock of its disk."""
+        try:
+            return (self._output / MANIFEST).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def reopen(self, reasons: Container[str]) -> int:
         """Take away the markers of units with rows rejected for one of `reasons`, so that they are done again; how many.
@@ -76,7 +97,7 @@ class ManifestKeeper:
                 (self._output / name).unlink(missing_ok=True)
                 count += 1
         if count:
-            self.refresh(force=True)
+            self.refresh()
         return count
 
     @property

@@ -15,6 +15,7 @@ from precompute.pipeline import Stats
 from precompute.plan import Leases
 
 EVERY = 1.0  # seconds between changes of the bar
+SHARE = 0.01  # of the time may go into looking how far the others are: a large folder is slow to list
 
 
 def default_threads() -> int:
@@ -31,14 +32,15 @@ def default_threads() -> int:
 def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None]]:
     """A bar over the units of all processes, with this one's images/s, the share of time its device waited, and its
     slowest stage."""
-    looked = time.monotonic()
+    due = time.monotonic() + EVERY
     with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=not shown) as bar:
 
         def on_progress(stats: Stats) -> None:
-            nonlocal looked
-            if shown and time.monotonic() - looked > EVERY:
-                looked = time.monotonic()
+            nonlocal due
+            if shown and time.monotonic() >= due:
+                started = time.monotonic()
                 bar.n = len(leases.finished())
+                due = started + max(EVERY, (time.monotonic() - started) / SHARE)
                 bar.set_postfix_str(
                     f"{stats.images:,} images, {stats.images / stats.busy:,.1f} images/s, "
                     f"device waits {stats.starved:.0%}, bottleneck: {stats.bottleneck}"

@@ -139,7 +139,7 @@ def work(
         recipe,
         records.plan,
         config.batch_size,
-        on_commit=keeper.refresh,
+        on_commit=keeper.keep_fresh,
     )
     threads = config.num_threads or default_threads()
     read = functools.partial(pixels.read_picture, resolutions=config.resolutions, step=config.buckets)
@@ -150,7 +150,7 @@ def work(
         before = leases.finished()
         with progress_bar(leases, is_main()) as on_progress:
             stats = Pipeline(records, leases, encoder, output, read, threads, on_progress).run()
-        manifest = keeper.refresh(force=True)
+        manifest = keeper.refresh()
     if is_main():
         new = keeper.samples_since(before)
         split = manifest.splits[config.split]
