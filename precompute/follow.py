@@ -1,27 +1,19 @@
-"""`--push-to`, `--delete-pushed`, `--max-disk`: the Hub follows the run, and the disk stays small.
-
-One process at a time pushes, whichever holds the lease; all wait for room before they take up another unit.
-"""
+"""`--push-to`, `--delete-pushed`: the Hub follows the run. One process at a time pushes, whichever holds the lease."""
 
 import contextlib
 import logging
-import re
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from loader.format import FormatError
-from precompute.errors import PrecomputeError, UsageError
-from precompute.plan import Leases, Unit, leases_in
+from precompute.errors import PrecomputeError
+from precompute.plan import Leases, Unit
 from precompute.push import Config, push
-from precompute.shards import WORK
 from precompute.target import Target
 
 logger = logging.getLogger("precompute")
 
 RETRY = 60.0  # seconds between tries where the Hub cannot be reached, or another process pushes
-TAR = re.compile(r"(?P<unit>.+-\d{5,}?)(-\d{2,})?\.tar")
 
 
 class Follower:
@@ -80,29 +72,3 @@ def following(config: Config | None, lease_timeout: float) -> Iterator[None]:
         follower.abandon()
         raise
     follower.finish()
-
-
-class Room:
-    """Whether the disk has room for another unit. limit: GB of tars in the output folder, those in work included.
-
-    largest: bytes of the largest unit finished so far, 0 before the first.
-    """
-
-    def __init__(self, output: Path, limit: float, largest: int = 0) -> None:
-        self._output, self._limit, self._largest = output, limit * 1e9, largest
-
-    def __call__(self) -> bool:
-        """Raises UsageError where not even one unit fits."""
-        units: Counter[str] = Counter()
-        for path in self._output.glob("*.tar"):
-            if match := TAR.fullmatch(path.name):
-                with contextlib.suppress(FileNotFoundError):  # pushed and deleted just now
-                    units[match["unit"]] += path.stat().st_size
-        self._largest = max([self._largest, *units.values()])
-        if self._largest > self._limit:
-            needed = f"a unit takes {self._largest / 1e9:.3g} GB"
-            raise UsageError(f"--max-disk {self._limit / 1e9:g}: {needed}; give more")
-        at_work = {lease["stem"] for lease in leases_in(self._output / WORK)} - {"pushing-00000", *units}
-        if not self._largest:
-            return not at_work  # the first unit, alone, tells how large they are
-        return units.total() + (len(at_work) + 1) * self._largest <= self._limit

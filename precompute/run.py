@@ -32,12 +32,13 @@ from precompute.devices import is_main, pick_device
 from precompute.encode import BatchEncoder
 from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
-from precompute.follow import Room, following
+from precompute.follow import following
 from precompute.manifest import ManifestKeeper
 from precompute.pipeline import Output, Pipeline
 from precompute.plan import Leases
 from precompute.progress import default_threads, progress_bar, summary
 from precompute.records import Records, Source
+from precompute.room import Room
 from precompute.shards import open_folder, write_shared
 from precompute.text_encoders import TextEncoder, open_text_encoder
 

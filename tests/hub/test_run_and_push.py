@@ -13,8 +13,8 @@ import precompute.hub
 from loader.format import MANIFEST, Manifest
 from precompute import push, run
 from precompute.errors import UsageError
-from precompute.follow import Room
 from precompute.hub import PushError
+from precompute.room import Room
 
 
 def config(output: Path, **options: Any) -> run.Config:
