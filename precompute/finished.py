@@ -37,6 +37,13 @@ class Finished:
         done = [marker.split for marker in self.markers.values()]
         return all(done.count(name) >= split.plan["units"] for name, split in self.manifest.splits.items())
 
+    def is_current(self, stem: str) -> bool:
+        """Whether the unit's marker still is what was read: it goes first where a unit is done again."""
+        try:
+            return read_marker(self.folder / f"{stem}.json") == self.markers[stem]
+        except FileNotFoundError:
+            return False
+
     def files(self, stem: str) -> dict[str, str | None]:
         """File -> sha256 of one unit; None for the marker, which is small and compared as it is."""
         shards = self.markers[stem].shards

@@ -186,7 +186,10 @@ class Target:
                     )
 
     def _delete(self, local: Finished, stems: list[str]) -> None:
+        """Remove the tars of units that the Hub has, but for those done again since `local` was read."""
         for stem in stems:
+            if not local.is_current(stem):
+                continue
             for shard in local.markers[stem].shards:
                 (local.folder / f"{shard.name}.tar").unlink(missing_ok=True)
 
