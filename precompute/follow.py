@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Iterator
 
 from loader.format import FormatError
 from precompute.errors import PrecomputeError
+from precompute.finished import Finished
 from precompute.plan import Leases, Unit
 from precompute.push import Config, push
 from precompute.target import Target
@@ -22,7 +24,8 @@ class Follower:
     def __init__(self, config: Config, lease_timeout: float) -> None:
         self._config, self._stop = config, threading.Event()
         self._failure: Exception | None = None
-        Target(config).open()
+        self._target = Target(config)
+        self._target.open()
         self._leases = Leases(config.output, "pushing", [Unit(0, 0)], lease_timeout)
         self._thread = threading.Thread(target=self._follow, name="push", daemon=True)
         self._thread.start()
@@ -30,8 +33,10 @@ class Follower:
     def finish(self) -> None:
         """Wait until the Hub has all that is finished. Raises PushError."""
         self._stop.set()
-        self._thread.join()
-        self._leases.close()
+        try:
+            self._thread.join()
+        finally:
+            self._leases.close()
         if self._failure is not None:
             raise self._failure
 
@@ -42,21 +47,29 @@ class Follower:
     def _follow(self) -> None:
         while True:
             stopping = self._stop.is_set()
-            lease = self._leases.claim()
-            if lease is not None:
-                try:
-                    push(self._config, self._stop)
+            try:
+                if self._push() or (stopping and self._target.has(Finished.read(self._config.output))):
                     return
-                except (PrecomputeError, FormatError, OSError) as error:
-                    if stopping:
-                        self._failure = error
-                        return
-                    logger.warning("--push-to: %s", error)
-                finally:
-                    self._leases.release(lease)
-            elif stopping:
-                return  # the other process finishes the push
-            self._stop.wait(RETRY)
+            except (PrecomputeError, FormatError, OSError) as error:
+                if stopping:
+                    self._failure = error
+                    return
+                logger.warning("--push-to: %s", error)
+            if stopping:
+                time.sleep(RETRY)  # another process is at it; if it dies, its lease goes stale
+            else:
+                self._stop.wait(RETRY)
+
+    def _push(self) -> bool:
+        """Push all that is finished by the end of the run; False where another process is at it."""
+        lease = self._leases.claim()
+        if lease is None:
+            return False
+        try:
+            push(self._config, self._stop)
+        finally:
+            self._leases.release(lease)
+        return True
 
 
 @contextlib.contextmanager

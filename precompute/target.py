@@ -79,18 +79,10 @@ class Target:
         """Bring the Hub up to date with what is finished; whether anything was sent. final: even if it is the card alone."""
         remote = self._list()
         before = self._remote_manifest(local, remote)
-        missing = {}
-        for stem in local.markers:
-            files = [
-                name
-                for name, sha256 in local.files(stem).items()
-                if not _same(local.folder, name, sha256, remote)
-            ]
-            if files:
-                missing[stem] = files
-            elif self._config.delete_pushed:
-                self._delete(local, [stem])
+        missing = _missing(local, remote)
         there = [stem for stem in local.markers if stem not in missing]
+        if self._config.delete_pushed:
+            self._delete(local, there)
         sent = False
         for batch in local.batches(list(missing)):
             there += batch
@@ -102,6 +94,10 @@ class Target:
         if final and not sent:
             sent = self._commit(local, {}, there, before, remote)
         return sent
+
+    def has(self, local: Finished) -> bool:
+        """Whether the Hub has all that is finished."""
+        return not _missing(local, self._list())
 
     # --- one commit ---
 
@@ -230,6 +226,17 @@ class Target:
                 f"{self._config.repo}: it holds shards of another recipe:\n  {lines}\nName another dataset or --revision"
             )
         return theirs
+
+
+def _missing(local: Finished, remote: dict[str, RepoFile]) -> dict[str, list[str]]:
+    """The files that the Hub has not, or has otherwise, by unit."""
+    missing = {}
+    for stem in local.markers:
+        files = local.files(stem).items()
+        names = [name for name, sha256 in files if not _same(local.folder, name, sha256, remote)]
+        if names:
+            missing[stem] = names
+    return missing
 
 
 def _same(folder: Path, name: str, sha256: str | None, remote: dict[str, RepoFile]) -> bool:

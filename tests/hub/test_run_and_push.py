@@ -1,5 +1,6 @@
 """`precompute/run.py --push-to`: the Hub follows the run, and with --max-disk the tars here stay few."""
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -92,6 +93,38 @@ def test_hub_that_stays_away_fails_the_run_and_loses_nothing(hub: LoopbackHub, t
         run.run(config(tmp_path))
     assert {path.name for path in tmp_path.glob("*.tar")} == ALL
     assert Manifest.from_json((tmp_path / MANIFEST).read_bytes()).splits["train"].complete
+
+
+def hold_the_push_lease(output: Path) -> Path:
+    """As another machine does."""
+    lease = output / ".work" / "pushing-00000.lease-1"
+    lease.parent.mkdir(exist_ok=True)
+    lease.write_text(json.dumps({"token": "x", "host": "another", "boot": "", "namespace": "", "pid": 1}))
+    return lease
+
+
+def test_run_ends_only_when_the_hub_has_all_though_the_pusher_died(hub: LoopbackHub, tmp_path: Path) -> None:
+    """On another machine, so that only its silence tells."""
+    hold_the_push_lease(tmp_path)
+    run.run(config(tmp_path, lease_timeout=1.0))
+    assert tars_there(hub) == ALL
+    assert not (tmp_path / ".work").exists()
+
+
+def test_run_ends_when_another_process_has_pushed_all_though_it_goes_on(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """With a split of its own, say."""
+    lease = hold_the_push_lease(tmp_path)
+    thread = threading.Thread(target=run.run, args=(config(tmp_path, lease_timeout=600.0),))
+    thread.start()
+    while len(list(tmp_path.glob("train-*.json"))) < len(ALL):
+        time.sleep(0.02)
+    thread.join(0.5)
+    assert thread.is_alive(), "nothing is on the Hub yet"
+    push.push(push.Config(tmp_path, REPO))
+    thread.join(20)
+    assert not thread.is_alive() and tars_there(hub) == ALL and lease.exists()
 
 
 @pytest.mark.parametrize(
