@@ -153,10 +153,13 @@ def _open(data: bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Whatever Pillow raises on damaged bytes, of which there are a dozen types, becomes UndecodableImage."""
+    """Whatever Pillow raises on damaged bytes, of which there are a dozen types, becomes UndecodableImage.
+
+    Not MemoryError: the image may be good, and must not be lost for want of memory.
+    """
     try:
         yield
-    except UndecodableImage:
+    except (UndecodableImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"DecompressionBombError: {error}") from error

@@ -173,6 +173,19 @@ def test_damage_never_raises_anything_else():
                 pass
 
 
+@pytest.mark.parametrize(
+    "read", [probe, decode_rgb, lambda data: is_whole(data, "JPEG"), lambda data: shrink(data, 64)]
+)
+def test_want_of_memory_is_no_fault_of_the_image(read, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    for method in ("load", "getexif"):
+        monkeypatch.setattr(f"PIL.ImageFile.ImageFile.{method}", fail, raising=False)
+    with pytest.raises(MemoryError):
+        read(jpeg(1, orientation=6)[:-2])
+
+
 def test_decode_with_a_shorter_edge_never_goes_below_it():
     data = jpeg(1, (1300, 1100))
     assert decode_rgb(data, shorter_edge=256).size == (325, 275)

@@ -180,15 +180,18 @@ def test_sigterm_gives_the_leases_back(work: Any, tmp_path: Path, monkeypatch: p
         assert not (tmp_path / "out" / WORK).exists()
 
 
-def test_decoder_that_fails_unexpectedly_is_not_taken_for_a_bad_image(
-    work: Any, monkeypatch: pytest.MonkeyPatch
+def test_decoder_that_runs_out_of_memory_is_not_taken_for_a_bad_image(
+    work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, bytes]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("precompute.pixels.decode_rgb", fail)
-    with pytest.raises(MemoryError):
-        work(Made())
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.ImageFile.ImageFile.load", fail)
+        with pytest.raises(MemoryError):
+            work(Made())
+    work(Made())
+    assert tars(tmp_path / "out") == expected, "nothing is lost"
 
 
 @pytest.mark.parametrize("index", [0, 2])
