@@ -175,11 +175,11 @@ def main() -> None:
     options = parser.parse_args()
     images, batch = options.images or (96 if options.small else 4096), options.batch_size
     device, dtype = pick_device(), DTYPES["float32" if options.small else options.dtype]
-    image = ImageEncoder(make_vae(options.small), {}, device, dtype)
+    image = ImageEncoder(make_vae(options.small).to(dtype), {}, device, dtype)
     if options.compile:
         image.compile()
     spec = TextSpec("", "benchmark")
-    text = TextEncoder(spec, make_text_model(options.small), ToyTokenizer(), {}, device, dtype)
+    text = TextEncoder(spec, make_text_model(options.small).to(dtype), ToyTokenizer(), {}, device, dtype)
     encoder = BatchEncoder(
         image, [text], RESOLUTIONS, "moments", 0, fill_to=batch if options.compile else None
     )
@@ -201,7 +201,7 @@ def main() -> None:
     best = max(alone, again)  # before and after: a machine is not always equally quiet
     row("bare encode calls, images/s", f"{best:.1f}", f"{min(alone, again):.1f} in the other run")
     row("ours, images/s", f"{ours:.1f}", f"{ours / best:.1%} of bare")
-    row("  device waited", f"{stats.starved:.1%}", f"bottleneck: {stats.bottleneck}")
+    row("  device waited", f"{stats.waited:.1%}", f"bottleneck: {stats.bottleneck}")
     row("the scripts' loop, images/s", f"{theirs:.1f}", f"ours is {ours / theirs:.2f}x")
 
 

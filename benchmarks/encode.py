@@ -140,6 +140,7 @@ class Sleeping(BatchEncoder):
     def launch(self, samples: Any) -> Any:
         free = max(time.monotonic(), getattr(self, "_free", 0.0)) + self.seconds
         self._free = free
+        self.clock.busy += self.seconds
         return samples, free
 
     def collect(self, batch: Any) -> Any:
@@ -167,7 +168,7 @@ def sleep(images: int = 1920, batch: int = 16) -> None:
         f"{stats.images / stats.seconds:.1f}",
         f"{floor / stats.seconds:.1%} busy",
     )
-    row("device waited", f"{stats.starved:.1%}", "(bar: 3 %)")
+    row("device waited", f"{stats.waited:.1%}", "(bar: 3 %)")
 
 
 # --- processes ---

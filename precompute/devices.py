@@ -3,7 +3,9 @@
 A process needs no process group: all it has to know of the others of its launch stands in the environment.
 """
 
+import contextlib
 import os
+import time
 
 import torch
 
@@ -46,3 +48,67 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+class DeviceClock:
+    """busy: seconds in which the device had work; awaited: seconds in which the host waited for it.
+
+    On a GPU by its own events; where the host computes, or its calls wait, by the clock of the host.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reset()
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def reset(self) -> None:
+        self.busy = self.awaited = 0.0
+
+    def start(self) -> "Span":
+        """Of one batch: `begin` before the first work, `end` behind the last, `wait` until all is done."""
+        return Span(self)
+
+    def beside(self) -> contextlib.AbstractContextManager[object]:
+        """Work that need not wait for what the device has to do already."""
+        return contextlib.nullcontext() if self.side is None else torch.cuda.stream(self.side)
+
+
+class Span:
+    """One batch's time on the device."""
+
+    def __init__(self, clock: DeviceClock) -> None:
+        self._clock, self._started = clock, time.monotonic()
+        self._seconds = 0.0
+        self._events: list[torch.cuda.Event] = []
+
+    def begin(self) -> None:
+        if self._clock.side is not None:
+            self._record(None)
+
+    def end(self) -> None:
+        if self._clock.side is not None:
+            self._record(None)
+            self._record(self._clock.side)
+        self._seconds = time.monotonic() - self._started
+
+    def wait(self) -> None:
+        """Until the device is done with all that was launched. Once."""
+        started = time.monotonic()
+        if self._events:
+            for event in self._events:
+                event.synchronize()
+        elif self._clock.device.type != "cpu":
+            torch.accelerator.synchronize(self._clock.device)
+        waited = time.monotonic() - started
+        if len(self._events) == 3:
+            begin, *ends = self._events
+            self._clock.busy += max(begin.elapsed_time(end) for end in ends) / 1000
+            self._clock.awaited += waited
+        else:
+            self._clock.busy += self._seconds + waited
+            self._clock.awaited += self._seconds + waited
+
+    def _record(self, stream: torch.cuda.Stream | None) -> None:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(stream)
+        self._events.append(event)

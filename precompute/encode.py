@@ -6,7 +6,6 @@ the device never waits for the host. Keeps to raw latents: what is stored, and h
 
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +16,14 @@ import numpy.typing as npt
 import torch
 
 from loader.format import Field, image_field_name
-from precompute.devices import to_device
+from precompute.caption_cache import CaptionCache
+from precompute.devices import DeviceClock, Span, to_device
 from precompute.encoders import ImageEncoder
-from precompute.errors import PrecomputeError
+from precompute.parts import Parts, free_memory, out_of_memory
 from precompute.text_encoders import Launched, TextEncoder
 
 logger = logging.getLogger("precompute")
 
-CACHED_BYTES = 256 << 20  # of embeddings of a unit's recent captions, kept for the rows that repeat them
 WIDER = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,), torch.float32: ()}
 
 Result = TypeVar("Result")
@@ -57,7 +56,7 @@ class InFlight:
     samples: Sequence[Sample]
     images: list[tuple[torch.Tensor, torch.Tensor]]
     captions: list[list[tuple[Launched, int]]]
-    done: torch.cuda.Event | None
+    span: Span
 
 
 class BatchEncoder:
@@ -66,7 +65,7 @@ class BatchEncoder:
     all pictures are squares of their resolution. fill_to: images that every call of the image encoder is filled up to, for
     one that is compiled, which takes a minute for each new number.
 
-    fields: the members that every sample gets, in order.
+    fields: the members that every sample gets, in order. clock: how long the device has been busy.
     """
 
     def __init__(
@@ -82,9 +81,15 @@ class BatchEncoder:
     ) -> None:
         self.posterior = posterior if image_encoder.has_posterior else "mode"
         self._image_encoder, self._text_encoders = image_encoder, text_encoders
-        self._seed, self._fixed_size, self._fill_to = seed, fixed_size, fill_to
+        self._seed, self._fixed_size = seed, fixed_size
         self._device = image_encoder.device
-        self._micro_batch: int | None = None
+        self.clock = DeviceClock(self._device)
+        cure = "use a smaller resolution, or --dtype bfloat16"
+        self._image_parts = Parts(f"--resolutions {max(resolutions)}: one image", cure, fill_to)
+        self._caption_parts = [
+            Parts(f"--text-encoder {encoder.spec.model}: one caption", "use a shorter length=")
+            for encoder in text_encoders
+        ]
         self._captions: list[CaptionCache] = []
         self.start_unit()
         self._views = [
@@ -94,36 +99,38 @@ class BatchEncoder:
         ]
         self.fields = [self._image_field(view) for view in self._views]
         self.fields += [field for encoder in text_encoders for field in encoder.fields]
+        self._shift, self._scale = (
+            torch.as_tensor(v, dtype=torch.float32, device=self._device).view(-1, 1, 1)
+            for v in (image_encoder.shift, image_encoder.scale)
+        )
 
     def start_unit(self) -> None:
         """Forget the captions seen: a unit's values may depend on nothing outside it."""
         self._captions = [CaptionCache() for _ in self._text_encoders]
 
     def launch(self, samples: Sequence[Sample]) -> InFlight:
-        """Start the work. Where the device's memory is too small, it goes on in halves, from here on."""
+        """Start the work. Where the device's memory is too small, it goes on in halves, from here on.
+
+        Captions go first, and beside the images: a text model may look at its mask, and with it wait for what is before it.
+        """
+        span = self.clock.start()
+        texts = [sample.caption for sample in samples]
+        with self.clock.beside():
+            captions = [self._launch_captions(index, texts) for index in range(len(self._text_encoders))]
         pixels = {r: self._to_device(samples, r) for r in dict.fromkeys(v.resolution for v in self._views)}
+        span.begin()
         images = [self._launch_images(samples, pixels[view.resolution], view) for view in self._views]
-        captions = [
-            self._launch_captions(encoder, cache, [sample.caption for sample in samples])
-            for encoder, cache in zip(self._text_encoders, self._captions, strict=True)
-        ]
-        done = None
-        if self._device.type == "cuda":
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
-        return InFlight(samples, images, captions, done)
+        span.end()
+        return InFlight(samples, images, captions, span)
 
     def collect(self, batch: InFlight) -> list[Arrays | None]:
         """Arrays by field name for each sample; None where a value is not finite in any precision."""
-        if batch.done is not None:
-            batch.done.synchronize()
-        elif self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+        batch.span.wait()
         results: list[Arrays | None] = []
         for index, sample in enumerate(batch.samples):
             arrays: Arrays = {}
             for view, (stored, finite) in zip(self._views, batch.images, strict=True):
-                good = stored[index] if finite[index] else self._retry(sample, view)
+                good = stored[index] if finite[index] else self._retry_image(sample, view)
                 if good is not None:
                     arrays[view.name] = good.numpy()
             for encoder, found in zip(self._text_encoders, batch.captions, strict=True):
@@ -159,51 +166,22 @@ class BatchEncoder:
         self, samples: Sequence[Sample], pixels: torch.Tensor, view: View
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys = [sample.key for sample in samples]
-        parts = self._in_parts(len(keys), lambda part: self._encode(pixels[part], keys[part], view))
+        parts = self._image_parts.run(len(keys), lambda part: self._encode(pixels[part], keys[part], view))
         stored = torch.cat(parts) if len(parts) > 1 else parts[0]
         finite = torch.isfinite(stored).flatten(1).all(1)
         return stored.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
 
-    def _launch_captions(
-        self, encoder: TextEncoder, cache: "CaptionCache", captions: list[str]
-    ) -> list[tuple[Launched, int]]:
+    def _launch_captions(self, index: int, captions: list[str]) -> list[tuple[Launched, int]]:
+        encoder, cache = self._text_encoders[index], self._captions[index]
         new = cache.unknown(captions)
-        cache.add(new, self._in_parts(len(new), lambda part: encoder.launch(new[part])))
+        cache.add(new, self._caption_parts[index].run(len(new), lambda part: encoder.launch(new[part])))
         return cache.find(captions)
 
-    def _in_parts(self, count: int, work: Callable[[slice], Result]) -> list[Result]:
-        """`work` on all inputs at once, or in as few parts as the device's memory has turned out to allow."""
-        results: list[Result] = []
-        start = 0
-        while start < count:
-            stop = min(count, start + (self._micro_batch or count))
-            try:
-                results.append(work(slice(start, stop)))
-                start = stop
-                continue
-            except torch.OutOfMemoryError:
-                pass  # and go on below, where the frames that hold tensors are gone
-            self._halve(stop - start)
-        return results
-
-    def _halve(self, size: int) -> None:
-        if size == 1:
-            raise PrecomputeError(
-                f"--resolutions {max(v.resolution for v in self._views)}: one image and its caption do not fit in the "
-                "device's memory; use a smaller resolution, or --dtype bfloat16"
-            )
-        self._micro_batch = size // 2
-        logger.warning("--batch-size: out of memory at %d; going on with %d at once", size, self._micro_batch)
-        if self._device.type != "cpu":
-            torch.accelerator.empty_cache()
-
-    def _encode(
-        self, pixels: torch.Tensor, keys: Sequence[str], view: View, dtype: torch.dtype | None = None
-    ) -> torch.Tensor:
+    def _encode(self, pixels: torch.Tensor, keys: Sequence[str], view: View) -> torch.Tensor:
         pixels = pixels.flip(-1) if view.flipped else pixels
-        if self._fill_to and dtype is None:
-            pixels = filled(pixels, self._micro_batch or self._fill_to)
-        mean, std = self._image_encoder.encode(pixels, dtype)
+        if self._image_parts.fill_to:
+            pixels = filled(pixels, self._image_parts.fill_to)
+        mean, std = self._image_encoder.encode(pixels)
         return self._store(mean[: len(keys)], None if std is None else std[: len(keys)], keys, view)
 
     def _store(
@@ -216,66 +194,54 @@ class BatchEncoder:
             shape = tuple(mean.shape[1:])
             noise = np.stack([posterior_noise(self._seed, key, view.name, shape) for key in keys])
             raw = mean + std * to_device(torch.from_numpy(noise), mean.device)
-        encoder = self._image_encoder
-        shift, scale = (
-            torch.as_tensor(v, dtype=torch.float32, device=raw.device).view(-1, 1, 1)
-            for v in (encoder.shift, encoder.scale)
-        )
-        return ((raw - shift) * scale).to(torch.float16)
+        return ((raw - self._shift) * self._scale).to(torch.float16)
 
-    def _retry(self, sample: Sample, view: View) -> torch.Tensor | None:
+    def _retry_image(self, sample: Sample, view: View) -> torch.Tensor | None:
         """One sample alone, in wider and wider precision."""
-        pixels = torch.from_numpy(sample.pixels[view.resolution].copy()).to(self._device).permute(2, 0, 1)
+        pixels = (
+            torch.from_numpy(sample.pixels[view.resolution].copy()).to(self._device).permute(2, 0, 1)[None]
+        )
+
+        def encode(dtype: torch.dtype) -> torch.Tensor:
+            mean, std = self._image_encoder.encode(pixels.flip(-1) if view.flipped else pixels, dtype)
+            return self._store(mean, std, [sample.key], view)[0].cpu()
+
         for dtype in WIDER[self._image_encoder.dtype]:
-            stored = self._alone(partial(self._encode, pixels[None], [sample.key], view, dtype))
-            if torch.isfinite(stored).all():
-                return stored[0].cpu()
+            stored = self._alone(partial(encode, dtype), self._image_encoder, dtype)
+            if stored is not None and torch.isfinite(stored).all():
+                return stored
         return None
 
     def _retry_caption(self, sample: Sample, encoder: TextEncoder) -> Arrays:
         for dtype in WIDER[encoder.dtype]:
-            (states,) = self._alone(partial(encoder.encode, [sample.caption], dtype))
-            if _finite(states):
-                return states
+            found = self._alone(partial(encoder.encode, [sample.caption], dtype), encoder, dtype)
+            if found is not None and all(np.isfinite(array).all() for array in found[0].values()):
+                return found[0]
         return {}
 
-    def _alone(self, work: Callable[[], Result]) -> Result:
-        return self._in_parts(1, lambda _: work())[0]
+    def _alone(
+        self, work: Callable[[], Result], encoder: ImageEncoder | TextEncoder, dtype: torch.dtype
+    ) -> Result | None:
+        """None where the device has no memory for a second copy of the model: it costs the row, and not the run."""
+        span = self.clock.start()
+        try:
+            return work()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        finally:
+            span.end()
+            span.wait()
+        encoder.forget(dtype)
+        free_memory()
+        logger.warning("--dtype: no memory to compute a row again in %s; it is rejected as non_finite", dtype)
+        return None
 
 
 def filled(pixels: torch.Tensor, count: int) -> torch.Tensor:
     """(B, 3, H, W) to (count, 3, H, W), the last image over and over, always of the same strides."""
     rows = torch.arange(count, device=pixels.device).clamp(max=len(pixels) - 1)
     return pixels[rows].contiguous(memory_format=torch.channels_last)
-
-
-def _finite(arrays: Arrays) -> bool:
-    return all(np.isfinite(array).all() for array in arrays.values())
-
-
-class CaptionCache:
-    """Where the embeddings of a unit's recent captions are, so that a repeated one is encoded once."""
-
-    def __init__(self) -> None:
-        self._recent: OrderedDict[str, tuple[Launched, int]] = OrderedDict()
-        self._bytes = 0
-
-    def unknown(self, captions: Sequence[str]) -> list[str]:
-        return [caption for caption in dict.fromkeys(captions) if caption not in self._recent]
-
-    def add(self, captions: Sequence[str], batches: Sequence[Launched]) -> None:
-        rows = [(launched, row) for launched in batches for row in range(len(launched.lengths))]
-        self._recent.update(zip(captions, rows, strict=True))
-        self._bytes += sum(launched.nbytes for launched in batches)
-
-    def find(self, captions: Sequence[str]) -> list[tuple[Launched, int]]:
-        """For each caption its batch and its row there; the oldest are forgotten thereafter."""
-        found = [self._recent[caption] for caption in captions]
-        while self._bytes > CACHED_BYTES and self._recent:
-            launched, row = self._recent.popitem(last=False)[1]
-            if row == len(launched.lengths) - 1:  # the last of its batch: now the memory is free
-                self._bytes -= launched.nbytes
-        return found
 
 
 def posterior_noise(seed: int, key: str, view: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

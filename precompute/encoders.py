@@ -5,6 +5,8 @@ with one number or one per channel. The factor and the number of channels are re
 """
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -20,6 +22,7 @@ PROBE = 128  # pixels: a multiple of every known factor
 SHAPES = 1024  # of compiled inputs: more than there are buckets. Beyond the limit torch would compute without compiling
 
 Number = float | tuple[float, ...]
+Load = Callable[[torch.dtype], Any]
 
 
 class ImageEncoder:
@@ -28,14 +31,23 @@ class ImageEncoder:
     factor: pixels per latent cell along an edge. channels: C of the raw latents.
     scale, shift: `latents = (raw - shift) * scale`.
     has_posterior: False where encoding is deterministic and there is no std.
+    model: in `dtype` already. load: the same model in another precision; by default a cast copy.
     """
 
     has_posterior = True
     channels_last = True
 
-    def __init__(self, model: Any, recipe: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        recipe: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        load: Load | None = None,
+    ) -> None:
         self.device, self.dtype = device, dtype
-        self._models = {dtype: self._place(model, dtype)}
+        self._load: Load = load or (lambda dtype: copy.deepcopy(self._models[self.dtype]).to(dtype))
+        self._models = {dtype: self._place(model)}
         scale, shift = self._scaling(model)
         self.scale, self.shift = scale, shift
         mean, _ = self.encode(torch.zeros(1, 3, PROBE, PROBE, dtype=torch.uint8, device=device))
@@ -52,7 +64,7 @@ class ImageEncoder:
         """
         dtype = dtype or self.dtype
         if dtype not in self._models:
-            self._models[dtype] = self._place(copy.deepcopy(self._models[self.dtype]), dtype)
+            self._models[dtype] = self._place(self._load(dtype))
         pixels = (pixels_BCHW.to(torch.float32) / 127.5 - 1).to(dtype)
         mean, std = self._encode(self._models[dtype], pixels)
         return mean.float(), None if std is None else std.float()
@@ -75,12 +87,13 @@ class ImageEncoder:
         torch._dynamo.config.accumulated_recompile_limit = SHAPES
         model.encoder.compile(dynamic=False)
 
-    def _place(self, model: Any, dtype: torch.dtype) -> Any:
+    def forget(self, dtype: torch.dtype) -> None:
+        """Free what computing in a precision that is not the encoder's own has taken."""
+        if dtype != self.dtype:
+            self._models.pop(dtype, None)
+
+    def _place(self, model: Any) -> Any:
         model = model.to(self.device).eval().requires_grad_(False)
-        if any(
-            p.dtype != dtype for p in model.parameters()
-        ):  # diffusers warns of every cast, even of one that is none
-            model = model.to(dtype)
         if self.channels_last and self.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)
         return model
@@ -148,8 +161,9 @@ class Flux2Encoder(ImageEncoder):
     """`AutoencoderKLFlux2`: 2x2 cells go into one of 4x the channels, normalised by the batch norm's statistics."""
 
     def _scaling(self, model: Any) -> tuple[Number, Number]:
-        std = (model.bn.running_var.double() + model.config.batch_norm_eps).sqrt()
-        return tuple((1 / std).tolist()), tuple(model.bn.running_mean.double().tolist())
+        whole = self._load(torch.float32)  # bfloat16 would round the statistics
+        std = (whole.bn.running_var.double() + whole.config.batch_norm_eps).sqrt()
+        return tuple((1 / std).tolist()), tuple(whole.bn.running_mean.double().tolist())
 
     def _encode(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         mean, std = super()._encode(model, pixels)
@@ -187,9 +201,10 @@ def open_image_encoder(name: str, device: torch.device | str = "cpu", dtype: str
         raise ModelError(
             f"--vae {name}: it is a {family or 'model of no known class'}, not one of {sorted(FAMILIES)}"
         )
-    model = _load(name, family, location, DTYPES[dtype])
+    load = partial(_load, name, family, location)
+    model = load(DTYPES[dtype])
     recipe = {"family": family, **location.recipe(model)}
-    return FAMILIES[family](model, recipe, device, DTYPES[dtype])
+    return FAMILIES[family](model, recipe, device, DTYPES[dtype], load)
 
 
 def _load(name: str, family: str, location: Location, dtype: torch.dtype) -> Any:
@@ -197,7 +212,7 @@ def _load(name: str, family: str, location: Location, dtype: torch.dtype) -> Any
         return getattr(diffusers, family).from_pretrained(
             location.name, torch_dtype=dtype, **location.arguments
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(
             f"--vae {name}: cannot load {location.subfolder or 'it'}: {in_a_line(error)}. Download it again"
         ) from error

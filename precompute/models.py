@@ -14,6 +14,13 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 
 from precompute.errors import ModelError
 
+ABOUT_LIBRARIES = (
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+)  # besides what begins with _, as _diffusers_version
+PANGRAM = "Zwölf Boxkämpfer jagen Viktor: 1,234 don't-stop (café) 猫 in a cup!"
+
 
 @dataclass(frozen=True)
 class Location:
@@ -37,7 +44,13 @@ class Location:
             "subfolder": self.subfolder,
             "revision": self.revision,
             "weights": weights_hash(model),
+            "config": self._config_hash(),
         }
+
+    def _config_hash(self) -> str:
+        """Of what its `config.json` says of the model, and not of the libraries that wrote it."""
+        about = {k: v for k, v in self.config.items() if not k.startswith("_") and k not in ABOUT_LIBRARIES}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
@@ -57,15 +70,15 @@ def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
             f"{flag} {name}: no model in that folder; looked for {looked}. Name a folder that has one"
         )
     repository, _, revision = name.partition("@")
+    unreachable: Exception | None = None
     for subfolder in (*subfolders, ""):
         try:
             file = huggingface_hub.hf_hub_download(
                 repository, "config.json", subfolder=subfolder or None, revision=revision or None
             )
-        except LocalEntryNotFoundError as error:
-            raise ModelError(
-                f"{flag} {name}: not in the local cache, and the Hub cannot be reached ({in_a_line(error)})"
-            ) from error
+        except LocalEntryNotFoundError as error:  # what is in the cache may lie elsewhere
+            unreachable = error
+            continue
         except EntryNotFoundError:
             continue
         except (HFValidationError, OSError) as error:
@@ -77,6 +90,10 @@ def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
         return Location(
             repository, subfolder, commit[1] if commit else revision or None, _read_config(flag, Path(file))
         )
+    if unreachable is not None:
+        raise ModelError(
+            f"{flag} {name}: not in the local cache, and the Hub cannot be reached ({in_a_line(unreachable)})"
+        ) from unreachable
     raise ModelError(
         f"{flag} {name}: the repository has no config.json, at the top or in {', '.join(subfolders)}"
     )
@@ -89,6 +106,12 @@ def weights_hash(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 over a `transformers` tokenizer's vocabulary, and what it makes of a sentence."""
+    about = [sorted(tokenizer.get_vocab().items()), tokenizer(PANGRAM).input_ids, tokenizer.pad_token]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 
 def _read_config(flag: str, path: Path) -> dict[str, Any]:

@@ -36,15 +36,18 @@ TICK = 0.1  # seconds between looks at whether another thread has failed
 
 @dataclass
 class Stats:
-    """What this process did. Seconds of its main thread: waiting for the source (reading), for pixels (decoding) and for
-    the writer (writing); idle while there was no unit to be had, as others work on the last ones or the disk is full."""
+    """What this process did. Seconds of its main thread: waiting for the source (reading), for pixels (decoding), for the
+    writer (writing) and for the device (awaited); idle while there was no unit to be had, as others work on the last ones
+    or the disk is full. device: seconds in which the device had work."""
 
     images: int = 0
     seconds: float = 0.0
     reading: float = 0.0
     decoding: float = 0.0
     writing: float = 0.0
+    awaited: float = 0.0
     idle: float = 0.0
+    device: float = 0.0
 
     @property
     def busy(self) -> float:
@@ -52,15 +55,20 @@ class Stats:
         return max(self.seconds - self.idle, 1e-9)
 
     @property
-    def starved(self) -> float:
-        """Share of the busy time in which the device had no pixels to work on."""
-        return (self.reading + self.decoding) / self.busy
+    def waited(self) -> float:
+        """Share of the busy time in which the device had nothing to do."""
+        return min(max(1 - self.device / self.busy, 0.0), 1.0)
 
     @property
     def bottleneck(self) -> str:
-        """The stage that the others wait for."""
-        seconds = {"reading": self.reading, "decoding": self.decoding, "writing": self.writing}
-        seconds["the device"] = self.busy - sum(seconds.values())
+        """The stage that the others wait for; the host is what the main thread itself does between them."""
+        seconds = {
+            "reading": self.reading,
+            "decoding": self.decoding,
+            "writing": self.writing,
+            "the device": self.awaited,
+        }
+        seconds["the host"] = self.busy - sum(seconds.values())
         return max(seconds, key=lambda stage: seconds[stage])
 
 
@@ -141,6 +149,7 @@ class Pipeline:
     def run(self) -> Stats:
         """Raises whatever a thread raised; units not committed by then are left for the next run."""
         started = time.monotonic()
+        self._encoder.clock.reset()
         with ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode") as decoders:
             threads = [self._thread(self._read, decoders), self._thread(self._write)]
             try:
@@ -264,6 +273,7 @@ class Pipeline:
             item.arrays, item.reject = arrays, None if arrays else "non_finite"
         batch.in_flight = None
         self.stats.images += len(batch.good)
+        self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
         with self._timed("writing"):
             self._put(self._encoded, batch)
 

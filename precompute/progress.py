@@ -43,7 +43,7 @@ def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None
                 due = started + max(EVERY, (time.monotonic() - started) / SHARE)
                 bar.set_postfix_str(
                     f"{stats.images:,} images, {stats.images / stats.busy:,.1f} images/s, "
-                    f"device waits {stats.starved:.0%}, bottleneck: {stats.bottleneck}"
+                    f"device waits {stats.waited:.0%}, bottleneck: {stats.bottleneck}"
                 )
 
         yield on_progress
@@ -62,6 +62,6 @@ def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
         return "\n".join([*lines, "all of it by earlier runs; nothing was left to do"])
     lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
     if stats.images:
-        lines += [f"{'device waited':<18}{stats.starved:>14.0%}"]
+        lines += [f"{'device waited':<18}{stats.waited:>14.0%}"]
         lines += [f"{'bottleneck':<18}{stats.bottleneck:>22}"]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ What `--text-encoder` may say stands in precompute/text_spec.py. The first encod
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,17 @@ import transformers
 
 from loader.format import Field, text_field_name
 from precompute.devices import to_device
-from precompute.encoders import DTYPES
+from precompute.encoders import DTYPES, Load
 from precompute.errors import ModelError, UsageError
-from precompute.models import Location, in_a_line, locate, weights_hash
+from precompute.models import Location, in_a_line, locate, tokenizer_hash, weights_hash
 from precompute.openclip import open_openclip
-from precompute.text_spec import Padding, TextSpec, parse_text_encoder
+from precompute.text_spec import PADDINGS, Padding, TextSpec, parse_text_encoder
 from precompute.toy import ToyTokenizer, toy_text_model
 
 Float16 = npt.NDArray[np.float16]
 
 
 LONGEST = 512  # tokens, where neither the model nor the user says less
-# How the recipe puts `padding`.
-PADDINGS: dict[Padding, str] = {"full": "max_length", "masked": "masked", "trim": "trimmed"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ class TextEncoder:
 
     length: T, tokens that are stored of a caption at most. dim: D of a hidden state.
     fields: what it writes; T is None in their shape where only the real tokens are kept.
+    model: in `dtype` already, but for what its library keeps in float32, as T5's `wo`. load: the same model in another
+    precision; by default a cast copy.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class TextEncoder:
         device: torch.device,
         dtype: torch.dtype,
         padding: Padding = "full",
+        load: Load | None = None,
     ) -> None:
         self.spec, self.device, self.dtype = spec, device, dtype
         self.padding: Padding = spec.padding or padding
-        self._models = {dtype: model.to(device, dtype).eval().requires_grad_(False)}
+        self._load: Load = load or (lambda dtype: copy.deepcopy(self._models[self.dtype]).to(dtype))
+        self._models = {dtype: self._place(model)}
         self._tokenizer = tokenizer
         self.length = self._length(model.config, tokenizer)
         try:
@@ -124,7 +127,7 @@ class TextEncoder:
         """Start `encode` on the device without waiting for it."""
         dtype, spec = dtype or self.dtype, self.spec
         if dtype not in self._models:
-            self._models[dtype] = copy.deepcopy(self._models[self.dtype]).to(dtype)
+            self._models[dtype] = self._place(self._load(dtype))
         ids, mask = self._tokenize([spec.fill(caption) for caption in captions])
         output = self._models[dtype](
             input_ids=to_device(ids, self.device),
@@ -148,6 +151,14 @@ class TextEncoder:
             finite=finite.to("cpu", non_blocking=True),
             lengths=lengths,
         )
+
+    def forget(self, dtype: torch.dtype) -> None:
+        """Free what computing in a precision that is not the encoder's own has taken."""
+        if dtype != self.dtype:
+            self._models.pop(dtype, None)
+
+    def _place(self, model: Any) -> Any:
+        return model.to(self.device).eval().requires_grad_(False)
 
     def _hidden(self, output: Any) -> torch.Tensor:
         layers: list[torch.Tensor] = [
@@ -207,24 +218,33 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
     else:
         model, tokenizer = open_openclip(spec.model)
     recipe = {"model": spec.model, "weights": weights_hash(model)}
-    return TextEncoder(spec, model, tokenizer, recipe, device, torch_dtype)
+    return TextEncoder(spec, model.to(torch_dtype), tokenizer, recipe, device, torch_dtype)
 
 
 def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     auto = spec.model.startswith("auto:")
     location = locate("--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"])
-    loader, padding = _family(spec, location, auto)
+    family, padding = _family(spec, location, auto)
+    load = partial(_load, spec, location, family)
+    model, tokenizer = load(dtype), _open_tokenizer(spec, location)
+    recipe = {
+        **location.recipe(model),
+        "tokenizer": tokenizer_hash(tokenizer),
+        **({"auto": True} if auto else {}),
+    }
+    return TextEncoder(spec, model, tokenizer, recipe, device, dtype, padding, load)
+
+
+def _load(spec: TextSpec, location: Location, family: Any, dtype: torch.dtype) -> Any:
     try:
-        model = loader.from_pretrained(location.name, dtype=dtype, **location.arguments)
-    except (OSError, ValueError, RuntimeError) as error:
+        model = family.from_pretrained(location.name, dtype=dtype, **location.arguments)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"--text-encoder {spec.model}: cannot load it: {in_a_line(error)}") from error
-    tokenizer = _open_tokenizer(spec, location)
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
         model = model.get_encoder()  # the other half writes text
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # keys and values, for writing on
-    recipe = location.recipe(model) | ({"auto": True} if auto else {})
-    return TextEncoder(spec, model, tokenizer, recipe, device, dtype, padding)
+    return model
 
 
 def _family(spec: TextSpec, location: Location, auto: bool) -> tuple[Any, Padding]:
@@ -258,4 +278,9 @@ def _open_tokenizer(spec: TextSpec, location: Location) -> Any:
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"--text-encoder {spec.model}: its tokenizer has no token to pad with; give its tokenizer_config.json a "
+            "pad_token"
+        )
     return tokenizer

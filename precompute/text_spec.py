@@ -21,6 +21,11 @@ from urllib.parse import parse_qs, quote
 from precompute.errors import UsageError
 
 Padding = Literal["full", "masked", "trim"]
+PADDINGS: dict[Padding, str] = {
+    "full": "max_length",
+    "masked": "masked",
+    "trim": "trimmed",
+}  # as the recipe puts it
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,12 @@ def parse_text_encoder(value: str) -> TextSpec:
 
 def text_encoder_value(recipe: dict[str, Any], model: str) -> str:
     """The `--text-encoder` that gives an encoder of this recipe; model: where its `model` is to be found."""
-    layers, padding = recipe.get("layer", -1), recipe.get("padding")
+    layers = recipe.get("layer", -1)
+    paddings = {put: padding for padding, put in PADDINGS.items()}
     options = {
         "layer": ",".join(map(str, layers if isinstance(layers, list) else [layers])),
         "length": str(recipe["length"]),
-        "padding": padding if padding in get_args(Padding) else None,
+        "padding": paddings.get(recipe.get("padding", "")),
         "template": quote(recipe["template"]) if "template" in recipe else None,
         "skip": str(recipe["skip"]) if "skip" in recipe else None,
         "subfolder": recipe.get("subfolder"),

@@ -111,7 +111,7 @@ def flagged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def overflowing(name: str, device: torch.device, dtype: str) -> ImageEncoder:
-    return ImageEncoder(Overflowing(), {"model": "overflowing"}, device, torch.float16)
+    return ImageEncoder(Overflowing().half(), {"model": "overflowing"}, device, torch.float16)
 
 
 @pytest.mark.usefixtures("flagged")

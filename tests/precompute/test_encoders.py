@@ -16,6 +16,7 @@ from raw.photos import photo
 from precompute.encode import BatchEncoder, Sample
 from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.errors import PrecomputeError, UsageError
+from precompute.toy import ToyVAE
 
 MEANS, STDS = [0.3, -0.2, 0.1, 0.0], [1.5, 0.5, 2.0, 1.0]
 KL = diffusers.AutoencoderKL
@@ -187,6 +188,21 @@ def test_decoding_unscaled_latents_gives_the_library_s_picture(family: Any) -> N
     assert (decoded.float() - expected).abs().max() <= 1
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_is_the_library_s(name: str, dtype: str, tmp_path: Path) -> None:
+    save, model_class, subfolder, raw, *_ = FAMILIES[name]
+    folder, torch_dtype = save(tmp_path / "model"), getattr(torch, dtype)
+    model = model_class.from_pretrained(folder, subfolder=subfolder, torch_dtype=torch_dtype).eval()
+    encoder, whole = open_image_encoder(str(folder), dtype=dtype), open_image_encoder(str(folder))
+    assert (encoder.scale, encoder.shift) == (whole.scale, whole.shift), "scales are not rounded"
+    with torch.no_grad():
+        expected = raw(model, (pixels().float() / 127.5 - 1).to(torch_dtype))
+    for ours, theirs in zip(encoder.encode(pixels()), expected, strict=True):
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0)
+
+
 def test_recipe_tells_other_weights_apart(tmp_path: Path) -> None:
     folder = tiny_models.save_kl(tmp_path / "model")
     before = open_image_encoder(str(folder)).recipe
@@ -252,7 +268,7 @@ class Overflowing(torch.nn.Module):
 
 @pytest.mark.parametrize("stays", [False, True])
 def test_overflow_is_computed_again_in_wider_precision_or_rejected(stays: bool) -> None:
-    encoder = ImageEncoder(Overflowing(stays), {}, torch.device("cpu"), torch.float16)
+    encoder = ImageEncoder(Overflowing(stays).half(), {}, torch.device("cpu"), torch.float16)
     bright, dark = np.full((64, 64, 3), 255, np.uint8), np.full((64, 64, 3), 128, np.uint8)
     rows = [Sample("dark", "", {64: dark}), Sample("bright", "", {64: bright})]
     field, (first, second) = stored(encoder, "moments", rows)
@@ -278,8 +294,6 @@ class SmallMemory(ImageEncoder):
 
 
 def test_too_large_a_batch_goes_on_in_halves(toy: ImageEncoder, caplog: pytest.LogCaptureFixture) -> None:
-    from precompute.toy import ToyVAE
-
     SmallMemory.sizes, SmallMemory.holds = [], 3
     small = SmallMemory(ToyVAE(), {}, torch.device("cpu"), torch.float32)
     batches = BatchEncoder(small, [], [64], "moments", 0)
@@ -293,6 +307,26 @@ def test_too_large_a_batch_goes_on_in_halves(toy: ImageEncoder, caplog: pytest.L
     SmallMemory.holds = 0
     with pytest.raises(PrecomputeError, match="--resolutions 64"):
         batches.launch(samples(1))
+
+
+@pytest.mark.parametrize("first", [1, 3, 32])
+def test_batches_that_are_filled_up_go_on_in_halves_of_what_they_are_filled_to(first: int) -> None:
+    SmallMemory.sizes, SmallMemory.holds = [], 16
+    small = SmallMemory(ToyVAE(), {}, torch.device("cpu"), torch.float32)
+    batches = BatchEncoder(small, [], [64], "moments", 0, fill_to=32)
+    for count in (first, 8):
+        results = batches.collect(batches.launch([samples(8)[i % 8] for i in range(count)]))
+        assert len(results) == count and None not in results
+    assert set(SmallMemory.sizes) == {32, 16}, "a compiled encoder sees few sizes"
+
+
+def test_an_error_that_is_not_of_memory_is_raised(toy: ImageEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(toy, "_encode", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        stored(toy, "moments")
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")

@@ -14,14 +14,13 @@ from raw.photos import jpeg
 from loader.format import Split
 from precompute import progress
 from precompute.encode import BatchEncoder
-from precompute.encoders import open_image_encoder
+from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.pipeline import Output, Pipeline, Stats
 from precompute.pixels import Picture, read_picture
 from precompute.plan import Leases, Unit
 from precompute.progress import progress_bar, summary
 from precompute.records import Record
 from precompute.shards import Row, UnitWriter
-from precompute.text_encoders import open_text_encoder
 
 ROWS, SLOW = 12, 0.04
 PHOTO = jpeg(0, (64, 64))
@@ -50,7 +49,7 @@ def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def encoder() -> BatchEncoder:
-    return BatchEncoder(open_image_encoder("toy"), [open_text_encoder("toy")], [32], "moments", 0)
+    return BatchEncoder(open_image_encoder("toy"), [], [32], "moments", 0)  # next to no time of its own
 
 
 def run(
@@ -71,12 +70,12 @@ def run(
 
 def test_a_slow_source_is_told(tmp_path: Path, encoder: BatchEncoder) -> None:
     stats = run(tmp_path, encoder, Made(SLOW))
-    assert stats.bottleneck == "reading" and 0.5 < stats.starved <= 1
+    assert stats.bottleneck == "reading" and 0.5 < stats.waited <= 1
 
 
 def test_slow_decoding_is_told(tmp_path: Path, encoder: BatchEncoder) -> None:
     stats = run(tmp_path, encoder, picture=slowly(read))
-    assert stats.bottleneck == "decoding" and 0.5 < stats.starved <= 1
+    assert stats.bottleneck == "decoding" and 0.5 < stats.waited <= 1
 
 
 def test_a_slow_writer_is_told(
@@ -84,21 +83,29 @@ def test_a_slow_writer_is_told(
 ) -> None:
     monkeypatch.setattr(UnitWriter, "write", slowly(UnitWriter.write))
     stats = run(tmp_path, encoder)
-    assert stats.bottleneck == "writing" and stats.starved < 0.5
+    assert stats.bottleneck == "writing" and stats.waited > 0.5
 
 
 def test_a_slow_device_is_told(
     tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode))
+    stats = run(tmp_path, encoder)
+    assert stats.bottleneck == "the device" and stats.waited < 0.5
+
+
+def test_a_slow_host_is_told_and_the_device_waits_for_it(
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encoder, "collect", slowly(encoder.collect))
     stats = run(tmp_path, encoder)
-    assert stats.bottleneck == "the device" and stats.starved < 0.5
+    assert stats.bottleneck == "the host" and stats.waited > 0.5
 
 
 def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
     tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "collect", slowly(encoder.collect))
+    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode))
     other = Leases(tmp_path, "train", Made().units)
     held = other.claim()
     assert held is not None
@@ -108,7 +115,7 @@ def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
     timer.join()
     other.close()
     assert stats.images == 2 * ROWS
-    assert stats.idle > 0.5 and stats.bottleneck == "the device" and stats.starved < 0.5
+    assert stats.idle > 0.5 and stats.bottleneck == "the device" and stats.waited < 0.5
 
 
 def test_the_bar_says_it_live(
@@ -125,6 +132,8 @@ def test_the_bar_says_it_live(
 
 def test_the_table_at_the_end_says_it(tmp_path: Path) -> None:
     split = Split({}, 1, (), {"undecodable": 2})
-    text = summary(split, 10, Stats(10, 12.0, reading=1, decoding=4, writing=2, idle=2), 13.0)
+    text = summary(
+        split, 10, Stats(10, 12.0, reading=1, decoding=4, writing=2, idle=2, device=5, awaited=2), 13.0
+    )
     rows = dict(line.rsplit(maxsplit=1) for line in io.StringIO(text).read().splitlines())
     assert rows["device waited"] == "50%" and rows["bottleneck"] == "decoding"

@@ -13,7 +13,8 @@ import tiny_models
 import torch
 import transformers
 
-from precompute.encode import BatchEncoder, CaptionCache, Sample
+from precompute.caption_cache import CaptionCache
+from precompute.encode import BatchEncoder, Sample
 from precompute.encoders import open_image_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.text_encoders import Launched, TextEncoder, open_text_encoder
@@ -39,9 +40,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def library(folder: Path, model_class: Any, captions: list[str], **kwargs: Any) -> Any:
     """The library's forward over one caption at a time, padded as pipelines do; with `trim`, not padded at all."""
-    trim = kwargs.pop("trim", False)
+    trim, dtype = kwargs.pop("trim", False), kwargs.pop("dtype", torch.float32)
     top = "" if (folder / "config.json").exists() else "text_encoder"
-    model = model_class.from_pretrained(folder, subfolder=top).eval()
+    model = model_class.from_pretrained(folder, subfolder=top, dtype=dtype).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, subfolder=top and "tokenizer")
     padding = {} if trim else {"padding": "max_length", "max_length": 77}
     tokens = [
@@ -250,6 +251,61 @@ def test_value_names_encoder_model_and_options() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["clip", "t5", "llama"])
+@torch.no_grad()
+def test_half_precision_is_the_library_s(kind: str, dtype: str, clip: Path, t5: Path, llama: Path) -> None:
+    folder = {"clip": clip, "t5": t5, "llama": llama}[kind]
+    family = {
+        "clip": transformers.CLIPTextModel,
+        "t5": transformers.T5EncoderModel,
+        "llama": transformers.AutoModel,
+    }
+    encoder = open_text_encoder(f"{'auto:' if kind == 'llama' else ''}{folder}", dtype=dtype)
+    texts = [text for text in CAPTIONS if text]
+    outs = library(folder, family[kind], texts, trim=kind != "clip", dtype=getattr(torch, dtype))
+    for arrays, out in zip(encoder.encode(texts), outs, strict=True):
+        expected = out.last_hidden_state[0].float()
+        np.testing.assert_allclose(
+            arrays["caption_latents"], expected, atol=8 * torch.finfo(getattr(torch, dtype)).eps
+        )
+
+
+@torch.no_grad()
+def test_what_the_library_keeps_in_float32_stays_so(tmp_path: Path) -> None:
+    """T5's feed-forward outputs pass what float16 holds; its blocks clamp what is infinite, and nothing would show."""
+    folder = tiny_models.save_t5(tmp_path)
+    model = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder")
+    for name, parameter in model.named_parameters():
+        if ".wo." in name:
+            parameter.data *= 5e4
+    model.save_pretrained(folder / "text_encoder")
+    whole = library(folder, transformers.T5EncoderModel, CAPTIONS, trim=True)
+    for arrays, out in zip(
+        open_text_encoder(str(folder), dtype="float16").encode(CAPTIONS), whole, strict=True
+    ):
+        np.testing.assert_allclose(arrays["caption_latents"], out.last_hidden_state[0], atol=0.02)
+
+
+def test_recipe_tells_other_configs_and_tokenizers_apart(tmp_path: Path) -> None:
+    folder = tiny_models.save_decoder_only(tmp_path)
+    before = open_text_encoder(f"auto:{folder}").recipe
+    config = folder / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"transformers_version": "', '"transformers_version": "9'))
+    assert open_text_encoder(f"auto:{folder}").recipe == before, "who wrote it does not matter"
+    config.write_text(text.replace('"hidden_act": "silu"', '"hidden_act": "gelu"'))
+    after = open_text_encoder(f"auto:{folder}").recipe
+    assert {name for name in before if before[name] != after[name]} == {"config"}
+    config.write_text(text)
+    tokens = folder / "tokenizer.json"
+    tokens.write_text(
+        tokens.read_text().replace('"cat"', '"x"').replace('"cup"', '"cat"').replace('"x"', '"cup"')
+    )
+    after = open_text_encoder(f"auto:{folder}").recipe
+    assert {name for name in before if before[name] != after[name]} == {"tokenizer"}
+
+
 # --- rows and captions ---
 
 
@@ -295,7 +351,7 @@ def test_rows_get_the_states_of_their_own_caption_and_each_is_encoded_once(
 
 
 def test_cache_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("precompute.encode.CACHED_BYTES", 10_000)
+    monkeypatch.setattr("precompute.caption_cache.CACHED_BYTES", 10_000)
     cache = CaptionCache()
     for number in range(50):
         texts = [f"{number}-{i}" for i in range(4)]
@@ -329,9 +385,25 @@ class Letters:
 @pytest.mark.parametrize("stays", [False, True])
 def test_caption_that_overflows_is_computed_again_in_wider_precision_or_rejected(stays: bool) -> None:
     spec = parse_text_encoder("loud")
-    encoder = TextEncoder(spec, Loud(stays), Letters(), {}, torch.device("cpu"), torch.float16)
+    encoder = TextEncoder(spec, Loud(stays).half(), Letters(), {}, torch.device("cpu"), torch.float16)
     batches = BatchEncoder(open_image_encoder("toy"), [encoder], [8], "moments", 0)
     results = batches.collect(batches.launch(rows(["short", "x" * 60, "again"])))
     assert [result is None for result in results] == [False, stays, False]
     if not stays:
         np.testing.assert_array_equal(results[1]["caption_latents"], np.full((4, 1), 60))
+
+
+def test_no_memory_for_a_second_precision_costs_the_row_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = parse_text_encoder("loud")
+    encoder = TextEncoder(spec, Loud(False).half(), Letters(), {}, torch.device("cpu"), torch.float16)
+    batches = BatchEncoder(open_image_encoder("toy"), [encoder], [8], "moments", 0)
+
+    def full(dtype: torch.dtype) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 19.00 GiB")
+
+    monkeypatch.setattr(encoder, "_load", full)
+    results = batches.collect(batches.launch(rows(["short", "x" * 60, "again"])))
+    assert [result is None for result in results] == [False, True, False]
+    assert "no memory to compute a row again" in caplog.text
