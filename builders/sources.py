@@ -6,6 +6,7 @@ else `datasets` downloads them into its cache, or streams them in place. The rec
 
 import abc
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -78,6 +79,13 @@ class ArchiveBuilder(ImageCaptionBuilder):
         splits = self._sources().values()
         files = [source for archives, tables in splits for source in (*tables.values(), *archives)]
         return list(dict.fromkeys(files))
+
+    def identity(self, shards: list[Shard]) -> str:
+        """Archives by their published paths alone: one that was damaged may be fetched again, and its size then differs."""
+        tables = {
+            location: _name_and_size(location) for shard in shards for location in shard.tables.values()
+        }
+        return repr([(shard.path, shard.index, shard.count) for shard in shards]) + repr([*tables.values()])
 
     def _shards(self, dl_manager: Any) -> dict[str, list[Shard]]:
         sources = self._sources()
@@ -185,6 +193,13 @@ class ArchiveBuilder(ImageCaptionBuilder):
 
 def hub_url(repository: str, path: str) -> str:
     return f"hf://datasets/{repository}/{path}"
+
+
+def _name_and_size(location: str) -> tuple[str, int | None]:
+    """The size only where it costs no request."""
+    if is_local(location):
+        return os.path.basename(location), os.path.getsize(location)
+    return posixpath.basename(location.partition("?")[0]), None
 
 
 def _some(paths: list[str]) -> str:

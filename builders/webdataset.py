@@ -7,6 +7,7 @@
 Members of a sample share their name up to the first dot and lie side by side. Sub-folders train, validation and test are splits.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from .base import Row, make_key
 from .config import ImageCaptionConfig
 from .errors import ConfigError, MissingSourceError
 from .folder import SPLITS
+from .remote import is_local
 from .sources import ArchiveBuilder, Shard, Source, SplitSources
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -40,6 +42,11 @@ class Webdataset(ArchiveBuilder):
     DESCRIPTION = "Images and captions in WebDataset tars."
     BUILDER_CONFIG_CLASS = WebdatasetConfig
     EXTRAS: ClassVar = {"json": datasets.Value("string")}
+
+    def identity(self, shards: list[Shard]) -> str:
+        """With what tells one 00000.tar from another: where a remote one comes from, how a local one begins."""
+        first = shards[0].location
+        return super().identity(shards) + (_beginning(first) if is_local(first) else first.partition("?")[0])
 
     def _sources(self) -> dict[str, SplitSources]:
         splits = self._listed() if self.config.data_files is None else self._given()
@@ -85,6 +92,15 @@ class Webdataset(ArchiveBuilder):
             captions = next((found for field in fields if (found := _captions(field, parts, facts))), None)
             extras = {"json": json.dumps(facts, ensure_ascii=False) if facts else None}
             yield Row(make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras)
+
+
+def _beginning(path: str) -> str:
+    """The first header, hashed: name, size and time of the first member. The same for a tar that is cut short."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read(512)).hexdigest()
+    except OSError:  # reading the tar will say so, and count it
+        return ""
 
 
 def _captions(field: str, parts: dict[str, bytes], facts: dict[str, Any]) -> list[str]:

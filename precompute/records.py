@@ -57,6 +57,7 @@ NO_VALUE = {
     "parts",
     "keep_rejected",
     "data_fingerprint",
+    "links",  # where the archives are for some days, by a file on this machine
 }
 
 
@@ -185,13 +186,12 @@ class Records:
     def _identify_sources(self, builder: Any) -> str | None:
         """A hash of what each unit is made of: a source that has changed since must not be resumed into.
 
-        Of ours the names that make up each shard; of others the names and sizes of local files; None for the Hub's,
+        Of ours what makes up each shard, wherever it lies; of others the names and sizes of local files; None for the Hub's,
         whose commit is in the recipe.
         """
         if self._ours:
-            return _hash(
-                repr(builder.as_streaming_dataset(split=self.source.split)._ex_iterable.kwargs["shards"])
-            )
+            stream = builder.as_streaming_dataset(split=self.source.split)
+            return _hash(builder.identity(stream._ex_iterable.kwargs["shards"]))
         folder = self.source.data_dir or Path(self.source.dataset)
         if not folder.is_dir():
             return None
@@ -312,9 +312,24 @@ def parse_option(option: str) -> tuple[str, Any]:
 
 
 def _portable(option: str) -> str:
-    """An option as the recipe has it: of a local path only the last part."""
-    name, _, value = option.partition("=")
-    return f"{name}={Path(value).name if os.path.isabs(value) or Path(value).exists() else value}"
+    """An option as the recipe has it: of a local path only the last part, of a URL no query, which may be a signature."""
+    name, value = parse_option(option)
+    bare = _bare(value)
+    if bare == value:
+        return option
+    return f"{name}={bare if isinstance(bare, str) else json.dumps(bare)}"
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bare(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _bare(item) for name, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        return value.partition("?")[0]
+    return Path(value).name if os.path.isabs(value) or os.path.exists(value) else value
 
 
 def _hash(text: str) -> str:
