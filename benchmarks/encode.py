@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from precompute.encode import BatchEncoder, Sample
 from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.pipeline import Output, Pipeline, Stats
-from precompute.pixels import read_picture
+from precompute.pixels import Picture, read_picture
 from precompute.plan import Leases, Unit
 from precompute.records import Record
 from precompute.shards import Row
@@ -77,7 +77,10 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         output = folder or Path(scratch)
         leases = Leases(output, "train", records.units)
-        read = functools.partial(read_picture, resolutions=resolutions)
+
+        def read(data: bytes, key: str) -> Picture:
+            return read_picture(data, resolutions)
+
         try:
             return Pipeline(
                 records, leases, encoder, Output(output, "train", 1024, {}, records.plan, batch), read, threads,

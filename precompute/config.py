@@ -66,6 +66,9 @@ class Config:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the encoders. Values are stored as float16."""
 
+    crop: Literal["center", "random"] = "center"
+    """Part of a picture that is kept where its shape is another: the middle, or one drawn from its key and --seed."""
+
     flip: bool = False
     """Encode the mirrored pictures too, as fields with `_flipped` in their names; the loader then draws one of the two."""
 
@@ -84,7 +87,7 @@ class Config:
     """Decode threads of each process. Default: the cores, divided by the processes on this machine."""
 
     seed: int = 0
-    """Of the noise that --posterior sample draws."""
+    """Of the noise that --posterior sample draws, and of --crop random."""
 
     compile: bool = False
     """torch.compile the image encoder: slower to start, faster on a GPU. Each unit's last batch is filled up."""

@@ -90,22 +90,18 @@ def source_pixels(
 ) -> npt.NDArray[np.uint8] | None:
     """What the encoder should have seen: (H, W, 3), by a full decode and the crop that the sample's own facts name.
 
-    On purpose not by precompute/pixels.py, which this is held against. With buckets the crop named is that of the largest
-    resolution; another one's is the central crop of its own shape. None where there is no readable image or no crop.
+    On purpose not by precompute/pixels.py, which this is held against. With buckets each resolution has a crop of its own,
+    and `height` and `width` tell which. None where there is no readable image or no crop.
     """
-    crop = facts.get("crop")
-    if data is None or not isinstance(crop, list) or len(crop) != 4:
-        return None
     try:
+        crops = [facts["crop"], *facts.get("crops", {}).values()]
+        boxes = [(float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in crops]
+        if data is None:
+            return None
         image = decode_rgb(data)
-        left, top, right, bottom = (float(edge) for edge in crop)
-        box = (left, top, right, bottom)
-        if abs((right - left) * height - (bottom - top) * width) > max(width, height):  # more than rounding
-            scale = min(image.width / width, image.height / height)
-            left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-            box = (left, top, image.width - left, image.height - top)
+        box = min(boxes, key=lambda b: abs((b[2] - b[0]) * height - (b[3] - b[1]) * width))
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
-    except (UndecodableImage, ValueError, TypeError):
+    except (UndecodableImage, KeyError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -131,7 +131,7 @@ class Pipeline:
         leases: Leases,
         encoder: BatchEncoder,
         output: Output,
-        read: Callable[[bytes], Picture],
+        read: Callable[[bytes, str], Picture],
         num_threads: int,
         on_progress: Callable[[Stats], None],
     ) -> None:
@@ -197,7 +197,7 @@ class Pipeline:
         if reject is not None or record.image is None:
             return Item(record.row, reject or "missing_image")
         try:
-            return Item(record.row, None, self._read_picture(record.image))
+            return Item(record.row, None, self._read_picture(record.image, record.row.key))
         except UnfitImage as error:
             return Item(record.row, error.reason)
 
@@ -396,7 +396,14 @@ def _members(item: Item) -> Members:
     """File contents, or arrays, by extension, in the order in which they stand in the tar."""
     assert item.picture is not None and item.arrays is not None
     row = _row(item)
-    about = {"width": row.width, "height": row.height, "crop": item.picture.crop, "source": row.source}
+    about: dict[str, Any] = {
+        "width": row.width,
+        "height": row.height,
+        "crop": item.picture.crop,
+        "source": row.source,
+    }
+    if len(set(item.picture.crops.values())) > 1:
+        about["crops"] = {str(resolution): crop for resolution, crop in item.picture.crops.items()}
     facts = json.dumps({**about, "extras": row.extras}, ensure_ascii=False, sort_keys=True)
     arrays = {f"{name}.npy": array for name, array in item.arrays.items()}
     return {**arrays, "txt": (row.caption or "").encode(), "json": facts.encode()}

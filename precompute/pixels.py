@@ -5,6 +5,7 @@ the first part of the shrinking, several times faster than decoding every pixel.
 """
 
 import functools
+import hashlib
 import io
 import math
 from collections.abc import Sequence
@@ -20,7 +21,11 @@ from builders.images import MAX_PIXELS, UndecodableImage, decode_rgb, probe
 MARGIN = 1.2  # a scaled edge that is hardly larger than the resolution costs sharpness: 36 dB at 1.02, 41 dB at 1.2
 ORIENTATION = 0x0112
 
+CENTER = (0.5, 0.5)
+CROPS = ("center", "random")
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+Place = tuple[float, float]  # of a crop in its picture: 0 at the left or top, 1 at the right or bottom
 UInt8 = npt.NDArray[np.uint8]
 
 
@@ -34,13 +39,18 @@ class UnfitImage(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: resolution -> (H, W, 3) uint8, a square of that edge or a bucket of that area. width, height, crop: in
-    pixels of the source as a viewer sees it; crop is (left, top, right, bottom)."""
+    """pixels: resolution -> (H, W, 3) uint8, a square of that edge or a bucket of that area. width, height, crops: in
+    pixels of the source as a viewer sees it; crops: resolution -> (left, top, right, bottom)."""
 
     pixels: dict[int, UInt8]
     width: int
     height: int
-    crop: tuple[int, int, int, int]
+    crops: dict[int, tuple[int, int, int, int]]
+
+    @property
+    def crop(self) -> tuple[int, int, int, int]:
+        """Of the largest resolution; the others have another one only with buckets."""
+        return self.crops[max(self.crops)]
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], ...]:
@@ -48,10 +58,12 @@ class Picture:
         return tuple(pixels.shape for pixels in self.pixels.values())
 
 
-def read_picture(data: bytes, resolutions: Sequence[int], step: int | None = None) -> Picture:
-    """Decode, crop the centre, shrink or enlarge it to each resolution (antialiased bicubic).
+def read_picture(
+    data: bytes, resolutions: Sequence[int], step: int | None = None, place: Place = CENTER
+) -> Picture:
+    """Decode, crop, shrink or enlarge to each resolution (antialiased bicubic).
 
-    The crop is a square; with `step`, of the shape of the nearest of the `buckets` of the largest resolution.
+    The crop is the largest square; with `step`, of the shape of the nearest of the `buckets` of each resolution.
     Raises UnfitImage where the bytes are no readable image (`undecodable`) or a decompression bomb (`too_large`).
     """
     try:
@@ -67,24 +79,37 @@ def read_picture(data: bytes, resolutions: Sequence[int], step: int | None = Non
         raise UnfitImage("undecodable") from error
     view = locate(image.size, (width, height), data)
     return Picture(
-        pixels={resolution: fit(image, view, size) for resolution, size in sizes.items()},
+        pixels={resolution: fit(image, view, size, place) for resolution, size in sizes.items()},
         width=width,
         height=height,
-        crop=_whole(central_box((0, 0, width, height), sizes[max(resolutions)])),
+        crops={r: _whole(crop_box((0, 0, width, height), size, place)) for r, size in sizes.items()},
     )
 
 
-def fit(image: Image.Image, view: Box, size: tuple[int, int]) -> UInt8:
-    """The centre of a part of an RGB image, cropped to the shape of `size` and resized to it: (H, W, 3) uint8."""
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=central_box(view, size)))
+def fit(image: Image.Image, view: Box, size: tuple[int, int], place: Place) -> UInt8:
+    """A part of an RGB image, cropped to the shape of `size` and resized to it: (H, W, 3) uint8."""
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=crop_box(view, size, place)))
 
 
-def central_box(view: Box, size: tuple[int, int]) -> Box:
-    """The largest central part of `view` that has the shape of `size`, (width, height)."""
+def crop_box(view: Box, size: tuple[int, int], place: Place) -> Box:
+    """The largest part of `view`, at `place`, that has the shape of `size`, (width, height)."""
     width, height = view[2] - view[0], view[3] - view[1]
     scale = min(width / size[0], height / size[1])
-    x, y = (width - size[0] * scale) / 2, (height - size[1] * scale) / 2
-    return view[0] + x, view[1] + y, view[2] - x, view[3] - y
+    x, y = width - size[0] * scale, height - size[1] * scale
+    return (
+        view[0] + x * place[0],
+        view[1] + y * place[1],
+        view[2] - x * (1 - place[0]),
+        view[3] - y * (1 - place[1]),
+    )
+
+
+def place_of(crop: str, seed: int, key: str) -> Place:
+    """Where `--crop` takes its part: in the middle, or anywhere, by nothing but the seed and the sample's key."""
+    if crop == "center":
+        return CENTER
+    digest = hashlib.sha256(f"{seed}/{key}/crop".encode()).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "little") / 2**32 for i in (0, 4))  # type: ignore[return-value]
 
 
 def locate(scaled: tuple[int, int], size: tuple[int, int], data: bytes) -> Box:
@@ -131,6 +156,6 @@ def nearest_bucket(width: int, height: int, resolution: int, step: int) -> tuple
     return min(buckets(resolution, step), key=distance)
 
 
-def recipe(step: int | None) -> dict[str, Any]:
-    """What determines the pixels, resolutions aside."""
-    return {"crop": "center", "bucket_step": step, "resize": "bicubic", "version": 1}
+def recipe(step: int | None, crop: str = "center") -> dict[str, Any]:
+    """What determines the pixels, resolutions and seed aside."""
+    return {"crop": crop, "bucket_step": step, "resize": "bicubic", "version": 1}

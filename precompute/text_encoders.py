@@ -89,6 +89,10 @@ class TextEncoder:
             raise UsageError(
                 f"--text-encoder {spec.model}: no layer {','.join(map(str, spec.layers))}; it has {layers}"
             ) from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"--text-encoder {spec.model}: it gives no hidden states for text alone ({in_a_line(error)}); name a text model"
+            ) from error
         if spec.pooled and probe.pooled is None:
             raise ModelError(f"--text-encoder {spec.model}: it has no pooled output; leave out pooled")
         if probe.lengths[0] < 1:

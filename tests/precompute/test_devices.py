@@ -28,6 +28,7 @@ def four_devices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     chosen: list[int] = []
     monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     return chosen
 
 

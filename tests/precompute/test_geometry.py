@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from raw.photos import encode, jpeg, photo
 
 from loader.format import Manifest
 from precompute import run
-from precompute.pixels import buckets, nearest_bucket, read_picture
+from precompute.errors import RecipeMismatch
+from precompute.pixels import buckets, nearest_bucket, place_of, read_picture
+from precompute.verify import Config as VerifyConfig
+from precompute.verify import Report, verify
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -105,6 +109,56 @@ def test_bucket_is_the_largest_central_part_of_its_shape(size: tuple[int, int]) 
     assert abs((right - left) / (bottom - top) - width / height) < 0.01
     assert left == 0 or top == 0, "nothing is cut off in both directions"
     assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+
+
+def test_random_crop_is_drawn_from_key_and_seed_alone() -> None:
+    places = {(seed, key): place_of("random", seed, key) for seed in (0, 1) for key in ("a", "b", "c")}
+    assert len(set(places.values())) == 6 and all(0 <= x < 1 for place in places.values() for x in place)
+    assert place_of("random", 1, "b") == places[1, "b"] and place_of("center", 1, "b") == (0.5, 0.5)
+    drawn = np.array([place_of("random", 0, f"{key}") for key in range(2000)])
+    assert abs(drawn.mean(0) - 0.5).max() < 0.03 and abs(drawn.std(0) - 12**-0.5).max() < 0.02
+
+
+@pytest.mark.parametrize(("place", "left"), [((0.0, 0.9), 0), ((0.25, 0.5), 75), ((1.0, 0.1), 300)])
+def test_crop_lies_where_it_is_said_to(place: tuple[float, float], left: int) -> None:
+    image = photo(1, (900, 600))
+    picture = read_picture(encode(image, "PNG"), [128, 64], place=place)
+    assert picture.crops == {128: (left, 0, left + 600, 600), 64: (left, 0, left + 600, 600)}
+    for resolution, pixels in picture.pixels.items():
+        box = (left, 0, left + 600, 600)
+        np.testing.assert_array_equal(
+            pixels, image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
+        )
+
+
+@pytest.mark.parametrize("buckets", [None, 16])
+def test_run_with_random_crops_is_found_right_by_verify(tmp_path: Path, buckets: int | None) -> None:
+    """Which holds each resolution against its own crop of the source."""
+    write_tar(
+        tmp_path / "raw" / "a.tar",
+        [
+            m
+            for n in range(6)
+            for m in ((f"k{n}.jpg", jpeg(n, (640 - 70 * n, 300))), (f"k{n}.txt", b"a caption"))
+        ],
+    )
+    options = {"data_dir": tmp_path / "raw", "vae": "toy", "text_encoder": ("toy",), "dtype": "float32"}
+    config = run.Config(
+        "builders/webdataset",
+        tmp_path / "out",
+        resolutions=(64, 128),
+        crop="random",
+        buckets=buckets,
+        **options,
+    )
+    run.run(config)
+    recipe = Manifest.from_json((tmp_path / "out" / "manifest.json").read_bytes()).recipe
+    assert (recipe["crop"], recipe["seed"]) == ("random", 0)
+    report = Report(str(tmp_path / "out"), "all")
+    assert not list(verify(VerifyConfig(str(tmp_path / "out"), decode=6, data_dir=tmp_path / "raw"), report))
+    assert len(report.psnr) == 12 and min(report.psnr.values()) > 12
+    with pytest.raises(RecipeMismatch, match=r"seed: 0 there, 1 here"):
+        run.run(replace(config, seed=1))
 
 
 def test_run_with_buckets_writes_one_size_a_tar(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The pipeline when something goes wrong in one of its threads: it stops, says what, and leaves nothing half done."""
 
 import errno
-import functools
 import io
 import os
 import tarfile
@@ -19,7 +18,7 @@ from precompute.encode import BatchEncoder
 from precompute.encoders import open_image_encoder
 from precompute.errors import OutputError, PrecomputeError, SourceError, output_errors
 from precompute.pipeline import Output, Pipeline, Stats
-from precompute.pixels import read_picture
+from precompute.pixels import Picture, read_picture
 from precompute.plan import Leases, Unit
 from precompute.records import Record, Records, Source
 from precompute.shards import WORK, Row, marker_paths, read_marker
@@ -28,6 +27,10 @@ from precompute.text_encoders import open_text_encoder
 
 ROWS = 6
 GOOD, BAD = jpeg(0, (64, 64)), b"<html></html>"
+
+
+def read(data: bytes, key: str) -> Picture:
+    return read_picture(data, [32])
 
 
 class Made:
@@ -64,7 +67,6 @@ def work(tmp_path: Path, encoder: BatchEncoder) -> Iterator:
         folder.mkdir(exist_ok=True)
         leases = Leases(folder, "train", records.units, timeout)
         output = Output(folder, "train", 4, {}, records.plan, 2)
-        read = functools.partial(read_picture, resolutions=[32])
         try:
             return Pipeline(records, leases, encoder, output, read, 2, lambda stats: None).run()
         finally:
@@ -88,7 +90,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory, encoder: BatchEncoder) ->
     folder = tmp_path_factory.mktemp("expected")
     leases = Leases(folder, "train", Made().units)
     output = Output(folder, "train", 4, {}, Made().plan, 2)
-    read = functools.partial(read_picture, resolutions=[32])
     Pipeline(Made(), leases, encoder, output, read, 1, lambda stats: None).run()
     leases.close()
     assert len(tars(folder)) == 3

@@ -1,6 +1,5 @@
 """What a run says of itself: which stage the others wait for, and how long the device waited."""
 
-import functools
 import io
 import threading
 import time
@@ -24,7 +23,10 @@ from precompute.shards import Row, UnitWriter
 
 ROWS, SLOW = 12, 0.04
 PHOTO = jpeg(0, (64, 64))
-read = functools.partial(read_picture, resolutions=[32])
+
+
+def read(data: bytes, key: str) -> Picture:
+    return read_picture(data, [32])
 
 
 class Made:
@@ -56,7 +58,7 @@ def run(
     folder: Path,
     encoder: BatchEncoder,
     records: Made | None = None,
-    picture: Callable[[bytes], Picture] = read,
+    picture: Callable[[bytes, str], Picture] = read,
     on_progress: Callable[[Stats], None] = lambda stats: None,
 ) -> Stats:
     records = records or Made()

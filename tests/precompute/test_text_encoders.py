@@ -226,6 +226,16 @@ def test_options_that_cannot_be_are_named(llama: Path, options: str, message: st
         open_text_encoder(f"auto:{llama}?{options}")
 
 
+def test_model_that_is_not_of_text_is_refused(tmp_path: Path) -> None:
+    tiny_models.save_word_tokenizer(tmp_path, end=True)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no hidden states for text alone .*name a text model"):
+        open_text_encoder(f"auto:{tmp_path}")
+
+
 def test_toy_has_no_mask() -> None:
     with pytest.raises(UsageError, match="leave padding out"):
         open_text_encoder("toy?padding=trim")
