@@ -12,6 +12,7 @@ from huggingface_hub.errors import HTTPError
 from precompute.errors import PrecomputeError
 
 ATTEMPTS, WAIT = 6, 2.0  # tries of one question; seconds before the second, doubled for each further one
+FINAL = (400, 401, 402, 403, 404, 413)  # others pass: 409 and 412 are a commit of somebody else's
 T = TypeVar("T")
 
 CURES = {
@@ -28,8 +29,13 @@ class PushError(PrecomputeError):
     """The Hub refused, could not be reached, or keeps something else. Nothing local is lost."""
 
 
+class Refusal(PushError):
+    """The Hub says no, and will again until somebody sees to it."""
+
+
 def ask(repo: str, question: Callable[[], T]) -> T:
-    """The answer to a question about a repository. Raises PushError, which names it and says what to do."""
+    """The answer to a question about a repository. Raises PushError, which names it and says what to do; Refusal where
+    no later try can help."""
     for attempt in itertools.count(1):
         try:
             return question()
@@ -39,7 +45,8 @@ def ask(repo: str, question: Callable[[], T]) -> T:
                 status in (408, 429) or (status or 0) >= 500 or (status is None and _is_network(error))
             )
             if not transient or attempt == ATTEMPTS:
-                raise PushError(f"{repo}: {_explain(error, status)}") from error
+                kind = Refusal if status in FINAL else PushError
+                raise kind(f"{repo}: {_explain(error, status)}") from error
             time.sleep(WAIT * 2 ** (attempt - 1) * random.uniform(1.0, 1.2))
     raise AssertionError("unreachable")
 

@@ -32,10 +32,9 @@ from precompute.devices import is_main, pick_device
 from precompute.encode import BatchEncoder
 from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
-from precompute.follow import following
+from precompute.follow import PushedLeases, following
 from precompute.manifest import ManifestKeeper
-from precompute.pipeline import Output, Pipeline
-from precompute.plan import Leases
+from precompute.pipeline import Output, Pipeline, Stats
 from precompute.progress import default_threads, progress_bar, summary
 from precompute.records import Records, Source
 from precompute.room import Room
@@ -144,13 +143,18 @@ def work(
     )
     threads = config.num_threads or default_threads()
     read = functools.partial(pixels.read_picture, resolutions=config.resolutions, step=config.buckets)
-    leases = Leases(config.output, config.split, records.units, config.lease_timeout)
-    with contextlib.closing(leases), following(pushing(config), config.lease_timeout):
+    leases = PushedLeases(config.output, config.split, records.units, config.lease_timeout)
+    with contextlib.closing(leases), following(pushing(config), config.lease_timeout) as leases.check:
         if config.max_disk:
             leases.room = Room(config.output, config.max_disk, keeper.largest_unit)
         before = leases.finished()
         with progress_bar(leases, is_main()) as on_progress:
-            stats = Pipeline(records, leases, encoder, output, read, threads, on_progress).run()
+
+            def on_batch(stats: Stats) -> None:
+                leases.check()
+                on_progress(stats)
+
+            stats = Pipeline(records, leases, encoder, output, read, threads, on_batch).run()
         manifest = keeper.refresh()
     if is_main():
         new = keeper.samples_since(before)

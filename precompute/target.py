@@ -14,7 +14,7 @@ from precompute.card import Known, render_card, source_info
 from precompute.checks import README, REPORT, SHEET
 from precompute.errors import UsageError
 from precompute.finished import Finished, manifest_of_all
-from precompute.hub import PushError, ask
+from precompute.hub import PushError, Refusal, ask
 
 if TYPE_CHECKING:
     from precompute.push import Config
@@ -212,7 +212,7 @@ class Target:
         return ask(self._config.repo, read)
 
     def _remote_manifest(self, local: Finished, remote: dict[str, RepoFile]) -> Manifest | None:
-        """The manifest that is there. Raises PushError where it is of another recipe or plan."""
+        """The manifest that is there. Raises Refusal where it is of another recipe or plan."""
         text = self._read(MANIFEST, remote)
         if not text:
             return None
@@ -222,7 +222,7 @@ class Target:
             wrong += recipe_differences(theirs.splits[name].plan, ours.splits[name].plan, "plan")
         if wrong:
             lines = "\n  ".join(wrong)
-            raise PushError(
+            raise Refusal(
                 f"{self._config.repo}: it holds shards of another recipe:\n  {lines}\nName another dataset or --revision"
             )
         return theirs

@@ -28,6 +28,7 @@ def tars_there(hub: LoopbackHub) -> set[str]:
     return {name for name in hub.repos[REPO].files() if name.endswith(".tar")}
 
 
+ROOM_FOR_TWO = 200e3 / 1e9  # GB
 ALL = {f"train-0000{unit}.tar" for unit in range(4)}
 
 
@@ -93,6 +94,28 @@ def test_hub_that_stays_away_fails_the_run_and_loses_nothing(hub: LoopbackHub, t
         run.run(config(tmp_path))
     assert {path.name for path in tmp_path.glob("*.tar")} == ALL
     assert Manifest.from_json((tmp_path / MANIFEST).read_bytes()).splits["train"].complete
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413])
+def test_hub_that_refuses_on_the_way_stops_the_run_even_while_it_waits_for_room(
+    hub: LoopbackHub, tmp_path: Path, status: int
+) -> None:
+    """Nothing is deleted, so that there never is room again."""
+    hub.fail("POST", r"/commit/", status, times=1000)
+    with pytest.raises(PushError, match=REPO):
+        run.run(config(tmp_path, delete_pushed=True, max_disk=ROOM_FOR_TWO))
+    assert hub.asked("POST", r"/commit/") == 1
+    assert 0 < len(list(tmp_path.glob("train-*.json"))) < len(ALL)
+    assert not (tmp_path / ".work").exists()
+    hub.faults.clear()
+    run.run(config(tmp_path))
+    assert tars_there(hub) == ALL
+
+
+def test_hub_that_holds_another_recipe_stops_the_run(hub: LoopbackHub, tmp_path: Path) -> None:
+    run.run(config(tmp_path / "one"))
+    with pytest.raises(PushError, match="another recipe"):
+        run.run(config(tmp_path / "other", posterior="mode", delete_pushed=True, max_disk=ROOM_FOR_TWO))
 
 
 def hold_the_push_lease(output: Path) -> Path:
