@@ -11,21 +11,24 @@ import json
 import os
 import re
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING
 
 from precompute.errors import LostLease
+from precompute.owner import is_dead, read_owner, this_process
 from precompute.shards import WORK, revoke, sweep
+
+if TYPE_CHECKING:
+    from precompute.room import Room
 
 TICK = 0.1  # seconds between looks at whether to stop
 LEASE = re.compile(r"(?P<stem>.+-\d{5,})\.lease-(?P<turn>\d+)")
+PUSHING, LOOKING = "pushing", ".room"  # no splits: what one process at a time does is leased too
+NO_UNITS = {f"{name}-00000" for name in (PUSHING, LOOKING)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Lease:
         """Raises LostLease if another process has taken the unit over."""
         stem = self.path.name.rpartition(".lease-")[0]
         turns = [int(m["turn"]) for m in leases_in(self.path.parent) if m["stem"] == stem]
-        if max(turns, default=0) != self.turn or _owner(self.path).get("token") != self.token:
+        if max(turns, default=0) != self.turn or read_owner(self.path).get("token") != self.token:
             raise LostLease(f"unit {self.unit.index} was taken over by another process")
 
     def release(self) -> None:
@@ -81,7 +84,7 @@ class Leases:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __post_init__(self) -> None:
-        self.room: Callable[[], bool] = lambda: True  # for another unit on the disk
+        self.room: Room | None = None  # on the disk, where there is a limit
         self._held: dict[int, Lease] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._work = self.output / WORK
@@ -93,10 +96,7 @@ class Leases:
 
     def claim(self) -> Lease | None:
         """Lease the first unit that is neither finished nor in good hands; None if there is none now."""
-        done = self.finished()
-        newest: dict[str, int] = {}
-        for match in leases_in(self._work):
-            newest[match["stem"]] = max(newest.get(match["stem"], 0), int(match["turn"]))
+        done, newest = self.finished(), self._newest()
         for unit in self.units:
             if unit.index in done or unit.index in self._held:
                 continue
@@ -114,7 +114,7 @@ class Leases:
         pause = 0.2
         while not stop.is_set():
             self._released.clear()
-            lease = self.claim() if self.room() else None
+            lease = self.room.claim() if self.room else self.claim()
             if lease is not None:
                 yield lease
                 pause = 0.2
@@ -130,6 +130,11 @@ class Leases:
         pattern = re.compile(re.escape(self.split) + r"-(\d{5,})\.json")
         return {int(m[1]) for name in os.listdir(self.output) if (m := pattern.fullmatch(name))}
 
+    def under_way(self) -> set[str]:
+        """Stems of the units, of whichever split, that living processes are at."""
+        newest = self._newest().items()
+        return {stem for stem, turn in newest if self._alive(self._work / f"{stem}.lease-{turn}")} - NO_UNITS
+
     def release(self, lease: Lease) -> None:
         lease.release()
         self._held.pop(lease.unit.index, None)
@@ -141,7 +146,12 @@ class Leases:
         self._heart.join()
         for lease in list(self._held.values()):
             self.release(lease)
+        if self.room:
+            self.room.close()
         sweep(self.output, {f"{self.split}-{index:05d}" for index in self.finished()})
+        for match in leases_in(self._work):
+            if match["stem"] in NO_UNITS and is_dead(read_owner(self._work / match[0])):
+                (self._work / match[0]).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._work.rmdir()
 
@@ -150,6 +160,13 @@ class Leases:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not (stop.is_set() or self._released.wait(TICK)):
             pass
+
+    def _newest(self) -> dict[str, int]:
+        """The turns that count, by the stems of their units."""
+        newest: dict[str, int] = {}
+        for match in leases_in(self._work):
+            newest[match["stem"]] = max(newest.get(match["stem"], 0), int(match["turn"]))
+        return newest
 
     def _stem(self, unit: Unit) -> str:
         return f"{self.split}-{unit.index:05d}"
@@ -168,7 +185,7 @@ class Leases:
             return None
         try:
             with os.fdopen(descriptor, "w") as file:
-                json.dump({"token": self.token, **_this_process()}, file)
+                json.dump({"token": self.token, **this_process()}, file)
         except OSError:  # a full disk: an empty lease would hold the unit until it goes stale
             path.unlink(missing_ok=True)
             raise
@@ -188,8 +205,8 @@ class Leases:
         before, since = self._seen.get(path.name, (0, 0.0))
         if before != touched:
             self._seen[path.name] = (touched, time.monotonic())
-            return not _is_dead(_owner(path))
-        return time.monotonic() - since < self.timeout and not _is_dead(_owner(path))
+            return not is_dead(read_owner(path))
+        return time.monotonic() - since < self.timeout and not is_dead(read_owner(path))
 
     def _beat(self) -> None:
         while not self._stop.wait(self.timeout / 6):
@@ -205,38 +222,3 @@ def leases_in(work: Path) -> list[re.Match[str]]:
     except FileNotFoundError:  # whoever finishes last removes the empty folder
         return []
     return [match for name in names if (match := LEASE.fullmatch(name))]
-
-
-def _owner(path: Path) -> dict[str, Any]:
-    """Who wrote a lease; empty while it is being written, or once it is gone."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _this_process() -> dict[str, Any]:
-    return {**_machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def _machine() -> dict[str, Any]:
-    """What tells two machines, boots or containers apart: a pid means something only within one of them."""
-    boot = namespace = ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
-
-
-def _is_dead(owner: dict[str, Any]) -> bool:
-    """Certain only of processes of this machine; of others the heartbeat tells."""
-    if {key: owner.get(key) for key in ("host", "boot", "namespace")} != _machine():
-        return False
-    try:
-        process = psutil.Process(owner["pid"])
-        other = (
-            abs(process.create_time() - owner["started"]) > 1
-        )  # seconds: the number was given to another process
-        return other or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True

@@ -9,7 +9,6 @@ like; processes find each other through the output folder.
 
 import contextlib
 import dataclasses
-import functools
 import io
 import logging
 import signal
@@ -73,9 +72,9 @@ def make_recipe(
         "text_encoders": [encoder.recipe for encoder in texts],
         "resolutions": list(config.resolutions),
         "posterior": posterior,
-        "seed": config.seed if posterior == "sample" else None,
+        "seed": config.seed if posterior == "sample" or config.crop == "random" else None,
         "flip": config.flip,
-        **pixels.recipe(config.buckets),
+        **pixels.recipe(config.buckets, config.crop),
     }
 
 
@@ -142,11 +141,15 @@ def work(
         on_commit=keeper.keep_fresh,
     )
     threads = config.num_threads or default_threads()
-    read = functools.partial(pixels.read_picture, resolutions=config.resolutions, step=config.buckets)
+
+    def read(data: bytes, key: str) -> pixels.Picture:
+        place = pixels.place_of(config.crop, config.seed, key)
+        return pixels.read_picture(data, config.resolutions, config.buckets, place)
+
     leases = PushedLeases(config.output, config.split, records.units, config.lease_timeout)
     with contextlib.closing(leases), following(pushing(config), config.lease_timeout) as leases.check:
         if config.max_disk:
-            leases.room = Room(config.output, config.max_disk, keeper.largest_unit)
+            leases.room = Room(leases, config.max_disk, keeper.largest_unit)
         before = leases.finished()
         with progress_bar(leases, is_main()) as on_progress:
 

@@ -15,7 +15,6 @@ from loader.format import MANIFEST, Manifest
 from precompute import push, run
 from precompute.errors import UsageError
 from precompute.hub import PushError
-from precompute.room import Room
 
 
 def config(output: Path, **options: Any) -> run.Config:
@@ -162,25 +161,3 @@ def test_flags_that_need_others(tmp_path: Path, options: dict[str, Any], flag: s
     given = {"push_to": REPO, **options}
     with pytest.raises(UsageError, match=flag):
         run.check(run.Config("builders/demo", tmp_path, **given))
-
-
-def test_room_counts_what_is_here_and_what_others_are_at(tmp_path: Path) -> None:
-    (tmp_path / ".work").mkdir()
-    room = Room(tmp_path, 350 / 1e9)
-    (tmp_path / ".work" / "train-00000.lease-1").touch()
-    assert not room(), "how large is a unit? The first will tell"
-    (tmp_path / ".work" / "train-00000.lease-1").unlink()
-    assert room()
-    (tmp_path / "train-00000-01.tar").write_bytes(bytes(60))
-    (tmp_path / "train-00000-02.tar").write_bytes(bytes(40))
-    assert room(), "100 here, 100 for the next"
-    (tmp_path / ".work" / "train-00001.lease-1").touch()
-    assert room(), "100 here, 100 of another, 100 for the next"
-    (tmp_path / ".work" / "train-00002.lease-3").touch()
-    (tmp_path / ".work" / "pushing-00000.lease-1").touch()
-    assert not room()
-    (tmp_path / "train-00000-01.tar").unlink()
-    (tmp_path / "train-00000-02.tar").unlink()
-    assert room(), "deleted, and the largest remembered: 2 of others and the next"
-    with pytest.raises(UsageError, match="--max-disk"):
-        Room(tmp_path, 350 / 1e9, largest=400)()

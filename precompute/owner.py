@@ -1,0 +1,46 @@
+"""Who holds a lease: one process of one machine, told from all others, and whether it is still alive."""
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def this_process() -> dict[str, Any]:
+    """What its leases say of it."""
+    return {**_machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def read_owner(path: Path) -> dict[str, Any]:
+    """Who wrote a lease; empty while it is being written, or once it is gone."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def is_dead(owner: dict[str, Any]) -> bool:
+    """Certain only of processes of this machine; of others the heartbeat tells."""
+    if {key: owner.get(key) for key in ("host", "boot", "namespace")} != _machine():
+        return False
+    try:
+        process = psutil.Process(owner["pid"])
+        other = (
+            abs(process.create_time() - owner["started"]) > 1
+        )  # seconds: the number was given to another process
+        return other or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _machine() -> dict[str, Any]:
+    """What tells two machines, boots or containers apart: a pid means something only within one of them."""
+    boot = namespace = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
