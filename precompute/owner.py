@@ -12,7 +12,7 @@ import psutil
 
 def this_process() -> dict[str, Any]:
     """What its leases say of it."""
-    return {**_machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return {**_machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def read_owner(path: Path) -> dict[str, Any]:
@@ -28,13 +28,20 @@ def is_dead(owner: dict[str, Any]) -> bool:
     if {key: owner.get(key) for key in ("host", "boot", "namespace")} != _machine():
         return False
     try:
-        process = psutil.Process(owner["pid"])
-        other = (
-            abs(process.create_time() - owner["started"]) > 1
-        )  # seconds: the number was given to another process
-        return other or process.status() == psutil.STATUS_ZOMBIE
+        zombie = psutil.Process(owner["pid"]).status() == psutil.STATUS_ZOMBIE
+        return zombie or abs(_started(owner["pid"]) - owner["started"]) > 1  # its number was given to another
     except psutil.NoSuchProcess:
         return True
+
+
+def _started(pid: int) -> float:
+    """When a process started: ticks since boot, which no step of the clock moves, or seconds of the clock where there is
+    no /proc. Raises NoSuchProcess."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return float(psutil.Process(pid).create_time())
+    return int(stat.rpartition(")")[2].split()[19])  # field 22 of proc(5); the name before may hold anything
 
 
 def _machine() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from precompute import plan
@@ -97,6 +98,15 @@ def test_unit_of_a_dead_process_comes_round_at_once(process) -> None:
 def test_number_of_a_dead_process_given_to_a_new_one_does_not_keep_its_units(process) -> None:
     rewrite(process().claim(), started=12345.0)
     assert index_of(process().claim()) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clock is all there is")
+def test_step_of_the_clock_kills_nobody(process, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = process().claim()
+    boot = psutil._pslinux.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot + 3600)
+    assert index_of(process().claim()) == 1
+    lease.check()
 
 
 def test_process_of_another_machine_is_judged_by_its_heartbeat(process) -> None:
