@@ -4,6 +4,7 @@ It also guards the folder: markers or a manifest of another recipe or plan stop 
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Container
 from pathlib import Path
@@ -13,9 +14,10 @@ import psutil
 
 from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split, recipe_differences
 from precompute.errors import RecipeMismatch
-from precompute.shards import manifest_of, marker_paths, read_marker, write_shared
+from precompute.shards import is_marker, manifest_of, read_marker, write_shared
 
 INTERVAL = 30.0  # seconds between updates while units finish, by whichever process
+ROUNDS = 5  # of reading and writing at the end of a run, at most, while others of another split go on
 SHARE = 0.01  # of a process's time may go into them: ten thousand markers take a second
 
 
@@ -44,31 +46,36 @@ class ManifestKeeper:
             except FormatError as error:
                 raise FormatError(f"{path}: {error}. Remove it: it is made anew from the markers") from error
             self._compare(manifest.recipe, manifest.splits.get(self._split))
-        return self.refresh()
+        return self._update()
 
     def refresh(self) -> Manifest:
-        """Rewrite the manifest from all markers.
+        """The manifest that this process leaves at its end, of all markers.
 
-        Two processes may do so at once: whoever finds a marker that its own version lacks writes again.
+        Two processes may write theirs at once: whoever finds a marker that its own version lacks writes again. Where
+        markers keep coming, so does a process that writes them at its own end.
         """
-        started = time.monotonic()
-        while True:
-            self._read_markers()
-            manifest = self.manifest()
-            write_shared(self._output, MANIFEST, manifest.to_json().encode())
-            if self._markers.keys() == self._look().keys():
+        found = self._look()
+        for _ in range(ROUNDS):
+            manifest, before = self._write(found), found
+            found = self._look()
+            if found.keys() == before.keys():
                 break
-        self._wait_from(started)
         return manifest
 
     def keep_fresh(self) -> None:
-        """`refresh`, where no process has done so for INTERVAL seconds."""
+        """Rewrite the manifest from the markers that are there now, where no process has done so for INTERVAL seconds."""
         if time.monotonic() < self._due:
             return
         if self._seen == self._modified():
-            self.refresh()
+            self._update()
         else:
             self._wait_from(time.monotonic())
+
+    def _update(self) -> Manifest:
+        started = time.monotonic()
+        manifest = self._write(self._look())
+        self._wait_from(started)
+        return manifest
 
     def _wait_from(self, started: float) -> None:
         now = time.monotonic()
@@ -97,7 +104,7 @@ class ManifestKeeper:
                 (self._output / name).unlink(missing_ok=True)
                 count += 1
         if count:
-            self.refresh()
+            self._update()
         return count
 
     @property
@@ -115,15 +122,23 @@ class ManifestKeeper:
         mine = [m for m in self._markers.values() if m.split == self._split and m.unit not in units]
         return sum(marker.samples for marker in mine) if mine else None
 
+    def _write(self, found: dict[tuple[str, int], Path]) -> Manifest:
+        self._read(found)
+        manifest = self.manifest()
+        write_shared(self._output, MANIFEST, manifest.to_json().encode())
+        return manifest
+
     def _look(self) -> dict[tuple[str, int], Path]:
+        """All markers, by file and time."""
         found = {}
-        for path in marker_paths(self._output):
-            with contextlib.suppress(FileNotFoundError):  # another process does it again
-                found[path.name, path.stat().st_mtime_ns] = path
+        with os.scandir(self._output) as entries:
+            for entry in entries:
+                if is_marker(entry.name):
+                    with contextlib.suppress(FileNotFoundError):  # another process does it again
+                        found[entry.name, entry.stat().st_mtime_ns] = Path(entry.path)
         return found
 
-    def _read_markers(self) -> None:
-        found = self._look()
+    def _read(self, found: dict[tuple[str, int], Path]) -> None:
         self._markers = {key: marker for key, marker in self._markers.items() if key in found}
         for key, path in found.items():
             if key not in self._markers:

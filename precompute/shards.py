@@ -277,7 +277,11 @@ def sync_directory(path: Path) -> None:
 
 def marker_paths(output: Path) -> list[Path]:
     """The markers of all finished units, in order of split and unit."""
-    return sorted(path for path in output.glob("*-*.json") if SHARD_NAME.fullmatch(path.stem))
+    return sorted(path for path in output.glob("*-*.json") if is_marker(path.name))
+
+
+def is_marker(name: str) -> bool:
+    return name.endswith(".json") and SHARD_NAME.fullmatch(name.removesuffix(".json")) is not None
 
 
 def read_marker(path: Path) -> Marker:

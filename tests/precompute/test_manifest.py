@@ -7,7 +7,7 @@ import pytest
 from loader.format import MANIFEST, Field, Manifest
 from precompute import manifest as module
 from precompute.manifest import ManifestKeeper
-from precompute.shards import UnitWriter
+from precompute.shards import UnitWriter, write_shared
 
 PLAN, FIELDS = {"units": 9}, [Field("latents_8", "latents", "float16", (4, 1, 1))]
 
@@ -54,3 +54,51 @@ def test_no_more_than_so_often(tmp_path: Path) -> None:
     only.keep_fresh()
     assert units_done(tmp_path) == 0, "half a minute is not over"
     assert only.refresh().splits["train"].units_done == units_done(tmp_path) == 1
+
+
+@pytest.fixture
+def restless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A slow folder: while the manifest is written, another process finishes one more unit. How many units there are."""
+    write, units = module.write_shared, [0]
+
+    def slow(*arguments: object) -> None:
+        write(*arguments)
+        finish(tmp_path, units[0])
+        units[0] += 1
+
+    monkeypatch.setattr(module, "write_shared", slow)
+    return units
+
+
+def test_markers_that_keep_coming_do_not_hold_a_process_up(tmp_path: Path, restless: list[int]) -> None:
+    only = keeper(tmp_path)
+    assert restless == [1], "it writes once, and begins its work"
+    only._due = 0.0
+    only.keep_fresh()
+    assert restless == [2]
+    only.refresh()
+    assert restless[0] <= 2 + module.ROUNDS, "at its end it tries to have them all, within bounds"
+
+
+def test_last_process_leaves_a_manifest_of_all_markers(
+    tmp_path: Path, restless: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only, write = keeper(tmp_path), module.write_shared
+    monkeypatch.setattr(module, "write_shared", lambda *a: write(*a) if restless[0] < 4 else write_shared(*a))
+    assert only.refresh().splits["train"].units_done == units_done(tmp_path) == 4
+
+
+def test_each_marker_is_looked_at_once_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for unit in range(3):
+        finish(tmp_path, unit)
+    looks, look = [0], ManifestKeeper._look
+
+    def counted(self: ManifestKeeper) -> object:
+        looks[0] += 1
+        return look(self)
+
+    monkeypatch.setattr(ManifestKeeper, "_look", counted)
+    only = keeper(tmp_path)
+    assert looks == [1]
+    only.refresh()
+    assert looks == [3], "once before it writes, once after"
