@@ -93,7 +93,8 @@ class Config:
     """torch.compile the image encoder: slower to start, faster on a GPU. Each unit's last batch is filled up."""
 
     retry_rejected: tuple[str, ...] = ()
-    """Do the finished units again that hold rows rejected for these reasons, for example `bad_archive missing_image`."""
+    """Do the finished units again that hold rows rejected for these reasons, for example `bad_archive missing_image`. The
+    same command goes on with a retry that was interrupted."""
 
     push_to: str | None = None
     """Dataset on the Hub, USER/REPO, to push finished units to while the run goes on; see precompute/push.py."""

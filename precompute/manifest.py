@@ -6,14 +6,13 @@ It also guards the folder: markers or a manifest of another recipe or plan stop 
 import contextlib
 import os
 import time
-from collections.abc import Container
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split, recipe_differences
 from precompute.errors import RecipeMismatch
+from precompute.retry import end_retry, retry_began
 from precompute.shards import is_marker, manifest_of, read_marker, write_shared
 
 INTERVAL = 30.0  # seconds between updates while units finish, by whichever process
@@ -60,6 +59,8 @@ class ManifestKeeper:
             found = self._look()
             if found.keys() == before.keys():
                 break
+        if manifest.splits[self._split].complete:
+            end_retry(self._output, self._split)
         return manifest
 
     def keep_fresh(self) -> None:
@@ -88,21 +89,19 @@ class ManifestKeeper:
         except FileNotFoundError:
             return 0
 
-    def reopen(self, reasons: Container[str]) -> int:
+    def reopen(self, reasons: Iterable[str]) -> int:
         """Take away the markers of units with rows rejected for one of `reasons`, so that they are done again; how many.
 
-        Only of those finished before this process began: others of the same launch may have been quicker.
+        Only of those finished before the retry began, be it another process that began it.
         """
-        began = psutil.Process().create_time()
+        began = {reason: retry_began(self._output, self._split, reason) for reason in reasons}
         count = 0
-        for (name, modified), marker in list(self._markers.items()):
-            if (
-                marker.split == self._split
-                and modified < began * 1e9
-                and any(r in reasons for r in marker.rejected)
-            ):
-                (self._output / name).unlink(missing_ok=True)
-                count += 1
+        for (name, _), marker in list(self._markers.items()):
+            path, since = self._output / name, max((began.get(r, 0) for r in marker.rejected), default=0)
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                if marker.split == self._split and path.stat().st_mtime_ns < since:
+                    path.unlink()
+                    count += 1
         if count:
             self._update()
         return count
