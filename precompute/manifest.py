@@ -3,7 +3,6 @@
 It also guards the folder: markers or a manifest of another recipe or plan stop the run before any work.
 """
 
-import contextlib
 import os
 import time
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split, recipe_differences
 from precompute.errors import RecipeMismatch
+from precompute.gone import is_gone, may_be_gone
 from precompute.retry import end_retry, retry_began
 from precompute.shards import is_marker, manifest_of, read_marker, write_shared
 
@@ -86,7 +86,9 @@ class ManifestKeeper:
         """When any process last wrote the manifest, by the clock of its disk."""
         try:
             return (self._output / MANIFEST).stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError as error:
+            if not is_gone(error):
+                raise
             return 0
 
     def reopen(self, reasons: Iterable[str]) -> int:
@@ -98,7 +100,7 @@ class ManifestKeeper:
         count = 0
         for (name, _), marker in list(self._markers.items()):
             path, since = self._output / name, max((began.get(r, 0) for r in marker.rejected), default=0)
-            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            with may_be_gone():  # another process was quicker
                 if marker.split == self._split and path.stat().st_mtime_ns < since:
                     path.unlink()
                     count += 1
@@ -133,7 +135,7 @@ class ManifestKeeper:
         with os.scandir(self._output) as entries:
             for entry in entries:
                 if is_marker(entry.name):
-                    with contextlib.suppress(FileNotFoundError):  # another process does it again
+                    with may_be_gone():  # another process does it again
                         found[entry.name, entry.stat().st_mtime_ns] = Path(entry.path)
         return found
 
@@ -141,7 +143,7 @@ class ManifestKeeper:
         self._markers = {key: marker for key, marker in self._markers.items() if key in found}
         for key, path in found.items():
             if key not in self._markers:
-                with contextlib.suppress(FileNotFoundError):
+                with may_be_gone():
                     marker = read_marker(path)
                     plan = Split(marker.plan, 0, (), {}) if marker.split == self._split else None
                     self._compare(marker.recipe, plan)

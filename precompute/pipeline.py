@@ -24,6 +24,7 @@ from typing import Any
 
 from precompute.encode import Arrays, BatchEncoder, InFlight, Sample
 from precompute.errors import LostLease
+from precompute.gone import is_gone
 from precompute.pixels import Picture, UnfitImage
 from precompute.plan import Lease, Leases
 from precompute.records import Record, Records
@@ -369,10 +370,9 @@ class _OpenUnit:
         try:
             try:
                 yield
-            except (
-                FileNotFoundError
-            ):  # the new owner has cleared our files away, or somebody the whole folder
-                self._lease.check()
+            except OSError as error:
+                if is_gone(error):  # the new owner has cleared our files away, or somebody the whole folder
+                    self._lease.check()
                 raise
         except LostLease:
             logger.warning(

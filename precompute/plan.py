@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precompute.errors import LostLease
+from precompute.gone import is_gone, may_be_gone
 from precompute.owner import is_dead, read_owner, this_process
 from precompute.shards import WORK, revoke, sweep
 
@@ -67,7 +68,8 @@ class Lease:
         with contextlib.suppress(LostLease):
             self.check()
             for turn in range(self.turn, 0, -1):
-                self.path.with_name(self.path.name.rpartition("-")[0] + f"-{turn}").unlink(missing_ok=True)
+                with may_be_gone():
+                    self.path.with_name(self.path.name.rpartition("-")[0] + f"-{turn}").unlink()
 
 
 @dataclass
@@ -151,7 +153,8 @@ class Leases:
         sweep(self.output, {f"{self.split}-{index:05d}" for index in self.finished()})
         for match in leases_in(self._work):
             if match["stem"] in NO_UNITS and is_dead(read_owner(self._work / match[0])):
-                (self._work / match[0]).unlink(missing_ok=True)
+                with may_be_gone():
+                    (self._work / match[0]).unlink()
         with contextlib.suppress(OSError):
             self._work.rmdir()
 
@@ -180,14 +183,18 @@ class Leases:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return None
-        except FileNotFoundError:  # another process closed, and removed the empty folder
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            # Another process closed, and removed the empty folder.
             self._work.mkdir(parents=True, exist_ok=True)
             return None
         try:
             with os.fdopen(descriptor, "w") as file:
                 json.dump({"token": self.token, **this_process()}, file)
         except OSError:  # a full disk: an empty lease would hold the unit until it goes stale
-            path.unlink(missing_ok=True)
+            with may_be_gone():
+                path.unlink()
             raise
         revoke(self.output, self._stem(unit), turn)
         lease = Lease(unit, path, self.token, turn)
@@ -200,7 +207,9 @@ class Leases:
     def _alive(self, path: Path) -> bool:
         try:
             touched = path.stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError as error:
+            if not is_gone(error):
+                raise
             return False
         before, since = self._seen.get(path.name, (0, 0.0))
         if before != touched:
@@ -219,6 +228,8 @@ def leases_in(work: Path) -> list[re.Match[str]]:
     """The lease files in a folder, as matches of LEASE."""
     try:
         names = os.listdir(work)
-    except FileNotFoundError:  # whoever finishes last removes the empty folder
-        return []
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        return []  # whoever finishes last removes the empty folder
     return [match for name in names if (match := LEASE.fullmatch(name))]

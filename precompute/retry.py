@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from precompute.shards import WORK
+from precompute.gone import is_gone, may_be_gone
+from precompute.shards import WORK, in_work
 
 
 def retry_began(output: Path, split: str, reason: str) -> int:
@@ -24,18 +25,23 @@ def retry_began(output: Path, split: str, reason: str) -> int:
                 _set_back(path)
         except FileExistsError:
             pass
-        except FileNotFoundError:  # a process that was through has removed the empty folder
-            continue
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            continue  # a process that was through has removed the empty folder
         try:
             return path.stat().st_mtime_ns
-        except FileNotFoundError:  # the retry has just ended
-            continue
+        except OSError as error:
+            if not is_gone(error):
+                raise  # else the retry has just ended
 
 
 def end_retry(output: Path, split: str) -> None:
     """Once all units are finished."""
-    for path in (output / WORK).glob(f"retry-{split}.*"):
-        path.unlink(missing_ok=True)
+    for path in in_work(output):
+        if path.name.startswith(f"retry-{split}."):
+            with may_be_gone():
+                path.unlink()
 
 
 def _set_back(path: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 from precompute.errors import LostLease, UsageError
+from precompute.gone import may_be_gone
 from precompute.plan import LOOKING, TICK, Lease, Leases, Unit
 
 TAR = re.compile(r"(?P<unit>.+-\d{5,}?)(-\d{2,})?\.tar")
@@ -74,8 +75,6 @@ class Room:
         for name, entry in found.items():
             match = TAR.fullmatch(name)
             if match and (match["unit"] in under_way or f"{match['unit']}.json" in found):
-                try:
+                with may_be_gone():  # pushed and deleted just now
                     units[match["unit"]] += entry.stat().st_size
-                except FileNotFoundError:  # pushed and deleted just now
-                    continue
         return units

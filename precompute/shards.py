@@ -4,11 +4,11 @@ Tars and sidecars grow under temporary names in `OUT/.work/`; `commit` syncs the
 the marker last. Whatever no marker lists is unfinished, and the next owner of the unit clears it away.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -35,6 +35,7 @@ from loader.format import (
     sidecar_schema,
 )
 from precompute.errors import UsageError
+from precompute.gone import is_gone, may_be_gone
 from precompute.tar_writer import TarWriter
 
 WORK = ".work"
@@ -140,7 +141,8 @@ class UnitWriter:
     def commit(
         self, recipe: dict[str, Any], fields: Iterable[Field], plan: dict[str, Any], timings: dict[str, Any]
     ) -> Marker:
-        """Make the unit visible: shards first, marker last. Raises FileNotFoundError once `revoke` has moved our files."""
+        """Make the unit visible: shards first, marker last. Raises an OSError that `is_gone` once `revoke` has moved
+        our files."""
         if not self._open and not self._closed:
             self._shard(None)
         for group in list(self._open):
@@ -192,7 +194,8 @@ class UnitWriter:
             for pattern in (f"{self.stem}{suffix}", f"{self.stem}-*{suffix}"):
                 for leftover in self._output.glob(pattern):
                     if leftover.name not in files:
-                        leftover.unlink(missing_ok=True)
+                        with may_be_gone():
+                            leftover.unlink()
 
 
 def _bucket_name(group: Hashable) -> str:
@@ -211,11 +214,12 @@ def revoke(output: Path, stem: str, turn: int) -> None:
 
     An owner that was only asleep finds nothing left to make visible.
     """
-    for folder in (output / WORK).glob(f"{stem}.*-*/"):
-        if folder.name.endswith(GONE):
+    for folder in in_work(output):
+        owner = re.fullmatch(re.escape(stem) + r"\.(\d+)-.*", folder.name)
+        if owner and folder.name.endswith(GONE):
             shutil.rmtree(folder, ignore_errors=True)
-        elif int(folder.name.removeprefix(f"{stem}.").partition("-")[0]) < turn:
-            with contextlib.suppress(FileNotFoundError):
+        elif owner and int(owner[1]) < turn:
+            with may_be_gone():
                 shutil.rmtree(folder.rename(f"{folder}{GONE}"), ignore_errors=True)
 
 
@@ -225,18 +229,30 @@ def write_shared(output: Path, name: str, data: bytes) -> None:
         (output / WORK).mkdir(exist_ok=True)
         try:
             return write_file(output / name, data, output / WORK / f"{TEMPORARY}{secrets.token_hex(8)}")
-        except FileNotFoundError:
-            continue
+        except OSError as error:
+            if not is_gone(error):
+                raise
 
 
 def sweep(output: Path, finished: Container[str]) -> None:
     """Remove what dead processes left: of the finished units, by stem, and of files that any process may write."""
-    for leftover in (output / WORK).glob("*"):
+    for leftover in in_work(output):
         if leftover.name.startswith(TEMPORARY) or leftover.name.partition(".")[0] in finished:
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
+            with may_be_gone():
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink()
+
+
+def in_work(output: Path) -> list[Path]:
+    """What lies in the folder of temporary files; nothing once whoever finished last has removed it."""
+    try:
+        return list((output / WORK).iterdir())
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        return []
 
 
 def write_file(path: Path, data: bytes, temporary: Path | None = None) -> None:
@@ -249,7 +265,8 @@ def write_file(path: Path, data: bytes, temporary: Path | None = None) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with may_be_gone():
+            temporary.unlink()
         raise
     sync_directory(path.parent)
 
