@@ -107,7 +107,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             **self.EXTRAS,
         }
         if self.config.keep_rejected:
-            columns["reject"] = datasets.Value("string")
+            columns["reject"] = columns["error"] = datasets.Value("string")
         return datasets.DatasetInfo(
             description=self.DESCRIPTION,
             features=datasets.Features(columns),

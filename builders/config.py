@@ -22,7 +22,7 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     max_image_size    shrink larger images to this shorter edge (re-encoded); default: bytes stay untouched
     lossless          with max_image_size: sources that are not JPEG are re-encoded losslessly
     caption_cleaning  "none", "light" or "deepfloyd"
-    keep_rejected     yield rejected rows too, in source order, with their reason in column `reject`
+    keep_rejected     yield rejected rows too, in source order, with their reason in column `reject`; `error` says what a reader said
     data_fingerprint  names, sizes and times of the files in data_dir; set by the builder so that changed files are read anew
     """
 

@@ -8,6 +8,7 @@ BuilderError                 everything below; the message says what was given a
 ├── AnnotationError          annotations that are damaged: without them every row would be rejected
 ├── DiskFullError            no room for what is looked up on disk (also OSError)
 ├── DownloadError            a fetch that failed for good
+│   └── RefusedError         it takes other credentials, or a fresh link
 └── NoRecordsError           nothing passed the gate (also ValueError)
 
 A bad row is never an exception: it is a rejection with a reason (`base.REASONS`).
@@ -46,6 +47,10 @@ class DiskFullError(BuilderError, OSError):
 
 class DownloadError(BuilderError):
     """A file that could not be fetched; what had arrived stays for the next try."""
+
+
+class RefusedError(DownloadError):
+    """A file that is there, and not for us: no token, terms not accepted, an expired link."""
 
 
 class NoRecordsError(BuilderError, ValueError):

@@ -4,13 +4,11 @@ A file appears under its name only when its size and checksum, where known, are 
 """
 
 import contextlib
-import email.utils
 import errno
 import hashlib
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,13 +18,12 @@ import huggingface_hub
 import requests
 
 from .errors import DownloadError
+from .faults import refusal, without_query
+from .patience import Patience, may_pass
 from .sources import Source
 
 _CHUNK = 2**16  # bytes; what a broken connection loses at most
 _TIMEOUT = 60  # seconds without a byte
-_TRIES = 8  # in a row without progress
-_MAX_WAIT = 600  # seconds, however long a server's Retry-After
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 
 class _Stop(DownloadError):
@@ -34,11 +31,11 @@ class _Stop(DownloadError):
 
 
 class _Transient(Exception):
-    """Worth another try, after `wait` seconds if the server said so."""
+    """Worth another try; `asked` is the server's Retry-After."""
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    def __init__(self, reason: str, asked: str | None = None) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.asked = asked
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Downloader:
         target = os.path.join(self.folder, source.path)
         if os.path.isfile(target) and source.size in (None, os.path.getsize(target)):
             return False
-        failures, had = 0, -1
+        patience, had = Patience(), -1
         while True:
             try:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -86,16 +83,15 @@ class Downloader:
                 requests.exceptions.ChunkedEncodingError,
             ) as error:
                 size = _size(target + ".part")
-                failures = 1 if size > had else failures + 1
-                had = size
-                if failures >= _TRIES or self.stopping.is_set():
-                    raise DownloadError(
-                        f"{source.path}: gave up after {_TRIES} tries: {_without_query(error)}. Run again to go on"
-                    ) from None
-                time.sleep(min(_MAX_WAIT, getattr(error, "wait", None) or 2**failures / 2))
+                patience, had = Patience() if size > had else patience, size
+                what = f"{source.path}: {without_query(error)}"
+                if self.stopping.is_set():
+                    raise DownloadError(f"{what}. Run again to go on") from None
+                if not patience.wait(what, getattr(error, "asked", None)):
+                    raise DownloadError(f"{what}, for half an hour. Run again to go on") from None
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise DownloadError(f"{source.path}: {_without_query(error)}") from None
+                    raise DownloadError(f"{source.path}: {without_query(error)}") from None
                 free = shutil.disk_usage(self.folder).free / 1e9
                 raise _Stop(
                     f"{source.path}: the disk of {self.folder} is full ({free:.1f} GB free). Make room, or choose fewer --parts; "
@@ -145,8 +141,8 @@ class Downloader:
     def _check(self, source: Source, response: requests.Response, have: int) -> int | None:
         """The file's size as the server gives it. Raises for every answer that is not the file."""
         status = response.status_code
-        if status in _RETRIED:
-            raise _Transient(f"the server answered {status}", _retry_after(response))
+        if may_pass(status):
+            raise _Transient(f"the server answered {status}", response.headers.get("Retry-After"))
         if status in (401, 403):
             raise self._refused(source, f"the server answered {status}")
         if status in (404, 410):
@@ -172,20 +168,11 @@ class Downloader:
 
     def _refused(self, source: Source, what: str) -> DownloadError:
         if self.name == "sa1b" and not source.url.startswith("hf://"):
-            from .sa1b import LICENSE_PAGE
+            from .sa1b import expired
 
-            return _Stop(
-                f"{source.path}: {what}: Meta's links have expired, they last some days. Get a fresh list at {LICENSE_PAGE} and run "
-                "again with --links; what was fetched stays"
-            )
-        if source.url.startswith("hf://"):
-            page = f"https://huggingface.co/datasets/{'/'.join(source.url.split('/')[3:5])}"
-            return _Stop(
-                f"{source.path}: {what}: accept the terms at {page}, then run `hf auth login` or set HF_TOKEN, and run again"
-            )
-        return DownloadError(
-            f"{source.path}: {what}: {_without_query(source.url)} is not public, or no longer"
-        )
+            return _Stop(f"{source.path}: {expired(what)} --links; what was fetched stays")
+        kind = _Stop if source.url.startswith("hf://") else DownloadError
+        return kind(f"{source.path}: {refusal(source.url, what)}")
 
 
 def _verify(source: Source, part: str, total: int | None, digest: str, published: str | None) -> None:
@@ -211,24 +198,9 @@ def _published_sha256(response: requests.Response) -> str | None:
     return None
 
 
-def _retry_after(response: requests.Response) -> float | None:
-    """Seconds, from a number or an HTTP date."""
-    value = response.headers.get("Retry-After", "")
-    if value.isdecimal():
-        return float(value)
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
-
-
 def _is_html(chunk: bytes) -> bool:
     return chunk[:512].lstrip().lower().startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
 
 
 def _size(path: str) -> int:
     return os.path.getsize(path) if os.path.isfile(path) else 0
-
-
-def _without_query(value: object) -> str:
-    """Signed links carry their key after the question mark; it is nobody's to read in a log."""
-    return str(value).partition("?")[0]

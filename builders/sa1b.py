@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .archives import iter_members, stem
+from .archives import Member, iter_members, stem
 from .base import Row, make_key
 from .config import NumberedConfig, parse_parts
-from .errors import MissingSourceError
+from .errors import MissingSourceError, RefusedError
+from .faults import describe
 from .remote import open_source
 from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 
@@ -88,11 +89,22 @@ class Sa1b(ArchiveBuilder):
         for name in sorted(masks - images):
             yield Row(make_key(name), None, None, f"{shard.path}/{name}.json")
 
+    def _members(self, shard: Shard) -> Iterator[Member]:
+        try:
+            yield from super()._members(shard)
+        except RefusedError as error:
+            raise RefusedError(f"{shard.path}: {expired(describe(error))} links=PATH") from error
+
     def _captions(self, location: str) -> Iterator[tuple[str, str, Any]]:
         with open_source(location, self.token) as file:
             for member in iter_members(file):
                 if member.name.endswith(".txt"):
                     yield "", stem(member.name), member.read().decode("utf-8-sig", "replace")
+
+
+def expired(what: str) -> str:
+    """The cure for links that are refused, up to the option that takes the new ones."""
+    return f"{what}: Meta's links have expired, they last some days. Get a fresh list at {LICENSE_PAGE} and run again with"
 
 
 def read_links(path: str) -> dict[str, str]:

@@ -175,7 +175,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
                 f"{self.name}: {shard.path} breaks off ({error}); the rows before are kept. Fetch it again."
             )
             key = make_key(f"{shard.path}#{shard.index}")
-            yield Row(key, None, None, shard.path, reject="bad_archive")
+            yield Row(key, None, None, shard.path, {"error": str(error)}, "bad_archive")
 
     def _members(self, shard: Shard) -> Iterator[Member]:
         """The shard's members, in order."""

@@ -46,7 +46,7 @@ class Webdataset(ArchiveBuilder):
     def identity(self, shards: list[Shard]) -> str:
         """With what tells one 00000.tar from another: where a remote one comes from, how a local one begins."""
         first = shards[0].location
-        return super().identity(shards) + (_beginning(first) if is_local(first) else first.partition("?")[0])
+        return super().identity(shards) + (_beginning(first) if is_local(first) else _published(first))
 
     def _sources(self) -> dict[str, SplitSources]:
         splits = self._listed() if self.config.data_files is None else self._given()
@@ -60,10 +60,11 @@ class Webdataset(ArchiveBuilder):
         if self.config.data_dir is not None:
             raise ConfigError("builders/webdataset: pass data_dir or data_files, not both")
         files = {str(split): list(urls) for split, urls in self.config.data_files.items()}
-        every = [url for urls in files.values() for url in urls]
+        every = [_published(url) for urls in files.values() for url in urls]
         folder = os.path.commonprefix(every).rpartition("/")[0] + "/"  # noqa: RUF071  commonpath would mend the // of a URL
         return {
-            split: [Source(url.removeprefix(folder), url) for url in urls] for split, urls in files.items()
+            split: [Source(_published(url).removeprefix(folder), url) for url in urls]
+            for split, urls in files.items()
         }
 
     def _listed(self) -> dict[str, list[Source]]:
@@ -92,6 +93,11 @@ class Webdataset(ArchiveBuilder):
             captions = next((found for field in fields if (found := _captions(field, parts, facts))), None)
             extras = {"json": json.dumps(facts, ensure_ascii=False) if facts else None}
             yield Row(make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras)
+
+
+def _published(url: str) -> str:
+    """Without the query: it may be a signature, which lives for some days and is nobody's to read in a key."""
+    return url if is_local(url) else url.partition("?")[0]
 
 
 def _beginning(path: str) -> str:

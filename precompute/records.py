@@ -26,10 +26,14 @@ from typing import Any
 import aiohttp
 import datasets
 import pyarrow
+from huggingface_hub.utils import httpx
 
 import builders  # noqa: F401  registers "builders/<name>" with datasets
 from builders.base import make_key
 from builders.captions import clean_caption, says_something
+from builders.errors import BuilderError
+from builders.faults import causes, describe, is_lost, is_refusal, status_of, verdict, without_query
+from builders.patience import Patience
 from precompute.errors import SourceError, UsageError
 from precompute.plan import Unit
 from precompute.shards import Row
@@ -47,6 +51,7 @@ BROKEN_OFF = (  # what readers raise at the damaged part of an archive; the rest
     EOFError,
     pyarrow.ArrowInvalid,
 )
+NETWORK = (aiohttp.ClientError, httpx.RequestError, ConnectionError, TimeoutError)
 COMMON = ("key", "image", "caption", "width", "height", "source", "reject")
 NO_VALUE = {
     "name",
@@ -110,12 +115,12 @@ class Records:
         }
 
     def rows(self, unit: Unit) -> Iterator[Record]:
-        """The records of one unit, in source order. An archive that breaks off ends with one row `bad_archive`.
+        """The records of one unit, in source order. An archive that breaks off, or is gone, ends with one row `bad_archive`.
 
-        Raises SourceError where something else than a row is at fault.
+        Raises SourceError where something else than a row or an archive is at fault, and the network stays away.
         """
-        raw = self._raw(unit)
-        for number in itertools.count(1):
+        raw, number, patience = self._raw(unit), 1, Patience()
+        while True:
             try:
                 values = next(raw)
             except StopIteration:
@@ -124,14 +129,21 @@ class Records:
                 yield self._broken_off(unit, number, error)
                 return
             except Exception as error:  # of whatever kind: it comes from a reader that is not ours
-                raise SourceError(
-                    f"{self.source.dataset}: cannot read row {number} of unit {unit.index}: {_innermost(error)}. "
-                    "Finished units are kept: mend that and run again"
-                ) from error
+                if not self._ours and is_lost(error):
+                    yield self._broken_off(unit, number, error)
+                    return
+                what = f"{self.source.dataset}: cannot read row {number} of unit {unit.index}: "
+                if self._ours or not _may_pass(error) or not patience.wait(what + describe(error)):
+                    raise SourceError(
+                        f"{what}{_innermost(error)}. Finished units are kept: mend that and run again"
+                    ) from error
+                raw = itertools.islice(self._raw(unit), number - 1, None)  # datasets' readers cannot go on
+                continue
             yield self._ours_record(values) if self._ours else self._foreign_record(values, unit, number)
+            number, patience = number + 1, Patience()
 
     def _broken_off(self, unit: Unit, number: int, error: Exception) -> Record:
-        text = f"{type(error).__name__}: {error}"
+        text = describe(error)
         logger.warning("%s: unit %d breaks off at row %d (%s)", self.source.dataset, unit.index, number, text)
         row = Row(_key(unit, number), source=self.source.dataset, extras={"error": text})
         return Record(row, None, "bad_archive")
@@ -248,7 +260,7 @@ class Records:
         units: list[Unit] = []
         left = limit
         for shard in range(self._dataset.num_shards):
-            count = sum(1 for _ in zip(range(left), self._raw(Unit(shard, shard)), strict=False))
+            count = sum(1 for _ in zip(range(left), self.rows(Unit(shard, shard)), strict=False))
             if count:
                 units.append(Unit(len(units), shard, 0, count))
             left -= count
@@ -391,8 +403,17 @@ def _iso(value: Any) -> str:
     raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is the network, and not what came through it."""
+    is_network = status_of(error) is not None or any(isinstance(cause, NETWORK) for cause in causes(error))
+    return is_network and verdict(error, "") is None
+
+
 def _innermost(error: BaseException) -> str:
-    """datasets wraps what went wrong; the message at the bottom is the one that names the cure."""
-    while error.__cause__ is not None:
+    """datasets wraps what went wrong; the message at the bottom, or of ours, is the one that names the cure."""
+    while error.__cause__ is not None and not isinstance(error, BuilderError):
         error = error.__cause__
-    return str(error).strip() or type(error).__name__
+    text = without_query(error).strip() or type(error).__name__
+    if is_refusal(error) and not isinstance(error, BuilderError):
+        text += ": run `hf auth login` with an account that may read it, or take fresh links"
+    return text

@@ -321,6 +321,7 @@ def test_source_that_cannot_be_read_is_not_blamed_on_the_output(
         yield next(raw(self, unit))
         raise ConnectionError("Server disconnected")
 
+    monkeypatch.setattr("builders.patience.PATIENCE", 0)
     monkeypatch.setattr(Records, "_raw", failing)
     with pytest.raises(SourceError, match="webdataset: cannot read row 2 of unit 0: Server disconnected"):
         with output_errors(tmp_path / "out"):

@@ -1,0 +1,50 @@
+"""How long to wait for a network that fails: half an hour without progress, in pauses that grow to a minute.
+
+An outage that passes must not end a job of days; one that stays must end it, and say what it waited for.
+"""
+
+import contextlib
+import email.utils
+import logging
+import time
+
+logger = logging.getLogger("builders")
+
+PATIENCE = 1800  # seconds of pauses in all
+_LONGEST = 60  # seconds of one pause
+_LONGEST_ASKED = 600  # seconds, however long a server's Retry-After
+PASSING = {408, 425, 429}  # HTTP statuses that may pass, beside those of 500 and above
+
+
+class Patience:
+    """What is left of it. Take a new one after any progress."""
+
+    def __init__(self) -> None:
+        self._pause, self._spent = 1.0, 0.0
+
+    def wait(self, what: str, asked: str | None = None) -> bool:
+        """Say `what` failed, and sleep before the next try; False, at once, when patience is over.
+
+        asked: the server's Retry-After, which is honoured.
+        """
+        if self._spent >= PATIENCE:
+            return False
+        pause = max(self._pause, min(_LONGEST_ASKED, _seconds(asked or "")))
+        self._pause, self._spent = min(_LONGEST, 2 * self._pause), self._spent + pause
+        logger.warning(f"{what}. Trying again in {pause:.0f} s")
+        time.sleep(pause)
+        return True
+
+
+def may_pass(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status >= 500 or status in PASSING
+
+
+def _seconds(retry_after: str) -> float:
+    """From a number or an HTTP date; 0 from neither."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    with contextlib.suppress(ValueError, TypeError):
+        return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+    return 0.0
