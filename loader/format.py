@@ -28,6 +28,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 NULL_CAPTION = "null_caption.npz"
 KEY = re.compile(r"[A-Za-z0-9_-]+")
+FOLDER = re.compile(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+|")
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5,}(-\d{2,})?")
 
 Kind = Literal["moments", "latents", "caption_latents", "caption_pooled"]
@@ -184,6 +185,8 @@ class Shard:
 
     bucket: of aspect-ratio buckets the one that all samples are of, `1024x768` (width, height in pixels; one pair for each
         resolution, joined by `+`); else empty.
+    folder: where both lie, below that of the manifest; empty: beside it. It is a matter of place: equal shards may lie in
+        different ones.
     """
 
     name: str
@@ -193,13 +196,21 @@ class Shard:
     sha256: str
     parquet_sha256: str
     bucket: str = ""
+    folder: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not SHARD_NAME.fullmatch(self.name):
             raise FormatError(f"shard name {self.name!r} is not like 'train-00000' or 'train-00000-01'")
+        if not FOLDER.fullmatch(self.folder):
+            raise FormatError(f"shard {self.name}: its folder {self.folder!r} is not like 'train/0000'")
         for count in (self.samples, self.rows, self.bytes):
             if not isinstance(count, int) or count < 0:
                 raise FormatError(f"shard {self.name}: {count!r} is no count")
+
+    @property
+    def path(self) -> str:
+        """Of both files, without their suffix, from the manifest's folder."""
+        return f"{self.folder}/{self.name}" if self.folder else self.name
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def open_source(files: Files, split: str, cache: Path) -> "Source":
 
 
 class ManifestSource:
-    """Shards as precompute writes them. names: of the shards; recipe, fingerprint: of the manifest."""
+    """Shards as precompute writes them. names: of the shards; paths: of their tars; recipe, fingerprint: of the manifest."""
 
     def __init__(self, files: Files, manifest: Manifest, split: str) -> None:
         self.files, self.fields = files, manifest.fields
@@ -69,6 +69,7 @@ class ManifestSource:
             )
         self.buckets = [shard.bucket for shard in self._shards]
         self.names = [shard.name for shard in self._shards]
+        self.paths = [f"{shard.path}.tar" for shard in self._shards]
 
     @property
     def largest(self) -> int:
@@ -87,7 +88,7 @@ class ManifestSource:
     def open(self, number: int, members: Sequence[str], captions: bool) -> OpenShard:
         """Raises OSError or FormatError."""
         shard = self._shards[number]
-        tar = self.files.open(f"{shard.name}.tar", shard.bytes, shard.sha256)
+        tar = self.files.open(f"{shard.path}.tar", shard.bytes, shard.sha256)
         try:
             return OpenShard(tar, self._table(number, tar, members, captions))
         except BaseException:
@@ -97,22 +98,22 @@ class ManifestSource:
     def prefetch(self, number: int) -> bool:
         """Make opening it fast; False where there is no room for it now. Raises OSError or FormatError."""
         shard = self._shards[number]
-        sidecar = self.files.prefetch(f"{shard.name}.parquet", 0, shard.parquet_sha256)
-        return self.files.prefetch(f"{shard.name}.tar", shard.bytes, shard.sha256) and sidecar
+        sidecar = self.files.prefetch(f"{shard.path}.parquet", 0, shard.parquet_sha256)
+        return self.files.prefetch(f"{shard.path}.tar", shard.bytes, shard.sha256) and sidecar
 
     def discard(self, number: int) -> bool:
         """Forget local copies of a damaged shard; True if opening it again may give a better one."""
         shard = self._shards[number]
-        tar = self.files.discard(f"{shard.name}.tar", shard.sha256)
-        return self.files.discard(f"{shard.name}.parquet", shard.parquet_sha256) or tar
+        tar = self.files.discard(f"{shard.path}.tar", shard.sha256)
+        return self.files.discard(f"{shard.path}.parquet", shard.parquet_sha256) or tar
 
     def _table(self, number: int, tar: int, members: Sequence[str], captions: bool) -> Table:
         shard = self._shards[number]
         try:
-            sidecar = self.files.open(f"{shard.name}.parquet", 0, shard.parquet_sha256)
+            sidecar = self.files.open(f"{shard.path}.parquet", 0, shard.parquet_sha256)
         except FileNotFoundError:
             log.warning(
-                "%s/%s.parquet is missing: reading the headers of the tar", self.files.url, shard.name
+                "%s/%s.parquet is missing: reading the headers of the tar", self.files.url, shard.path
             )
             with os.fdopen(os.dup(tar), "rb") as file:
                 table = scan(file, shard.bytes).table(members, captions)
@@ -136,7 +137,7 @@ class TarSource:
         self.recipe: dict[str, Any] = {}
         self.fingerprint = ""
         self._paths = sorted(files.path.rglob("*.tar"))
-        self.names = [str(path.relative_to(files.path)) for path in self._paths]
+        self.names = self.paths = [str(path.relative_to(files.path)) for path in self._paths]
         if not self._paths:
             raise ValueError(f"{files.url}: no {MANIFEST} and no .tar there")
         self.buckets = [""] * len(self._paths)

@@ -19,6 +19,5 @@ def as_webdataset(path: str | os.PathLike[str], split: str = "train", **options:
     files = open_files(path, Cache(folder, None), patience=60.0)
     source = open_source(files, split, folder)
     counts = source.samples([], False)
-    names = [name.removesuffix(".tar") for name, count in zip(source.names, counts, strict=True) if count]
-    urls = [files.address(f"{name}.tar") for name in names]
+    urls = [files.address(path) for path, count in zip(source.paths, counts, strict=True) if count]
     return webdataset.WebDataset(urls, **{"shardshuffle": False, "empty_check": False, **options}).decode()

@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 import builders
 from builders.base import ImageCaptionBuilder
-from loader.format import Field, Manifest
+from loader.format import Field, Manifest, Split
 from precompute.text import file_size, flatten, printable
 
 BEGIN = "<!-- latentmill: written by precompute/push.py, which replaces all down to the next mark -->"
@@ -88,7 +88,7 @@ def _header(manifest: Manifest, known: Known) -> dict[str, Any]:
             {
                 "config_name": "default",
                 "data_files": [
-                    {"split": name, "path": f"{name}-[0-9]*.tar"}
+                    {"split": name, "path": _pattern(name, s)}
                     for name, s in sorted(manifest.splits.items())
                     if s.samples
                 ],
@@ -99,6 +99,12 @@ def _header(manifest: Manifest, known: Known) -> dict[str, Any]:
     if known.licence:
         header |= {"license": "other", "license_name": "of-the-source", "license_link": known.homepage}
     return header
+
+
+def _pattern(name: str, split: Split) -> str:
+    """Matches the split's tars: they lie beside the manifest, or all in folders of units."""
+    folders = f"{name}/*/" if any(shard.folder for shard in split.shards) else ""
+    return f"{folders}{name}-[0-9]*.tar"
 
 
 def _size_category(samples: int) -> str:
@@ -159,6 +165,7 @@ def _usage(manifest: Manifest, repo: str) -> str:
     field = next((f for f in manifest.fields if f.kind in ("moments", "latents")), None)
     resolution = re.sub(r"\D", "", field.name) if field else "256"
     split = next((name for name, s in sorted(manifest.splits.items()) if s.samples), "train")
+    tars = _pattern(split, manifest.splits[split]) if split in manifest.splits else f"{split}-[0-9]*.tar"
     return f"""```python
 from loader import make_loader  # latentmill
 
@@ -176,8 +183,8 @@ rows = load_dataset("{repo}", split="{split}", streaming=True)
 import webdataset as wds  # pip install webdataset huggingface_hub
 from huggingface_hub import HfFileSystem
 
-urls = [f"https://huggingface.co/datasets/{repo}/resolve/main/{{path.rpartition('/')[2]}}"
-        for path in HfFileSystem().glob("datasets/{repo}/{split}-*.tar")]
+urls = [f"https://huggingface.co/datasets/{repo}/resolve/main/{{path.split('/', 3)[3]}}"
+        for path in HfFileSystem().glob("datasets/{repo}/{tars}")]
 rows = wds.WebDataset(urls, shardshuffle=False).decode()
 ```"""
 

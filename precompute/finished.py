@@ -1,15 +1,16 @@
 """What is finished in an output folder, as units that can be pushed."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loader.format import MANIFEST, Manifest, Marker, recipe_differences
 from precompute.errors import UsageError
 from precompute.hub import PushError
 from precompute.shards import manifest_of, marker_paths, read_marker
+from precompute.store import hub_folder
 
-COMMIT_BYTES, COMMIT_UNITS = 50 * 10**9, 500  # of one commit; the Hub takes up to 25,000 files
+COMMIT_BYTES, COMMIT_FILES = 50 * 10**9, 2000  # of one commit; the Hub takes up to 25,000 files
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,38 @@ class Finished:
             f"{stem}.json": None,
         }
 
+    def hub_path(self, stem: str, name: str) -> str:
+        """Where a file of a unit lies on the Hub."""
+        return f"{hub_folder(self.markers[stem])}/{name}".removeprefix("/")
+
     def size(self, stem: str) -> int:
         return sum(shard.bytes for shard in self.markers[stem].shards)
 
     def batches(self, stems: list[str]) -> Iterator[list[str]]:
         """Units in order, as many as one commit should hold."""
-        batch, size = list[str](), 0
+        batch, size, count = list[str](), 0, 0
         for stem in stems:
-            if batch and (len(batch) == COMMIT_UNITS or size + self.size(stem) > COMMIT_BYTES):
+            files = len(self.files(stem))
+            if batch and (count + files > COMMIT_FILES or size + self.size(stem) > COMMIT_BYTES):
                 yield batch
-                batch, size = [], 0
+                batch, size, count = [], 0, 0
             batch.append(stem)
             size += self.size(stem)
+            count += files
         if batch:
             yield batch
 
 
 def manifest_of_all(markers: dict[str, Marker]) -> Manifest:
-    """The manifest of markers that share a recipe."""
+    """The manifest of markers that share a recipe, as it is on the Hub."""
     first = next(iter(markers.values()))
     for stem, marker in markers.items():
         wrong = recipe_differences(first.recipe, marker.recipe)
         if wrong:
             raise PushError(f"{stem}.json: made by another recipe ({wrong[0]}). Keep one recipe in a folder")
-    return manifest_of(first.recipe, first.fields, markers.values())
+    return manifest_of(first.recipe, first.fields, map(_on_hub, markers.values()))
+
+
+def _on_hub(marker: Marker) -> Marker:
+    folder = hub_folder(marker)
+    return replace(marker, shards=tuple(replace(shard, folder=folder) for shard in marker.shards))

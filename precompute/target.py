@@ -164,7 +164,7 @@ class Target:
                     raise PushError(
                         f"{path}: neither here nor on the Hub. Remove {stem}.json and run precompute/run.py again"
                     )
-                addition = CommitOperationAdd(name, str(path))
+                addition = CommitOperationAdd(local.hub_path(stem, name), str(path))
                 if hashes[name] is not None and addition.upload_info.sha256.hex() != hashes[name]:
                     raise PushError(
                         f"{path}: not what was written (its sha256 differs). Run precompute/verify.py"
@@ -176,7 +176,7 @@ class Target:
         remote = self._list()
         for stem in stems:
             for name, sha256 in local.files(stem).items():
-                if not _same(local.folder, name, sha256, remote):
+                if not _same(local.folder / name, sha256, remote.get(local.hub_path(stem, name))):
                     raise PushError(
                         f"{name}: the Hub has something else. Nothing was deleted; run the same command again"
                     )
@@ -194,7 +194,7 @@ class Target:
     def _list(self) -> dict[str, RepoFile]:
         def tree() -> dict[str, RepoFile]:
             entries = self._api.list_repo_tree(
-                self._config.repo, repo_type="dataset", revision=self._revision
+                self._config.repo, recursive=True, repo_type="dataset", revision=self._revision
             )
             return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
@@ -233,20 +233,23 @@ def _missing(local: Finished, remote: dict[str, RepoFile]) -> dict[str, list[str
     missing = {}
     for stem in local.markers:
         files = local.files(stem).items()
-        names = [name for name, sha256 in files if not _same(local.folder, name, sha256, remote)]
+        names = [
+            name
+            for name, sha256 in files
+            if not _same(local.folder / name, sha256, remote.get(local.hub_path(stem, name)))
+        ]
         if names:
             missing[stem] = names
     return missing
 
 
-def _same(folder: Path, name: str, sha256: str | None, remote: dict[str, RepoFile]) -> bool:
+def _same(path: Path, sha256: str | None, there: RepoFile | None) -> bool:
     """Whether the Hub has this file: by the sha256 that its marker has, or else by its contents."""
-    there = remote.get(name)
     if there is None:
         return False
     if sha256 is not None and there.lfs is not None:
         return bool(there.lfs.sha256 == sha256)
-    return _is(there, (folder / name).read_bytes()) if (folder / name).exists() else False
+    return _is(there, path.read_bytes()) if path.exists() else False
 
 
 def _is(there: RepoFile | None, data: bytes) -> bool:

@@ -13,6 +13,7 @@ import re
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKENS = {"hf_owner": "owner", "hf_reader": "reader"}
+FILES_IN_FOLDER = 10_000
 LFS = (".tar", ".parquet", ".npz", ".png")
 
 
@@ -178,6 +180,9 @@ class LoopbackHub:
                 files[value["path"]] = Blob(self.objects[value["oid"]], True)
             else:
                 raise Refused(400, "", f"unknown operation {line['key']}")
+        if max(Counter(path.rpartition("/")[0] for path in files).values()) > FILES_IN_FOLDER:
+            said = f"Each directory in your git repo can only contain up to {FILES_IN_FOLDER} files"
+            raise Refused(400, "", said)
         answer: dict[str, Any] = {"pullRequestUrl": None}
         if create_pr:
             number = 1 + sum(ref.startswith("refs/pr/") for ref in repo.refs)
@@ -194,6 +199,20 @@ def entry(path: str, blob: Blob) -> dict[str, Any]:
     if blob.lfs:
         info["lfs"] = {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 130}
     return info
+
+
+def tree(files: dict[str, Blob], under: str, recursive: bool) -> list[dict[str, Any]]:
+    """What lies in a folder, folders included."""
+    entries = {}
+    for path, blob in files.items():
+        if path.startswith(under):
+            parts = path.removeprefix(under).split("/")
+            for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
+                folder = under + "/".join(parts[:depth])
+                entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40}
+            if recursive or len(parts) == 1:
+                entries[path] = entry(path, blob)
+    return [entries[path] for path in sorted(entries)]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -324,11 +343,12 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, name: str, revision: str, path: str | None = None) -> Any:
         repo = self.hub.repo(name, self.user)
         files = repo.commits[self.hub.revision(repo, revision)]
-        if path:
+        entries = tree(files, f"{path}/" if path else "", recursive=self.query.get("recursive") == ["true"])
+        if path and not entries:
             raise Refused(404, "EntryNotFound", f"{path} does not exist")
-        entries = [entry(path, blob) for path, blob in sorted(files.items())]
         start, page = int(self.query.get("cursor", ["0"])[0]), 25  # small, so that clients must turn pages
-        rest = f"{self.hub.url}{urlsplit(self.path).path}?cursor={start + page}"
+        kept = "recursive=true&" if "recursive=true" in self.path else ""
+        rest = f"{self.hub.url}{urlsplit(self.path).path}?{kept}cursor={start + page}"
         more = {"Link": f'<{rest}>; rel="next"'} if start + page < len(entries) else {}
         data = json.dumps(entries[start : start + page]).encode()
         self._send(200, data, {"Content-Type": "application/json", **more})
@@ -337,7 +357,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repo(name, self.user)
         files = repo.commits[self.hub.revision(repo, revision)]
         body = self.json() if self.body[:1] == b"{" else parse_qs(self.body.decode())
-        return [entry(path, files[path]) for path in body["paths"] if path in files]
+        found = tree(files, "", recursive=True)
+        return [found_entry for found_entry in found if found_entry["path"] in body["paths"]]
 
     def preupload(self, name: str, revision: str) -> Any:
         create_pr = "create_pr" in self.query

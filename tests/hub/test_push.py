@@ -1,19 +1,21 @@
 """push.py against a Hub on loopback, with the real client: what is there, in how few commits, and what faults do to it."""
 
 import hashlib
+import itertools
 import json
 import threading
 import time
 from pathlib import Path
 
 import huggingface_hub.constants
+import loopback_hub
 import pytest
 from loopback_hub import LoopbackHub
 from made_shards import RECIPE, write_manifest, write_shards, write_unit
 
 import precompute.hub
-from loader.format import MANIFEST, Manifest
-from precompute import finished, push
+from loader.format import MANIFEST, Manifest, Marker
+from precompute import finished, push, store
 from precompute.errors import PrecomputeError, UsageError
 from precompute.finished import Finished
 from precompute.hub import PushError
@@ -55,12 +57,10 @@ def never_names_a_missing_shard(hub: LoopbackHub) -> None:
             manifest = Manifest.from_json(files[MANIFEST].data)
             for split in manifest.splits.values():
                 for shard in split.shards:
-                    assert files[f"{shard.name}.tar"].sha256 == shard.sha256
-                    assert files[f"{shard.name}.parquet"].sha256 == shard.parquet_sha256
-                assert (
-                    sum(name.startswith("train-") and name.endswith(".json") for name in files)
-                    == split.units_done
-                )
+                    assert files[f"{shard.path}.tar"].sha256 == shard.sha256
+                    assert files[f"{shard.path}.parquet"].sha256 == shard.parquet_sha256
+                markers = [name for name in files if name.startswith("train") and name.endswith(".json")]
+                assert len(markers) == split.units_done
     assert seen
 
 
@@ -96,11 +96,25 @@ def test_only_what_is_new_is_sent(hub: LoopbackHub, shards: Path, tmp_path: Path
 def test_many_units_are_several_commits_each_a_whole_dataset(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finished, "COMMIT_UNITS", 4)
+    monkeypatch.setattr(finished, "COMMIT_FILES", 12)
     shards = write_shards(tmp_path / "latents", units=11, samples=1)
     push.push(Config(shards, REPO))
     assert len(hub.repos[REPO].log) == 1 + 3 and there(hub) == contents(shards)
     never_names_a_missing_shard(hub)
+
+
+def test_a_commit_holds_few_files_however_many_a_unit_has(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finished, "COMMIT_FILES", 20)
+    shards = write_shards(tmp_path / "latents", units=5, samples=4, samples_per_shard=1)  # 9 files a unit
+    push.push(Config(shards, REPO))
+    commits = list(hub.repos[REPO].commits.values())
+    sent = [
+        {name for name in after if name.startswith("train") and name not in before}
+        for before, after in itertools.pairwise(commits)
+    ]
+    assert [len(names) for names in sent] == [18, 18, 9] and there(hub) == contents(shards)
 
 
 @pytest.mark.parametrize("status", [0, -1, 408, 429, 500, 502, 503, 504])
@@ -229,7 +243,7 @@ def test_a_branch_is_made_and_main_left_alone(hub: LoopbackHub, shards: Path) ->
 def test_a_pull_request_holds_all_commits(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finished, "COMMIT_UNITS", 2)
+    monkeypatch.setattr(finished, "COMMIT_FILES", 6)
     shards = write_shards(tmp_path / "latents", units=5, samples=1)
     assert push.push(Config(shards, REPO, create_pr=True)).endswith("/tree/refs/pr/1")
     assert there(hub, "refs/pr/1") == contents(shards) and there(hub) == {}
@@ -274,6 +288,55 @@ def test_nothing_to_push(hub: LoopbackHub, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PushError, match="no unit is finished"):
         push.push(Config(tmp_path / "empty", REPO))
+
+
+# --- folders ---
+
+
+def test_many_units_lie_in_folders_of_a_hundred_on_the_hub_alone(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "UNITS", 2)
+    shards = write_shards(tmp_path / "latents", units=3, samples=1)
+    for unit in range(2):
+        (shards / f"train-0000{unit}.json").rename(tmp_path / f"train-0000{unit}.json")
+    push.push(Config(shards, REPO))
+    for unit in range(2):
+        (tmp_path / f"train-0000{unit}.json").rename(shards / f"train-0000{unit}.json")
+    push.push(Config(shards, REPO, delete_pushed=True))
+    files = there(hub)
+    units = {f"train/000{unit // 2}/train-0000{unit}" for unit in range(3)}
+    assert {name.rpartition(".")[0] for name in files if name.startswith("train")} == units
+    assert {name.rpartition(".")[2] for name in files if name.startswith("train")} == {
+        "tar",
+        "parquet",
+        "json",
+    }
+    manifest = Manifest.from_json(files[MANIFEST])
+    assert {shard.path for shard in manifest.splits["train"].shards} == units
+    assert not list(shards.glob("*.tar")) and len(list(shards.glob("*.parquet"))) == 3
+    commits, uploads = len(hub.repos[REPO].log), hub.asked("PUT", "/lfs/")
+    push.push(Config(shards, REPO))
+    assert (len(hub.repos[REPO].log), hub.asked("PUT", "/lfs/")) == (commits, uploads)
+    never_names_a_missing_shard(hub)
+
+
+def test_a_hundred_units_lie_beside_the_manifest_and_one_more_does_not() -> None:
+    folders = [store.hub_folder(Marker("train", 99, {}, (), {"units": units}, ())) for units in (100, 101)]
+    assert folders == ["", "train/0000"]
+    assert store.hub_folder(Marker("train", 123_456, {}, (), {"units": 200_000}, ())) == "train/1234"
+
+
+def test_the_hub_takes_no_more_files_in_a_folder(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loopback_hub, "FILES_IN_FOLDER", 9)
+    shards = write_shards(tmp_path / "latents", units=4, samples=1)
+    with pytest.raises(PushError, match="can only contain up to 9 files"):
+        push.push(Config(shards, REPO))
+    monkeypatch.setattr(store, "UNITS", 2)
+    push.push(Config(shards, REPO))
+    assert sum(name.endswith(".tar") for name in there(hub)) == 4
 
 
 # --- delete and follow ---

@@ -16,10 +16,12 @@ import pytest
 from loopback_hub import LoopbackHub
 from made_shards import write_shards
 
+from loader import as_webdataset
 from precompute import run
 
 ROOT = Path(run.__file__).parents[1]
-REPO = "owner/demo-latents"
+REPO, IN_FOLDERS = "owner/demo-latents", "owner/demo-in-folders"
+both = pytest.mark.parametrize("repo", [REPO, IN_FOLDERS])
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,14 @@ def hub() -> Iterator[LoopbackHub]:
 
 @pytest.fixture(scope="module")
 def pushed(hub: LoopbackHub, demo: Path, tmp_path_factory: pytest.TempPathFactory) -> LoopbackHub:
-    """A Hub that has the demo, put there by the command."""
+    """A Hub that has the demo, put there by the command; and again, as if it had too many units for one folder."""
     done = python(hub, tmp_path_factory.mktemp("home"), "precompute/push.py", str(demo), REPO)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{hub.url}/datasets/{REPO}"
+    program = "from precompute import push, store; store.UNITS = 2; push.main()"
+    done = python(hub, tmp_path_factory.mktemp("home"), "-c", program, str(demo), IN_FOLDERS)
+    assert done.returncode == 0, done.stderr
+    assert {"train/0000/train-00001.tar", "train/0001/train-00002.tar"} < set(hub.repos[IN_FOLDERS].files())
     return hub
 
 
@@ -91,14 +97,14 @@ def keys_of(folder: Path) -> list[str]:
     return list(keys)
 
 
-@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(("repo", "streaming"), [(REPO, True), (REPO, False), (IN_FOLDERS, True)])
 def test_load_dataset_reads_the_samples(
-    pushed: LoopbackHub, demo: Path, tmp_path: Path, streaming: bool
+    pushed: LoopbackHub, demo: Path, tmp_path: Path, repo: str, streaming: bool
 ) -> None:
     program = f"""
     import json
     from datasets import load_dataset
-    rows = list(load_dataset({REPO!r}, split="train", streaming={streaming}))
+    rows = list(load_dataset({repo!r}, split="train", streaming={streaming}))
     print(json.dumps([[row["__key__"], row["txt"], sum(map(len, row["moments_64.npy"][0]))] for row in rows]))
     """
     rows = answer(pushed, tmp_path, program)
@@ -118,9 +124,25 @@ def test_snapshot_download_gives_the_same_files(pushed: LoopbackHub, demo: Path,
             assert (copy / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_snapshot_in_folders_is_read_as_any_folder(pushed: LoopbackHub, demo: Path, tmp_path: Path) -> None:
+    program = f"""
+    import json
+    from huggingface_hub import snapshot_download
+    print(json.dumps(snapshot_download({IN_FOLDERS!r}, repo_type="dataset", local_dir={str(tmp_path / "copy")!r})))
+    """
+    copy = answer(pushed, tmp_path, program)
+    assert read_by_loader(pushed, tmp_path, copy) == read_by_loader(pushed, tmp_path, str(demo))
+    assert [sample["__key__"] for sample in as_webdataset(copy)] == keys_of(demo)
+    done = python(pushed, tmp_path, "precompute/verify.py", copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@both
 @pytest.mark.parametrize("flags", [["--quick"], [], ["--decode", "20", "--source", "builders/demo"]])
-def test_verify_finds_the_hubs_copy_whole(pushed: LoopbackHub, tmp_path: Path, flags: list[str]) -> None:
-    done = python(pushed, tmp_path, "precompute/verify.py", f"hf://datasets/{REPO}", *flags, token=None)
+def test_verify_finds_the_hubs_copy_whole(
+    pushed: LoopbackHub, tmp_path: Path, repo: str, flags: list[str]
+) -> None:
+    done = python(pushed, tmp_path, "precompute/verify.py", f"hf://datasets/{repo}", *flags, token=None)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "whole. 20 written + 2 rejected = 22 rows" in done.stdout
 
@@ -131,9 +153,10 @@ def test_a_quick_look_at_the_hub_reads_no_tar(pushed: LoopbackHub, tmp_path: Pat
     assert pushed.asked("GET", r"/resolve/.*\.(tar|parquet)") == before
 
 
-def test_preview_of_the_hubs_copy(pushed: LoopbackHub, tmp_path: Path) -> None:
+@both
+def test_preview_of_the_hubs_copy(pushed: LoopbackHub, tmp_path: Path, repo: str) -> None:
     done = python(
-        pushed, tmp_path, "precompute/preview.py", f"hf://datasets/{REPO}", "--to", str(tmp_path / "seen")
+        pushed, tmp_path, "precompute/preview.py", f"hf://datasets/{repo}", "--to", str(tmp_path / "seen")
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "seen" / "report.html").stat().st_size > 10_000
@@ -153,8 +176,9 @@ def test_damage_on_the_hub_is_found(pushed: LoopbackHub, tmp_path: Path) -> None
         assert done.returncode == 1 and shards == {"train-00001"}
 
 
-def test_our_loader_reads_the_hubs_copy(pushed: LoopbackHub, demo: Path, tmp_path: Path) -> None:
-    program = """
+def read_by_loader(hub: LoopbackHub, home: Path, source: str) -> Any:
+    """Keys in their order, and a hash of all arrays."""
+    program = f"""
     import hashlib, json
     from loader import make_loader
     batches = make_loader({source!r}, batch_size=5, resolution=64, seed=3, extras=("key", "caption"))
@@ -164,8 +188,13 @@ def test_our_loader_reads_the_hubs_copy(pushed: LoopbackHub, demo: Path, tmp_pat
         digest.update(batch["image_latents"].numpy().tobytes() + batch["caption_latents"].numpy().tobytes())
     print(json.dumps([keys, digest.hexdigest()]))
     """
-    local = answer(pushed, tmp_path, program.format(source=str(demo)))
-    remote = answer(pushed, tmp_path, program.format(source=f"hf://datasets/{REPO}"))
+    return answer(hub, home, program)
+
+
+@both
+def test_our_loader_reads_the_hubs_copy(pushed: LoopbackHub, demo: Path, tmp_path: Path, repo: str) -> None:
+    local = read_by_loader(pushed, tmp_path, str(demo))
+    remote = read_by_loader(pushed, tmp_path, f"hf://datasets/{repo}")
     assert remote == local and len(local[0]) == 20
 
 

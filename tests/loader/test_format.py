@@ -1,6 +1,7 @@
 """The contract in code: what is read back is what was written, and nothing odd in a file gets further than an error."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,19 @@ def test_odd_content_is_a_format_error_or_harmless(kind: type[Marker] | type[Man
 def test_shard_names_are_no_paths(name: str) -> None:
     with pytest.raises(FormatError):
         Shard(name, 1, 1, 1, "", "")
+
+
+@pytest.mark.parametrize("folder", ["..", "a/../b", "/etc", "a/", "a//b", "C:", "."])
+def test_folders_of_shards_lie_below_the_manifest(folder: str) -> None:
+    with pytest.raises(FormatError, match="folder"):
+        Shard("train-00000", 1, 1, 1, "", "", folder=folder)
+
+
+def test_where_a_shard_lies_is_no_part_of_what_it_is() -> None:
+    moved = replace(SHARD, folder="train/0000")
+    assert moved == SHARD and moved.path == "train/0000/train-00000" and SHARD.path == "train-00000"
+    manifest = replace(MANIFEST, splits={"train": replace(MANIFEST.splits["train"], shards=(moved,))})
+    assert Manifest.from_json(manifest.to_json()).splits["train"].shards[0].path == moved.path
 
 
 def test_a_newer_format_says_so() -> None:
