@@ -1,9 +1,10 @@
-"""The demo's shards, made once for all tests by a real launch of precompute/run.py."""
+"""The demo's shards, made once for all tests by a real launch of precompute/run.py; processes that start at once."""
 
 from pathlib import Path
 
 import pytest
 from launching import TOY, run_precompute
+from processes import start  # noqa: F401  a fixture
 
 
 @pytest.fixture(scope="session")

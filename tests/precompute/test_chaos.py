@@ -1,21 +1,18 @@
 """Processes are killed, stopped and starved of disk at random instants; the tars are those of an undisturbed run."""
 
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import ROOT, environment, leftovers, tars
+from launching import leftovers, tars
+from processes import finish
 from raw.archive import write_tar
 from raw.photos import jpeg
-from worker import work
 
 from precompute.verify import Config as VerifyConfig
 from precompute.verify import Report, verify
@@ -40,35 +37,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 members.append((f"{key}.txt", f"caption {row} of {unit}".encode()))
         write_tar(folder / f"{unit:05d}.tar", members)
     return folder
-
-
-@pytest.fixture(scope="module")
-def start() -> Iterator[Any]:
-    """Start a process on a folder. All that still run at the end are killed."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/precompute")]
-    )
-    os.environ["HF_HUB_OFFLINE"] = environment()["HF_HUB_OFFLINE"]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worker"])
-    started: list[BaseProcess] = []
-
-    def start(output: Path, data: Path, **options: Any) -> BaseProcess:
-        process = context.Process(target=work, args=(output, data), kwargs=options)
-        process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.join()
-
-
-def finish(start: Any, output: Path, data: Path, **options: Any) -> None:
-    process = start(output, data, **options)
-    process.join(timeout=60)
-    assert process.exitcode == 0
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """One process of a precompute run, started by fork from a server that has imported everything: in milliseconds."""
 
 import errno
+import itertools
 import logging
 import os
 import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,23 @@ from precompute import run
 from precompute.errors import one_line_errors, output_errors
 from precompute.tar_writer import TarWriter
 
+DEAD = 9  # exit code of a process that die_at has ended
 TOY: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32", "resolutions": (64,)}
 
 
 def work(
-    output: Path, data: Path, slow: float = 0.0, full_disk: int | None = None, timeout: float = 60.0
+    output: Path,
+    data: Path,
+    slow: float = 0.0,
+    full_disk: int | None = None,
+    die_at: int | None = None,
+    timeout: float = 60.0,
+    **options: Any,
 ) -> None:
     """`precompute/run.py builders/webdataset` over the tars in `data`.
 
     slow: seconds that each write to a tar takes longer. full_disk: seed; the disk is full at a random write.
+    die_at: the process is gone at the n-th change to the output folder. options: more of run.Config.
     """
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
@@ -46,6 +56,8 @@ def work(
         put(self, data)
 
     TarWriter._put = hindered  # type: ignore[method-assign]
+    if die_at is not None:
+        die_at_change(output, die_at)
     run.stop_on_sigterm()
     with one_line_errors(), output_errors(output):
         run.run(
@@ -58,5 +70,37 @@ def work(
                 samples_per_shard=3,
                 lease_timeout=timeout,
                 **TOY,
+                **options,
             )
         )
+
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.truncate"}
+
+
+def die_at_change(output: Path, number: int) -> None:
+    """As `kill -9` does, just before the n-th call that changes the folder, or syncs it, in whichever thread."""
+    left = itertools.count(number - 1, -1)
+
+    def count() -> None:
+        if next(left) == 0:
+            os._exit(DEAD)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            path = str(arguments[0])
+            if path.startswith(str(output)) or not os.path.isabs(
+                path
+            ):  # rmtree names files within their folder
+                count()
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any) -> Any:
+            count()
+            return call(*arguments)
+
+        return counting
+
+    sys.addaudithook(hook)
+    os.fsync = counted(os.fsync)
+    TarWriter._flush = counted(TarWriter._flush)  # type: ignore[method-assign]
