@@ -1,5 +1,6 @@
 """The main job under a real `accelerate launch`: what it writes, who can read it, and that it is always the same."""
 
+import contextlib
 import gc
 import io
 import json
@@ -158,6 +159,26 @@ def test_torchrun_writes_the_same_bytes(demo_shards: Path, tmp_path: Path) -> No
     command += ["builders/demo", "--output", str(tmp_path / "out"), *TOY]
     subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=300)
     assert tars(tmp_path / "out") == tars(demo_shards)
+
+
+def test_torchrun_starts_a_killed_worker_anew_and_all_is_done(demo_shards: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command += ["--monitor-interval", "0.1", "precompute/run.py", "builders/demo", "--output", str(output)]
+    command += [*TOY[:-1], "1", "--num-threads", "1"]  # slow enough to be caught in the middle
+    talking = {**environment(), "LOGLEVEL": "INFO"}
+    launched = subprocess.Popen(command, cwd=ROOT, env=talking, stderr=subprocess.PIPE, text=True)
+    victim, deadline = None, time.monotonic() + 120
+    while victim is None and time.monotonic() < deadline:
+        for lease in output.glob(".work/train-*.lease-1"):
+            with contextlib.suppress(OSError, ValueError):  # being written, or given back
+                victim = json.loads(lease.read_text())["pid"]
+    os.kill(victim, signal.SIGKILL)
+    _, errors = launched.communicate(timeout=300)
+    assert launched.returncode == 0, errors
+    assert "will restart worker group" in errors, "it was to be killed, and was through already"
+    assert tars(output) == tars(demo_shards)
+    assert not leftovers(output)
 
 
 def test_killed_half_way_and_run_again_writes_the_same_bytes(demo_shards: Path, tmp_path: Path) -> None:
