@@ -6,6 +6,7 @@ An outage that passes must not end a job of days; one that stays must end it, an
 import contextlib
 import email.utils
 import logging
+import threading
 import time
 
 logger = logging.getLogger("builders")
@@ -13,6 +14,7 @@ logger = logging.getLogger("builders")
 PATIENCE = 1800  # seconds of pauses in all
 _LONGEST = 60  # seconds of one pause
 _LONGEST_ASKED = 600  # seconds, however long a server's Retry-After
+ENOUGH = threading.Event()  # set by whoever is about to stop: all who wait give up at once
 PASSING = {408, 425, 429}  # HTTP statuses that may pass, beside those of 500 and above
 
 
@@ -23,7 +25,7 @@ class Patience:
         self._pause, self._spent = 1.0, 0.0
 
     def wait(self, what: str, asked: str | None = None) -> bool:
-        """Say `what` failed, and sleep before the next try; False, at once, when patience is over.
+        """Say `what` failed, and pause before the next try; False, at once, when patience is over or it is `ENOUGH`.
 
         asked: the server's Retry-After, which is honoured.
         """
@@ -32,8 +34,7 @@ class Patience:
         pause = max(self._pause, min(_LONGEST_ASKED, _seconds(asked or "")))
         self._pause, self._spent = min(_LONGEST, 2 * self._pause), self._spent + pause
         logger.warning(f"{what}. Trying again in {pause:.0f} s")
-        time.sleep(pause)
-        return True
+        return not ENOUGH.wait(pause)
 
 
 def may_pass(status: int) -> bool:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from builders import patience
 from precompute.encode import Arrays, BatchEncoder, InFlight, Sample
 from precompute.errors import LostLease
 from precompute.gone import is_gone
@@ -151,6 +152,7 @@ class Pipeline:
         """Raises whatever a thread raised; units not committed by then are left for the next run."""
         started = time.monotonic()
         self._encoder.clock.reset()
+        patience.ENOUGH.clear()
         with ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode") as decoders:
             threads = [self._thread(self._read, decoders), self._thread(self._write)]
             try:
@@ -293,6 +295,7 @@ class Pipeline:
         if not self._failed.is_set():
             self._failure = error
             self._failed.set()
+            patience.ENOUGH.set()
 
     def _put(self, channel: queue.Queue[Any], item: Any) -> None:
         while not self._failed.is_set():

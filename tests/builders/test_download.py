@@ -37,7 +37,7 @@ def server(tmp_path):
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr("builders.patience.ENOUGH.wait", slept.append)
     return slept
 
 

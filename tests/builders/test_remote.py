@@ -40,7 +40,7 @@ def server(tars, monkeypatch):
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr("builders.patience.ENOUGH.wait", slept.append)
     return slept
 
 

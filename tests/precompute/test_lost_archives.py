@@ -56,7 +56,7 @@ def open_records(server: Server) -> Open:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that would have been slept."""
     slept: list[float] = []
-    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr("builders.patience.ENOUGH.wait", slept.append)
     return slept
 
 

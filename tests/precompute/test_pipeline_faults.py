@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from raw.photos import jpeg
 
+from builders.patience import Patience
 from loader.format import Marker
 from precompute.encode import BatchEncoder
 from precompute.encoders import open_image_encoder
@@ -327,3 +328,27 @@ def test_source_that_cannot_be_read_is_not_blamed_on_the_output(
         with output_errors(tmp_path / "out"):
             work(records)
     assert not issubclass(SourceError, OSError) and issubclass(SourceError, PrecomputeError)
+
+
+def test_a_reader_that_waits_out_an_outage_is_not_waited_for(
+    work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is asked to stop has seconds to give its units back, and not a pause of a minute."""
+
+    def rows(unit: Unit) -> Iterator[Record]:
+        yield from good_rows(unit)
+        waiting.set()
+        assert not Patience().wait("the server answered 503", "600")
+        raise SourceError("the server answered 503")
+
+    def stop(*_: object) -> None:
+        assert waiting.wait(10)
+        raise SystemExit(143)
+
+    waiting = threading.Event()
+    monkeypatch.setattr(BatchEncoder, "launch", after(1, BatchEncoder.launch, stop))
+    started = time.monotonic()
+    with pytest.raises(SystemExit):
+        work(Made(rows, units=1))
+    assert time.monotonic() - started < 10
+    assert not (tmp_path / "out" / WORK).exists()
