@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loader.format import MANIFEST, Manifest, Marker, recipe_differences
 from precompute.errors import UsageError
+from precompute.gone import may_be_gone
 from precompute.hub import PushError
 from precompute.shards import manifest_of, marker_paths, read_marker
 from precompute.store import hub_folder
@@ -40,10 +41,10 @@ class Finished:
 
     def is_current(self, stem: str) -> bool:
         """Whether the unit's marker still is what was read: it goes first where a unit is done again."""
-        try:
-            return read_marker(self.folder / f"{stem}.json") == self.markers[stem]
-        except FileNotFoundError:
-            return False
+        now = None
+        with may_be_gone():
+            now = read_marker(self.folder / f"{stem}.json")
+        return now == self.markers[stem]
 
     def files(self, stem: str) -> dict[str, str | None]:
         """File -> sha256 of one unit; None for the marker, which is small and compared as it is."""

@@ -124,6 +124,8 @@ def test_snapshot_download_gives_the_same_files(pushed: LoopbackHub, demo: Path,
             assert (copy / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves tars open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_snapshot_in_folders_is_read_as_any_folder(pushed: LoopbackHub, demo: Path, tmp_path: Path) -> None:
     program = f"""
     import json
