@@ -232,7 +232,7 @@ def test_model_that_is_not_of_text_is_refused(tmp_path: Path) -> None:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     transformers.ViTModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="no hidden states for text alone .*name a text model"):
+    with pytest.raises(ModelError, match=r"no hidden states for text alone .*name a text model"):
         open_text_encoder(f"auto:{tmp_path}")
 
 
