@@ -17,8 +17,9 @@ class Room:
     """Deals out the units of `leases` that the disk has room for. limit: GB of tars in the output folder, those in work
     included.
 
-    What a killed process leaves of a unit takes no room, or there might never be any again: whoever takes the unit up
-    next clears it away. largest: bytes of the largest unit finished so far, 0 before the first.
+    What a killed process leaves of a unit takes no room, or there might never be any again. Whoever takes the unit up
+    next clears it away; until then the disk holds so much more. largest: bytes of the largest unit finished so far, 0
+    before the first.
     """
 
     def __init__(self, leases: Leases, limit: float, largest: int = 0) -> None:

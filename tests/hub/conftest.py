@@ -13,6 +13,8 @@ from precompute import follow, push
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "precompute"))
 
+from processes import start  # noqa: F401  a fixture
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.constants
 import torch
 from tqdm import tqdm
 
-from precompute import run
+import precompute.hub
+from precompute import follow, push, run
 from precompute.errors import one_line_errors, output_errors
 from precompute.tar_writer import TarWriter
 
@@ -30,13 +32,15 @@ def work(
     slow: float = 0.0,
     full_disk: int | None = None,
     die_at: int | None = None,
+    hub: str | None = None,
     timeout: float = 60.0,
     **options: Any,
 ) -> None:
     """`precompute/run.py builders/webdataset` over the tars in `data`.
 
     slow: seconds that each write to a tar takes longer. full_disk: seed; the disk is full at a random write.
-    die_at: the process is gone at the n-th change to the output folder. options: more of run.Config.
+    die_at: the process is gone at the n-th change to the output folder.
+    hub: where the Hub is, which is asked often. options: more of run.Config.
     """
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
@@ -58,6 +62,8 @@ def work(
     TarWriter._put = hindered  # type: ignore[method-assign]
     if die_at is not None:
         die_at_change(output, die_at)
+    if hub is not None:
+        turn_to(hub, output)
     run.stop_on_sigterm()
     with one_line_errors(), output_errors(output):
         run.run(
@@ -76,6 +82,18 @@ def work(
 
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.truncate"}
+
+
+def turn_to(hub: str, output: Path) -> None:
+    """As the fixture `hub` does in the process of the tests."""
+    constants, config = huggingface_hub.constants, push.Config
+    constants.ENDPOINT = hub
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = hub + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = False, True
+    constants.HF_HUB_CACHE = str(output.with_name("cache"))
+    os.environ["HF_TOKEN"] = "hf_owner"
+    precompute.hub.WAIT, push.POLL, follow.RETRY = 0.01, 0.02, 0.05
+    push.Config = lambda *a, **k: config(*a, **{**k, "every": 0.0})  # type: ignore[assignment, misc]
 
 
 def die_at_change(output: Path, number: int) -> None:
