@@ -1,0 +1,79 @@
+"""Memory is flat in the number of rows: what 20,000 take at most is what 1,000 do, but for a little."""
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from raw.photos import jpeg
+
+from precompute.encode import BatchEncoder
+from precompute.encoders import open_image_encoder
+from precompute.pipeline import Output, Pipeline
+from precompute.pixels import read_picture
+from precompute.plan import Leases, Unit
+from precompute.records import Record
+from precompute.shards import Row
+from precompute.text_encoders import open_text_encoder
+
+resource = pytest.importorskip("resource")
+
+ROWS = 500  # of a unit
+FEW, MANY = 1_000, 20_000
+BOUND = 20.0  # MB: a kilobyte a row would not pass
+
+
+class Rows:
+    """Units of rows that all differ in key and caption."""
+
+    def __init__(self, number: int) -> None:
+        self.units = [Unit(index, index) for index in range(number // ROWS)]
+        self.plan = {"units": len(self.units)}
+        self._image = jpeg(0, (64, 64))
+
+    def rows(self, unit: Unit) -> Iterator[Record]:
+        for row in range(ROWS):
+            yield Record(Row(f"{unit.index}-{row}", f"caption {row} of {unit.index}"), self._image)
+
+
+def encode(folder: Path, number: int, encoder: BatchEncoder) -> None:
+    folder.mkdir()
+    records: Any = Rows(number)
+    leases = Leases(folder, "train", records.units)
+
+    def delete() -> None:
+        """As --delete-pushed does: no need to fill a disk."""
+        for path in folder.glob("*.tar"):
+            path.unlink()
+
+    output = Output(folder, "train", 4096, {}, records.plan, 32, on_commit=delete)
+
+    def read(image: bytes, key: str) -> Any:
+        return read_picture(image, [32])
+
+    Pipeline(records, leases, encoder, output, read, 2, lambda stats: None).run()
+    leases.close()
+
+
+def measure(folder: Path, peaks: Any) -> None:
+    """Peak resident MB of this process after few and after many rows."""
+    torch.set_num_threads(1)
+    encoder = BatchEncoder(open_image_encoder("toy"), [open_text_encoder("toy")], [32], "moments", 0)
+    for number in (FEW, MANY):
+        encode(folder / str(number), number, encoder)
+        peaks.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def test_peak_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    peaks = context.Queue()
+    process = context.Process(target=measure, args=(tmp_path, peaks))
+    process.start()
+    few, many = peaks.get(timeout=120), peaks.get(timeout=300)
+    process.join()
+    print(f"{few:.0f} MB after {FEW:,} rows, {many:.0f} MB after {MANY:,}")
+    assert process.exitcode == 0
+    assert len(list((tmp_path / str(MANY)).glob("train-*.json"))) == MANY // ROWS
+    assert many - few < BOUND
