@@ -32,11 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from precompute.encode import BatchEncoder, Sample
 from precompute.encoders import ImageEncoder, open_image_encoder
-from precompute.pipeline import Output, Pipeline, Stats
+from precompute.pipeline import Pipeline
 from precompute.pixels import Picture, read_picture
 from precompute.plan import Leases, Unit
 from precompute.records import Record
 from precompute.shards import Row
+from precompute.stats import Stats
+from precompute.unit_output import Output
 
 CPU = torch.device("cpu")
 

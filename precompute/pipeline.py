@@ -10,98 +10,23 @@ is in a batch, and so every value, depends on the unit alone. A fault in any thr
 """
 
 import contextlib
-import json
-import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from builders import patience
-from precompute.encode import Arrays, BatchEncoder, InFlight, Sample
-from precompute.errors import LostLease
-from precompute.gone import is_gone
+from precompute.encode import BatchEncoder, Sample
 from precompute.pixels import Picture, UnfitImage
 from precompute.plan import Lease, Leases
 from precompute.records import Record, Records
-from precompute.shards import Members, Row, UnitWriter
-
-logger = logging.getLogger("precompute")
+from precompute.stats import Stats
+from precompute.unit_output import Batch, Item, OpenUnit, Output
 
 TICK = 0.1  # seconds between looks at whether another thread has failed
-
-
-@dataclass
-class Stats:
-    """What this process did. Seconds of its main thread: waiting for the source (reading), for pixels (decoding), for the
-    writer (writing) and for the device (awaited); idle while there was no unit to be had, as others work on the last ones
-    or the disk is full. device: seconds in which the device had work."""
-
-    images: int = 0
-    seconds: float = 0.0
-    reading: float = 0.0
-    decoding: float = 0.0
-    writing: float = 0.0
-    awaited: float = 0.0
-    idle: float = 0.0
-    device: float = 0.0
-
-    @property
-    def busy(self) -> float:
-        """Seconds in which there was work."""
-        return max(self.seconds - self.idle, 1e-9)
-
-    @property
-    def waited(self) -> float:
-        """Share of the busy time in which the device had nothing to do."""
-        return min(max(1 - self.device / self.busy, 0.0), 1.0)
-
-    @property
-    def bottleneck(self) -> str:
-        """The stage that the others wait for; the host is what the main thread itself does between them."""
-        seconds = {
-            "reading": self.reading,
-            "decoding": self.decoding,
-            "writing": self.writing,
-            "the device": self.awaited,
-        }
-        seconds["the host"] = self.busy - sum(seconds.values())
-        return max(seconds, key=lambda stage: seconds[stage])
-
-
-@dataclass
-class Item:
-    """A row on its way: `picture` or `reject` once decoded, `arrays` or `reject` once encoded. Its file is let go of."""
-
-    row: Row
-    reject: str | None
-    picture: Picture | None = None
-    arrays: Arrays | None = None
-
-
-@dataclass
-class Batch:
-    """Rows of one unit in source order, those to encode and the rejected ones between them; `last` ends the unit.
-
-    group: the size of the pictures, as they share a shard only with their like.
-    """
-
-    lease: Lease
-    group: Hashable
-    items: list[Item] = field(default_factory=list)
-    good: list[Item] = field(default_factory=list)
-    last: bool = False
-    in_flight: InFlight | None = None
-
-    def add(self, item: Item) -> None:
-        self.items.append(item)
-        if item.picture is not None:
-            self.good.append(item)
 
 
 class Idle:
@@ -109,19 +34,6 @@ class Idle:
 
 
 Decoding = tuple[Lease, Future[Item] | None]  # None: the unit ends
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread."""
-
-    folder: Path
-    split: str
-    samples_per_shard: int
-    recipe: dict[str, Any]
-    plan: dict[str, Any]
-    batch_size: int
-    on_commit: Callable[[], object] = lambda: None
 
 
 class Pipeline:
@@ -231,11 +143,11 @@ class Pipeline:
                 yield filling.pop(group)
 
     def _write(self) -> None:
-        unit: _OpenUnit | None = None
+        unit: OpenUnit | None = None
         since = time.monotonic()
         try:
             while (batch := self._get(self._encoded)) is not None:
-                unit = unit or _OpenUnit(batch.lease, self._output, self._encoder, since)
+                unit = unit or OpenUnit(batch.lease, self._output, self._encoder, since)
                 unit.write(batch)
                 if batch.last:
                     unit.finish(self._leases)
@@ -318,95 +230,6 @@ class _Stopped(Exception):
     """Another thread has failed: end this one. Never the first failure, so never raised to the user."""
 
 
-class _OpenUnit:
-    """A unit being written. Once its lease is lost, what comes for it is dropped: another process makes the same.
-
-    since: when this process finished its last unit, so that the units' times add up to that of the process.
-    """
-
-    def __init__(self, lease: Lease, output: Output, encoder: BatchEncoder, since: float) -> None:
-        self._lease, self._output, self._fields = lease, output, encoder.fields
-        self._started = since
-        self._samples = 0
-        members = [*(field.name for field in encoder.fields), "txt", "json"]
-        self._writer: UnitWriter | None = None
-        with self._lost_lease_drops():
-            lease.check()
-            self._writer = UnitWriter(
-                output.folder, output.split, lease.unit.index, members, output.samples_per_shard, lease.owner
-            )
-
-    def write(self, batch: Batch) -> None:
-        with self._lost_lease_drops():
-            for item in batch.items:
-                if self._writer is None:
-                    return
-                if item.reject is not None or item.arrays is None:
-                    self._writer.reject(_row(item), item.reject or "non_finite", batch.group)
-                else:
-                    self._writer.write(_row(item), _members(item), batch.group)
-                    self._samples += 1
-
-    def finish(self, leases: Leases) -> None:
-        """Commit, and give the lease back."""
-        with self._lost_lease_drops():
-            if self._writer is not None:
-                self._lease.check()
-                seconds = time.monotonic() - self._started
-                timings = {
-                    "seconds": round(seconds, 3),
-                    "images_per_second": round(self._samples / seconds, 1),
-                    "batch_size": self._output.batch_size,
-                }
-                self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings)
-                self._output.on_commit()
-        self.drop()
-        leases.release(self._lease)
-
-    def drop(self) -> None:
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
-
-    @contextlib.contextmanager
-    def _lost_lease_drops(self) -> Iterator[None]:
-        try:
-            try:
-                yield
-            except OSError as error:
-                if is_gone(error):  # the new owner has cleared our files away, or somebody the whole folder
-                    self._lease.check()
-                raise
-        except LostLease:
-            logger.warning(
-                "unit %d: another process took over while this one was held up", self._lease.unit.index
-            )
-            self.drop()
-
-
 def _sample(item: Item) -> Sample:
     assert item.picture is not None and item.row.caption is not None
     return Sample(item.row.key, item.row.caption, item.picture.pixels)
-
-
-def _row(item: Item) -> Row:
-    if item.picture is None:
-        return item.row
-    return replace(item.row, width=item.picture.width, height=item.picture.height)
-
-
-def _members(item: Item) -> Members:
-    """File contents, or arrays, by extension, in the order in which they stand in the tar."""
-    assert item.picture is not None and item.arrays is not None
-    row = _row(item)
-    about: dict[str, Any] = {
-        "width": row.width,
-        "height": row.height,
-        "crop": item.picture.crop,
-        "source": row.source,
-    }
-    if len(set(item.picture.crops.values())) > 1:
-        about["crops"] = {str(resolution): crop for resolution, crop in item.picture.crops.items()}
-    facts = json.dumps({**about, "extras": row.extras}, ensure_ascii=False, sort_keys=True)
-    arrays = {f"{name}.npy": array for name, array in item.arrays.items()}
-    return {**arrays, "txt": (row.caption or "").encode(), "json": facts.encode()}

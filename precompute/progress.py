@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from loader.format import Split
 from precompute.devices import processes_here
-from precompute.pipeline import Stats
 from precompute.plan import Leases
+from precompute.stats import Stats
 
 EVERY = 1.0  # seconds between changes of the bar
 SHARE = 0.01  # of the time may go into looking how far the others are: a large folder is slow to list

@@ -33,12 +33,14 @@ from precompute.encoders import ImageEncoder, open_image_encoder
 from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.follow import PushedLeases, following
 from precompute.manifest import ManifestKeeper
-from precompute.pipeline import Output, Pipeline, Stats
+from precompute.pipeline import Pipeline
 from precompute.progress import default_threads, progress_bar, summary
 from precompute.records import Records, Source
 from precompute.room import Room
 from precompute.shards import open_folder, write_shared
+from precompute.stats import Stats
 from precompute.text_encoders import TextEncoder, open_text_encoder
+from precompute.unit_output import Output
 
 
 def check_factor(config: Config, encoder: ImageEncoder) -> None:

@@ -55,9 +55,9 @@ def save_tiny(folder: Path) -> Path:
     return folder
 
 
-def save_qwen(folder: Path) -> Path:
+def save_qwen(folder: Path, family: type = diffusers.AutoencoderKLQwenImage, **config: object) -> Path:
     torch.manual_seed(0)
-    diffusers.AutoencoderKLQwenImage(
+    family(
         base_dim=8,
         z_dim=4,
         dim_mult=[1, 1, 1],
@@ -65,21 +65,7 @@ def save_qwen(folder: Path) -> Path:
         temperal_downsample=[False, True],
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[1.5, 2.0, 0.5, 1.0],
-    ).save_pretrained(folder)
-    return folder
-
-
-def save_qwen21(folder: Path) -> Path:
-    torch.manual_seed(0)
-    diffusers.AutoencoderKLQwenImage21(
-        base_dim=8,
-        decoder_base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True],
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.5, 2.0, 0.5, 1.0],
+        **config,
     ).save_pretrained(folder)
     return folder
 

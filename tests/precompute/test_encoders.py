@@ -102,7 +102,7 @@ FAMILIES: dict[str, Family] = {
         lambda m, x: m.decode(x[:, :, None]).sample[:, :, 0],
     ),
     "qwen 2.1": (
-        tiny_models.save_qwen21, diffusers.AutoencoderKLQwenImage21, "", opaque_frame,
+        lambda f: tiny_models.save_qwen(f, diffusers.AutoencoderKLQwenImage21, decoder_base_dim=8), diffusers.AutoencoderKLQwenImage21, "", opaque_frame,
         lambda m, x: (x - column(m.config.latents_mean)) / column(m.config.latents_std),
         lambda m, x: m.decode(x[:, :, None]).sample[:, :3, 0],
     ),

@@ -11,12 +11,13 @@ from raw.photos import jpeg
 
 from precompute.encode import BatchEncoder
 from precompute.encoders import open_image_encoder
-from precompute.pipeline import Output, Pipeline
+from precompute.pipeline import Pipeline
 from precompute.pixels import read_picture
 from precompute.plan import Leases, Unit
 from precompute.records import Record
 from precompute.shards import Row
 from precompute.text_encoders import open_text_encoder
+from precompute.unit_output import Output
 
 resource = pytest.importorskip("resource")
 

@@ -18,13 +18,15 @@ from loader.format import Marker
 from precompute.encode import BatchEncoder
 from precompute.encoders import open_image_encoder
 from precompute.errors import OutputError, PrecomputeError, SourceError, output_errors
-from precompute.pipeline import Output, Pipeline, Stats
+from precompute.pipeline import Pipeline
 from precompute.pixels import Picture, read_picture
 from precompute.plan import Leases, Unit
 from precompute.records import Record, Records, Source
 from precompute.shards import WORK, Row, marker_paths, read_marker
+from precompute.stats import Stats
 from precompute.tar_writer import TarWriter
 from precompute.text_encoders import open_text_encoder
+from precompute.unit_output import Output
 
 ROWS = 6
 GOOD, BAD = jpeg(0, (64, 64)), b"<html></html>"

@@ -14,12 +14,14 @@ from loader.format import Split
 from precompute import progress
 from precompute.encode import BatchEncoder
 from precompute.encoders import ImageEncoder, open_image_encoder
-from precompute.pipeline import Output, Pipeline, Stats
+from precompute.pipeline import Pipeline
 from precompute.pixels import Picture, read_picture
 from precompute.plan import Leases, Unit
 from precompute.progress import progress_bar, summary
 from precompute.records import Record
 from precompute.shards import Row, UnitWriter
+from precompute.stats import Stats
+from precompute.unit_output import Output
 
 ROWS, SLOW = 12, 0.04
 PHOTO = jpeg(0, (64, 64))

@@ -1,0 +1,41 @@
+"""Where the time of one process goes: who waits for whom."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Stats:
+    """What this process did. Seconds of its main thread: waiting for the source (reading), for pixels (decoding), for the
+    writer (writing) and for the device (awaited); idle while there was no unit to be had, as others work on the last ones
+    or the disk is full. device: seconds in which the device had work."""
+
+    images: int = 0
+    seconds: float = 0.0
+    reading: float = 0.0
+    decoding: float = 0.0
+    writing: float = 0.0
+    awaited: float = 0.0
+    idle: float = 0.0
+    device: float = 0.0
+
+    @property
+    def busy(self) -> float:
+        """Seconds in which there was work."""
+        return max(self.seconds - self.idle, 1e-9)
+
+    @property
+    def waited(self) -> float:
+        """Share of the busy time in which the device had nothing to do."""
+        return min(max(1 - self.device / self.busy, 0.0), 1.0)
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that the others wait for; the host is what the main thread itself does between them."""
+        seconds = {
+            "reading": self.reading,
+            "decoding": self.decoding,
+            "writing": self.writing,
+            "the device": self.awaited,
+        }
+        seconds["the host"] = self.busy - sum(seconds.values())
+        return max(seconds, key=lambda stage: seconds[stage])
