@@ -60,7 +60,8 @@ class Folder(ImageCaptionBuilder):
         root = self.config.data_dir
         if root is None or not os.path.isdir(root):
             raise MissingSourceError(
-                f"builders/folder: data_dir={root!r} is not a local folder; give the folder of your images"
+                f"builders/folder: data_dir={root!r} is not a local folder; give the folder of your images as data_dir, "
+                "on the command line --data-dir"
             )
         tops = {
             name: split

@@ -148,7 +148,7 @@ def check_markers(
     elif manifest != expected:
         wrong = recipe_differences(json.loads(manifest.to_json()), json.loads(expected.to_json()))
         what = f"does not say what the markers say ({wrong[0] if wrong else 'recipe'})"
-        yield Finding("manifest.json", "", what, f"remove it and {RERUN}: it is made again from the markers")
+        yield Finding("manifest.json", "", what, f"{RERUN}: it is made again from the markers")
 
 
 def check_rejects(stem: str, marker: Marker, statuses: Counter[str]) -> Iterator[Finding]:

@@ -53,9 +53,10 @@ class Config:
     """Image encoder: a Hub id with an optional @REVISION, a folder, or `toy` (no download). A `vae` subfolder is found."""
 
     text_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """[NAME=]ID[@REVISION][?layer=-2&length=77&padding=trim&template=...&skip=0&pooled&subfolder=text_encoder_2], or `toy`;
-    repeat for several. The first writes caption_latents, one with a NAME caption_latents_NAME. What the options mean stands
-    in precompute/text_spec.py. Default: SDXL's first."""
+    """[NAME=]ID[@REVISION][?OPTION&OPTION...], or `toy`; repeat for several. The first writes caption_latents, one with a
+    NAME caption_latents_NAME. Options: layer=-2 (or several, 9,18,27), length=77 (tokens), padding=full, masked or trim,
+    template=TEXT with {} for the caption (or @FILE), skip=34 (of the template's first tokens), pooled, subfolder=NAME.
+    Default: SDXL's first."""
 
     resolutions: tuple[int, ...] = (256, 512)
     """Edges of the square crops, in pixels. One decode serves all."""

@@ -58,10 +58,13 @@ def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
     rows += [("rejected", sum(split.rejected.values()))]
     rows += [(f"  {reason}", count) for reason, count in sorted(split.rejected.items())]
     lines = [f"{name:<18}{count:>14,}" for name, count in rows]
+    if split.rejected:
+        lines += ["  (which, and why: the .parquet beside each tar, or precompute/preview.py)"]
     if new is None:
-        return "\n".join([*lines, "all of it by earlier runs; nothing was left to do"])
+        done = "all of it by earlier runs; nothing was left to do (precompute/verify.py proves it whole)"
+        return "\n".join([*lines, done])
     lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
     if stats.images:
         lines += [f"{'device waited':<18}{stats.waited:>14.0%}"]
-        lines += [f"{'bottleneck':<18}{stats.bottleneck:>22}"]
+        lines += [f"{'bottleneck':<18}{stats.bottleneck:>14}"]
     return "\n".join(lines)

@@ -181,12 +181,29 @@ class Records:
             self._sources = self._identify_sources(builder)
         except (ValueError, OSError, TypeError, datasets.exceptions.DatasetsError) as error:
             message = _innermost(error)
+            if unknown := re.search(r"doesn't have a '(\w+)' key", message):
+                raise UsageError(self._no_such_option(unknown[1])) from error
             prefix = "" if message.startswith(source.dataset) else f"{source.dataset}: "
             raise UsageError(prefix + message) from error
         image = "image" if self._ours else source.image_column
         dataset = dataset.cast_column(image, datasets.Image(decode=False))
         self._parts = getattr(builder.config, "parts", None)
         return dataset, self._recipe(builder)
+
+    def _no_such_option(self, name: str) -> str:
+        config = datasets.load_dataset_builder(self.source.dataset, self.source.name).config
+        fields = {field.name for field in dataclasses.fields(config)}
+        if self._ours:
+            fields -= {
+                "name",
+                "version",
+                "description",
+                "data_dir",
+                "data_files",
+                "keep_rejected",
+                "data_fingerprint",
+            }
+        return f"--options {name}=...: {self.source.dataset} has no such option; it has {', '.join(sorted(fields))}"
 
     def _typed(self, dataset: Any) -> Any:
         """With the types of its columns, which a stream of CSV or JSON only knows by its first rows. Raises UsageError."""
@@ -217,8 +234,14 @@ class Records:
             ("--caption-column", self.source.caption_column),
         ):
             if column not in names:
+                folder = Path(self.source.dataset)
+                cure = (
+                    f". A folder of photographs: builders/folder --data-dir {folder}"
+                    if folder.is_dir()
+                    else ""
+                )
                 raise UsageError(
-                    f"{flag} {column}: {self.source.dataset} has no such column; it has {sorted(names)}"
+                    f"{flag} {column}: {self.source.dataset} has no such column; it has {sorted(names)}{cure}"
                 )
 
     def _recipe(self, builder: Any) -> dict[str, Any]:

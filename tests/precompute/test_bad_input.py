@@ -50,7 +50,9 @@ def test_unknown_split(fail) -> None:
 
 
 def test_unknown_option_of_a_builder(fail) -> None:
-    assert "colour" in fail("builders/demo", "--options", "colour=red", *TOY)
+    error = fail("builders/demo", "--options", "colour=red", *TOY)
+    assert "--options colour=...: builders/demo has no such option; it has caption_cleaning, " in error
+    assert "min_image_size" in error and "data_fingerprint" not in error
     assert "NAME=VALUE" in fail("builders/demo", "--options", "parts", *TOY)
 
 
