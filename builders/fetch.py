@@ -19,7 +19,7 @@ import requests
 
 from .errors import DownloadError
 from .faults import refusal, without_query
-from .patience import Patience, may_pass
+from .patience import ENOUGH, Patience, may_pass
 from .sources import Source
 
 _CHUNK = 2**16  # bytes; what a broken connection loses at most
@@ -51,8 +51,14 @@ class Downloader:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def fetch_all(self, sources: list[Source], num_threads: int) -> None:
+        ENOUGH.clear()
         with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(self._fetch_or_note, sources))
+            try:
+                list(pool.map(self._fetch_or_note, sources))
+            except BaseException:  # Ctrl-C: nobody waits out an outage now
+                self.stopping.set()
+                ENOUGH.set()
+                raise
 
     def _fetch_or_note(self, source: Source) -> None:
         if self.stopping.is_set():

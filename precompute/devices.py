@@ -64,9 +64,10 @@ class DeviceClock:
 
     def reset(self) -> None:
         self.busy = self.awaited = 0.0
+        self.last: torch.cuda.Event | None = None  # behind the batch before
 
     def start(self) -> "Span":
-        """Of one batch: `begin` before the first work, `end` behind the last, `wait` until all is done."""
+        """Of one batch: `begin` before the images, `end` behind the last work, `wait` until all is done."""
         return Span(self)
 
     def beside(self) -> contextlib.AbstractContextManager[object]:
@@ -103,7 +104,12 @@ class Span:
         waited = time.monotonic() - started
         if len(self._events) == 3:
             begin, *ends = self._events
-            self._clock.busy += max(begin.elapsed_time(end) for end in ends) / 1000
+            last = max(ends, key=begin.elapsed_time)
+            spent = begin.elapsed_time(last)
+            if self._clock.last is not None:  # two batches may overlap, on two streams
+                spent = min(spent, self._clock.last.elapsed_time(last))
+            self._clock.last = last
+            self._clock.busy += max(spent, 0.0) / 1000
             self._clock.awaited += waited
         else:
             self._clock.busy += self._seconds + waited

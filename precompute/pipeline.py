@@ -20,6 +20,7 @@ from typing import Any
 
 from builders import patience
 from precompute.encode import BatchEncoder, Sample
+from precompute.errors import PrecomputeError
 from precompute.pixels import Picture, UnfitImage
 from precompute.plan import Lease, Leases
 from precompute.records import Record, Records
@@ -115,6 +116,10 @@ class Pipeline:
             return Item(record.row, None, self._read_picture(record.image, record.row.key))
         except UnfitImage as error:
             return Item(record.row, error.reason)
+        except MemoryError as error:
+            raise PrecomputeError(
+                "--num-threads: no memory left to decode an image; use fewer threads or processes, or a smaller --batch-size"
+            ) from error
 
     def _batches(self) -> Iterator[Batch]:
         """Batches of one size of pictures each: full ones as they fill, the others at the end of the unit.

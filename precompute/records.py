@@ -119,6 +119,14 @@ class Records:
 
         Raises SourceError where something else than a row or an archive is at fault, and the network stays away.
         """
+        for number, values in self._values(unit):
+            if isinstance(values, Record):
+                yield values
+            else:
+                yield self._ours_record(values) if self._ours else self._foreign_record(values, unit, number)
+
+    def _values(self, unit: Unit) -> Iterator[tuple[int, dict[str, Any] | Record]]:
+        """Number (from 1) and columns of each row of a unit; a Record of the archive where it breaks off."""
         raw, number, patience = self._raw(unit), 1, Patience()
         while True:
             try:
@@ -126,11 +134,11 @@ class Records:
             except StopIteration:
                 return
             except BROKEN_OFF as error:
-                yield self._broken_off(unit, number, error)
+                yield number, self._broken_off(unit, number, error)
                 return
             except Exception as error:  # of whatever kind: it comes from a reader that is not ours
                 if not self._ours and is_lost(error):
-                    yield self._broken_off(unit, number, error)
+                    yield number, self._broken_off(unit, number, error)
                     return
                 what = f"{self.source.dataset}: cannot read row {number} of unit {unit.index}: "
                 if self._ours or not _may_pass(error) or not patience.wait(what + describe(error)):
@@ -139,7 +147,7 @@ class Records:
                     ) from error
                 raw = itertools.islice(self._raw(unit), number - 1, None)  # datasets' readers cannot go on
                 continue
-            yield self._ours_record(values) if self._ours else self._foreign_record(values, unit, number)
+            yield number, values
             number, patience = number + 1, Patience()
 
     def _broken_off(self, unit: Unit, number: int, error: Exception) -> Record:
@@ -181,7 +189,8 @@ class Records:
             self._sources = self._identify_sources(builder)
         except (ValueError, OSError, TypeError, datasets.exceptions.DatasetsError) as error:
             message = _innermost(error)
-            if unknown := re.search(r"doesn't have a '(\w+)' key", message):
+            unknown = re.search(r"(?:doesn't have a|unexpected keyword argument) '(\w+)'", message)
+            if unknown and self._ours:
                 raise UsageError(self._no_such_option(unknown[1])) from error
             prefix = "" if message.startswith(source.dataset) else f"{source.dataset}: "
             raise UsageError(prefix + message) from error
@@ -192,17 +201,16 @@ class Records:
 
     def _no_such_option(self, name: str) -> str:
         config = datasets.load_dataset_builder(self.source.dataset, self.source.name).config
-        fields = {field.name for field in dataclasses.fields(config)}
-        if self._ours:
-            fields -= {
-                "name",
-                "version",
-                "description",
-                "data_dir",
-                "data_files",
-                "keep_rejected",
-                "data_fingerprint",
-            }
+        theirs = {
+            "name",
+            "version",
+            "description",
+            "data_dir",
+            "data_files",
+            "keep_rejected",
+            "data_fingerprint",
+        }
+        fields = {field.name for field in dataclasses.fields(config)} - theirs
         return f"--options {name}=...: {self.source.dataset} has no such option; it has {', '.join(sorted(fields))}"
 
     def _typed(self, dataset: Any) -> Any:
@@ -283,7 +291,7 @@ class Records:
         units: list[Unit] = []
         left = limit
         for shard in range(self._dataset.num_shards):
-            count = sum(1 for _ in zip(range(left), self.rows(Unit(shard, shard)), strict=False))
+            count = sum(1 for _ in zip(range(left), self._values(Unit(shard, shard)), strict=False))
             if count:
                 units.append(Unit(len(units), shard, 0, count))
             left -= count
@@ -381,15 +389,19 @@ def _image_bytes(image: dict[str, Any] | None) -> bytes | None:
 
 def _read(path: str) -> bytes | None:
     """A file on disk or on a server; None where it is gone, or refused to all. Raises SourceError for other failures."""
-    try:
-        with datasets.utils.file_utils.xopen(path, "rb") as file:
-            return bytes(file.read())
-    except FileNotFoundError:
-        return None
-    except (OSError, aiohttp.ClientError) as error:
-        if getattr(error, "status", None) in (403, 404, 410, 451):
-            return None
-        raise SourceError(f"{path}: cannot be read: {error}. Mend that and run again") from error
+    patience = Patience()
+    while True:
+        try:
+            with datasets.utils.file_utils.xopen(path, "rb") as file:
+                return bytes(file.read())
+        except (OSError, aiohttp.ClientError, httpx.HTTPError) as error:
+            passing, what = _may_pass(error), f"{without_query(path)}: {describe(error)}"
+            if status_of(error) in (403, 404, 410, 451) or (
+                isinstance(error, FileNotFoundError) and not passing
+            ):
+                return None
+            if not passing or not patience.wait(what):
+                raise SourceError(f"{what}: cannot be read. Mend that and run again") from error
 
 
 def _key(unit: Unit, number: int, values: dict[str, Any] | None = None) -> str:

@@ -42,7 +42,9 @@ class Launched:
 
     @property
     def nbytes(self) -> int:
-        return self.states.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
+        """As pinned memory is given out: in powers of two."""
+        tensors = [self.states] if self.pooled is None else [self.states, self.pooled]
+        return sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors)
 
     def arrays(self, row: int, fields: Sequence[Field]) -> dict[str, Float16]:
         """One caption's arrays by field name. Only once the device is done."""
@@ -192,7 +194,9 @@ class TextEncoder:
         most = self.length + self.spec.skip
         options: dict[str, Any] = {"truncation": True, "max_length": most, "return_tensors": "pt"}
         if self.padding == "full":
-            return self._tokenizer(texts, padding="max_length", **options).input_ids, None
+            return self._tokenizer(
+                texts, padding="max_length", padding_side="right", **options
+            ).input_ids, None
         padding = "max_length" if self.padding == "masked" else "longest"
         tokens = self._tokenizer(texts, padding=padding, padding_side="right", **options)
         if not tokens.input_ids.shape[1]:

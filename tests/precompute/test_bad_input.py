@@ -53,6 +53,8 @@ def test_unknown_option_of_a_builder(fail) -> None:
     error = fail("builders/demo", "--options", "colour=red", *TOY)
     assert "--options colour=...: builders/demo has no such option; it has caption_cleaning, " in error
     assert "min_image_size" in error and "data_fingerprint" not in error
+    error = fail("builders/webdataset", "--options", "colour=red", *TOY)
+    assert "--options colour=...: builders/webdataset has no such option; it has " in error
     assert "NAME=VALUE" in fail("builders/demo", "--options", "parts", *TOY)
 
 

@@ -1,18 +1,22 @@
 """An archive that cannot be read costs its rows and not the run; what every archive would share stops it at once."""
 
 import errno
+import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from huggingface_hub.utils import httpx
 from launching import TOY, run_precompute
 from raw.archive import write_tar
 from raw.photos import jpeg
 from raw.server import Server, serve
 
 from loader.format import Manifest
+from precompute import records
 from precompute.errors import SourceError
 from precompute.plan import Unit
 from precompute.records import Records, Source
@@ -188,3 +192,49 @@ def test_unreadable_archive_is_done_again_once_it_is_mended(tars: Path, tmp_path
     (tars / "1.tar").write_bytes(whole)
     run_precompute(*command, "--retry-rejected", "bad_archive")
     assert counts() == (6, {})
+
+
+# --- images that are paths ---
+
+
+def http_error(reason: BaseException) -> FileNotFoundError:
+    """As fsspec calls every failure to ask for a file's size."""
+    error = FileNotFoundError("http://127.0.0.1/cat.jpg?key=SECRET")
+    error.__cause__ = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    "outage", [httpx.ConnectError("no route"), http_error(aiohttp.ClientConnectionError("no route"))]
+)
+def test_outage_of_an_image_that_is_a_path_is_waited_out(
+    outage: Exception, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Any] = [outage, outage, io.BytesIO(b"jpeg")]
+
+    def xopen(*_: object) -> Any:
+        found = answers.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", xopen)
+    assert records._read("http://127.0.0.1/cat.jpg?key=SECRET") == b"jpeg"
+    assert waits == [1.0, 2.0]
+
+
+def test_an_image_that_stays_away_stops_the_run_and_one_that_is_gone_is_missing(
+    waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(error: Exception) -> Callable[..., Any]:
+        def xopen(*_: object) -> Any:
+            raise error
+
+        return xopen
+
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", failing(httpx.ConnectError("no route")))
+    with pytest.raises(SourceError, match=r"cat.jpg: ConnectError: no route: cannot be read") as caught:
+        records._read("http://127.0.0.1/cat.jpg?key=SECRET")
+    assert sum(waits) >= 1800 and "SECRET" not in str(caught.value)
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", failing(FileNotFoundError("cat.jpg")))
+    assert records._read("cat.jpg") is None

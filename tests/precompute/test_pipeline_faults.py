@@ -192,7 +192,7 @@ def test_decoder_that_runs_out_of_memory_is_not_taken_for_a_bad_image(
 
     with monkeypatch.context() as patch:
         patch.setattr("PIL.ImageFile.ImageFile.load", fail)
-        with pytest.raises(MemoryError):
+        with pytest.raises(PrecomputeError, match="--num-threads: no memory left"):
             work(Made())
     work(Made())
     assert tars(tmp_path / "out") == expected, "nothing is lost"

@@ -208,6 +208,19 @@ def test_encoder_can_be_opened_again_from_its_recipe(llama: Path, options: str) 
     assert open_text_encoder(value).recipe == recipe
 
 
+def test_full_padding_is_behind_the_caption_whatever_the_tokenizer_prefers(tmp_path: Path) -> None:
+    """Of a tokenizer that pads on the left, as Llama's does, `skip` would drop padding."""
+    folder = tiny_models.save_decoder_only(tmp_path)
+    encoder = open_text_encoder(f"auto:{folder}?padding=full&skip=2&length=6&template=the man {{}}")
+    right = encoder.encode(["a cat"])
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
+    left = open_text_encoder(f"auto:{folder}?padding=full&skip=2&length=6&template=the man {{}}").encode(
+        ["a cat"]
+    )
+    np.testing.assert_array_equal(left[0]["caption_latents"], right[0]["caption_latents"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
