@@ -112,7 +112,8 @@ class BatchReader:
             if self._open.get(number) is not damaged:  # another thread was faster
                 return True
         if not source.discard(local):
-            return False
+            with self._lock:  # what is whole may be what another thread has fetched meanwhile
+                return self._open.get(number) is not damaged
         with self._lock:
             self._open.pop(number, None)
         return True
