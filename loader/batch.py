@@ -26,6 +26,10 @@ NOISE, DROP, FLIP = 11, 12, 13  # what a hash is for; order.py has 1 to 3
 Array = npt.NDArray[Any]
 Batch = dict[str, Any]
 
+COPIES = (
+    3  # of a damaged shard that are tried: another thread may have opened the same one before it was removed
+)
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -84,8 +88,11 @@ class Work:
         try:
             shard = self.reader.open(number)
             errors = self._read_rows(shard, indexes, rows)
-            if errors and self.reader.reopen(number, shard):
-                errors = self._read_rows(self.reader.open(number), indexes, rows)
+            for _ in range(COPIES):
+                if not errors or not self.reader.reopen(number, shard):
+                    break
+                shard = self.reader.open(number)
+                errors = self._read_rows(shard, indexes, rows)
         except DataError as error:
             return dict.fromkeys(indexes.tolist(), error)
         if not errors:
