@@ -26,9 +26,7 @@ NOISE, DROP, FLIP = 11, 12, 13  # what a hash is for; order.py has 1 to 3
 Array = npt.NDArray[Any]
 Batch = dict[str, Any]
 
-COPIES = (
-    3  # of a damaged shard that are tried: another thread may have opened the same one before it was removed
-)
+COPIES = 3  # of a damaged shard that are tried: another thread may have opened it before it was removed
 
 
 @dataclass(frozen=True)
