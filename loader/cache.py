@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from loader.format import FormatError
+from loader.format import SHA256, FormatError
 
 log = logging.getLogger("loader")
 
@@ -56,6 +56,7 @@ class Cache:
 
         Raises whatever `fetch` does, FormatError if what it fetched is not the file, Stopped.
         """
+        check_name(sha256)
         descriptor = self._open_whole(sha256)
         if descriptor is not None:
             self.count("cache_hits")
@@ -67,6 +68,7 @@ class Cache:
 
     def prefetch(self, sha256: str, size: int, name: str, fetch: Fetch) -> bool:
         """Fetch the file if there is room for it and nobody else is at it. False: there was no room."""
+        check_name(sha256)
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.folder / sha256)  # soon needed: not the next to be removed
             return True
@@ -89,6 +91,7 @@ class Cache:
 
     def discard(self, sha256: str) -> bool:
         """Remove the file if it is damaged; True if it is gone, so that opening it again fetches it."""
+        check_name(sha256)
         if sha256 in self._verified:
             return False
         path = self.folder / sha256
@@ -224,6 +227,12 @@ class Cache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"].parent, state["limit"])  # type: ignore[misc]
+
+
+def check_name(sha256: str) -> None:
+    """Raises FormatError for what is no sha256, before it becomes a path: it comes from a manifest, which may be a stranger's."""
+    if not SHA256.fullmatch(sha256):
+        raise FormatError(f"sha256 {sha256!r} is not 64 hexadecimal digits")
 
 
 def _is(path: Path, descriptor: int) -> bool:

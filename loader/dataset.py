@@ -219,6 +219,8 @@ class LatentDataset(IterableDataset[Batch]):
                     f"load_state_dict: {name}={number!r} is none; give what state_dict() returned"
                 )
         self.epoch, self.position = state["epoch"], state["position"]
+        if get_worker_info() is None and not self.batches_left(self.position):
+            self.epoch, self.position = self.epoch + 1, 0
         if state["stride"] != self._order.stride:
             self._order, self._reader = replace(self._order, stride=state["stride"]), None
 
@@ -229,14 +231,24 @@ class LatentDataset(IterableDataset[Batch]):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         # In a worker the position counts rounds of all workers, so that a copy restored from it finds its own batches.
-        start = self.position
+        start, present = self.position, self.epoch
         for number, (epoch, positions) in enumerate(self.turns(first, step)):
-            if epoch != self.epoch:
+            if epoch != present:
                 break
             batch, _ = self.reader.read(epoch, positions)
-            self.position = start + (number + 1) * step * self.global_batch_size
+            if worker:
+                self.position = start + (number + 1) * step * self.global_batch_size
+            else:
+                self.step_over_batch()
             yield batch
-        self.epoch, self.position = self.epoch + 1, 0
+        if worker:
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def step_over_batch(self) -> None:
+        """Count one batch as handed out. The last one of an epoch ends it at once: whoever counts asks for no more."""
+        self.position += self.global_batch_size
+        if not self.batches_left(self.position):
+            self.epoch, self.position = self.epoch + 1, 0
 
     def turns(self, first: int = 0, step: int = 1) -> Iterator[tuple[int, "np.typing.NDArray[np.int64]"]]:
         """(epoch, positions) of the batches number first, first + step, ... of this rank, from here on without end."""

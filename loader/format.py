@@ -29,6 +29,7 @@ MANIFEST = "manifest.json"
 NULL_CAPTION = "null_caption.npz"
 KEY = re.compile(r"[A-Za-z0-9_-]+")
 FOLDER = re.compile(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+|")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5,}(-\d{2,})?")
 
 Kind = Literal["moments", "latents", "caption_latents", "caption_pooled"]
@@ -162,8 +163,17 @@ def fingerprint(recipe: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def as_json(value: Any) -> Any:
+    """The value as it comes back from a file: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(value))
+
+
 def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """One line for each value that differs, as `image_encoder.weights: 'a1..' there, 'b2..' here`."""
+    """One line for each value that differs, as `image_encoder.weights: 'a1..' there, 'b2..' here`.
+
+    Both are compared as JSON, for one of them comes from a file."""
+    if not prefix:
+        old, new = as_json(old), as_json(new)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
@@ -206,6 +216,10 @@ class Shard:
         for count in (self.samples, self.rows, self.bytes):
             if not isinstance(count, int) or count < 0:
                 raise FormatError(f"shard {self.name}: {count!r} is no count")
+        # They become the names of files in the loader's cache.
+        for name, digest in (("sha256", self.sha256), ("parquet_sha256", self.parquet_sha256)):
+            if not isinstance(digest, str) or (digest and not SHA256.fullmatch(digest)):
+                raise FormatError(f"shard {self.name}: {name} {digest!r} is not 64 hexadecimal digits")
 
     @property
     def path(self) -> str:
@@ -255,7 +269,7 @@ class Marker:
                 recipe=obj["recipe"],
                 fields=tuple(Field.from_json(f) for f in obj["fields"]),
                 plan=obj["plan"],
-                shards=tuple(Shard(**s) for s in obj["shards"]),
+                shards=tuple(map(_finished_shard, obj["shards"])),
                 rejected=obj["rejected"],
                 timings=obj["timings"],
                 format=obj["format"],
@@ -336,7 +350,7 @@ class Manifest:
         try:
             splits = {
                 name: Split(
-                    s["plan"], s["units_done"], tuple(Shard(**shard) for shard in s["shards"]), s["rejected"]
+                    s["plan"], s["units_done"], tuple(map(_finished_shard, s["shards"])), s["rejected"]
                 )
                 for name, s in obj["splits"].items()
             }
@@ -356,6 +370,18 @@ class Manifest:
                 f"manifest of fingerprint {recorded!r} holds a recipe of {manifest.fingerprint!r}"
             )
         return manifest
+
+
+def _finished_shard(obj: dict[str, Any]) -> Shard:
+    """A shard that a marker or manifest lists: its files have hashes."""
+    shard = Shard(**obj)
+    for name, digest in (
+        ("sha256", shard.sha256 or not shard.samples),
+        ("parquet_sha256", shard.parquet_sha256),
+    ):
+        if not digest:
+            raise FormatError(f"shard {shard.name}: {name} '' is not 64 hexadecimal digits")
+    return shard
 
 
 def _load(text: str | bytes, what: str) -> dict[str, Any]:

@@ -99,11 +99,10 @@ class Loader:
                 raise
             self._waited += time.perf_counter() - asked
             self._counts.update(counts)
-            dataset.position += dataset.global_batch_size
+            dataset.step_over_batch()
             yield batch
             if self._stream is not stream:  # load_state_dict was called in the middle of the epoch
                 return
-        dataset.epoch, dataset.position = dataset.epoch + 1, 0
 
     def state_dict(self) -> State:
         """A few integers, the same on every rank. Batches that are ready but not yet handed out do not count."""

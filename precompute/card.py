@@ -180,12 +180,18 @@ rows = load_dataset("{repo}", split="{split}", streaming=True)
 ```
 
 ```python
+import io
+
+import numpy as np
 import webdataset as wds  # pip install webdataset huggingface_hub
 from huggingface_hub import HfFileSystem
 
+def decode(sample):  # not .decode(), which unpickles what it finds
+    return {{name: np.load(io.BytesIO(data)) if name.endswith(".npy") else data for name, data in sample.items()}}
+
 urls = [f"https://huggingface.co/datasets/{repo}/resolve/main/{{path.split('/', 3)[3]}}"
         for path in HfFileSystem().glob("datasets/{repo}/{tars}")]
-rows = wds.WebDataset(urls, shardshuffle=False).decode()
+rows = wds.WebDataset(urls, shardshuffle=False).map(decode)
 ```"""
 
 

@@ -24,7 +24,7 @@ import torch
 import transformers
 import tyro
 
-from loader.format import NULL_CAPTION
+from loader.format import NULL_CAPTION, as_json
 from precompute import pixels, push
 from precompute.config import SDXL, Config, check, check_repeats
 from precompute.devices import is_main, pick_device
@@ -68,7 +68,7 @@ def make_recipe(
 ) -> dict[str, Any]:
     """Everything that determines a value; equal recipes may share a folder."""
     posterior = config.posterior if image.has_posterior else "mode"
-    return {
+    recipe = {
         "dataset": records.recipe,
         "image_encoder": image.recipe,
         "text_encoders": [encoder.recipe for encoder in texts],
@@ -78,6 +78,7 @@ def make_recipe(
         "flip": config.flip,
         **pixels.recipe(config.buckets, config.crop),
     }
+    return as_json(recipe)
 
 
 def write_null_caption(output: Path, texts: list[TextEncoder]) -> None:

@@ -112,6 +112,9 @@ def test_saved_at_every_tenth_and_restored_into_another_world(
         batches = tenth * size // 10 // (before * batch_size)
         first, first_latents, state = stream(paths, before, batch_size, batches=batches, **options)
         rest, rest_latents = by_workers(paths, after, workers or 1, state, **options)
+        if state["epoch"]:  # the last batch was had: the next epoch goes on
+            assert first[:size] == whole and len(rest) >= size
+            continue
         if not workers:
             again, again_latents, _ = stream(paths, after, 1, state, **options)
             assert again == rest and torch.equal(again_latents, rest_latents)
@@ -157,13 +160,12 @@ def test_iterating_again_goes_on_and_then_to_the_next_epoch(shards: Path) -> Non
     assert loader.state_dict()["epoch"] == 2
 
 
-def test_a_state_of_the_last_batch_leaves_nothing_of_its_epoch(shards: Path) -> None:
+def test_a_state_of_the_last_batch_goes_on_with_the_next_epoch(shards: Path) -> None:
     loader = make_loader(shards, 10, **OPTIONS)
     for _ in loader:
         last = loader.state_dict()
     again = make_loader(shards, 10, **OPTIONS)
     again.load_state_dict(last)
-    assert list(again) == []
     assert [b["key"] for b in again] == [b["key"] for b in loader]
 
 
