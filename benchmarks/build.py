@@ -373,7 +373,7 @@ def main() -> None:
                 flush=True,
             )
 
-    from builders.images import shrink
+    from builders.core.images import shrink
 
     images = [encode(photo(number, (2250, 1500)), quality=90) for number in range(4)]
     reference, ours = shrink_rate(reference_shrink, images), shrink_rate(shrink, images)

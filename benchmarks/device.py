@@ -32,14 +32,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.encode import Photographs, photographs, row, run
-from precompute.devices import pick_device
-from precompute.encode import BatchEncoder
-from precompute.encoders import DTYPES, ImageEncoder
-from precompute.pixels import read_picture
-from precompute.progress import default_threads
-from precompute.text_encoders import TextEncoder
-from precompute.text_spec import TextSpec
-from precompute.toy import ToyTokenizer
+from precompute.encode.batch_encoder import BatchEncoder
+from precompute.encode.devices import pick_device
+from precompute.encode.image import DTYPES, ImageEncoder
+from precompute.encode.text import TextEncoder
+from precompute.encode.text_spec import TextSpec
+from precompute.encode.toy import ToyTokenizer
+from precompute.input.pixels import read_picture
+from precompute.runtime.progress import default_threads
 
 RESOLUTIONS = (256, 512)
 SIZE = (1024, 768)  # of the JPEGs

@@ -30,15 +30,15 @@ from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from precompute.encode import BatchEncoder, Sample
-from precompute.encoders import ImageEncoder, open_image_encoder
-from precompute.pipeline import Pipeline
-from precompute.pixels import Picture, read_picture
-from precompute.plan import Leases, Unit
-from precompute.records import Record
-from precompute.shards import Row
-from precompute.stats import Stats
-from precompute.unit_output import Output
+from precompute.encode.batch_encoder import BatchEncoder, Sample
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.input.pixels import Picture, read_picture
+from precompute.input.records import Record
+from precompute.runtime.leases import Leases, Unit
+from precompute.runtime.pipeline import Pipeline
+from precompute.runtime.stats import Stats
+from precompute.runtime.unit_output import Output
+from precompute.shards.unit_writer import Row
 
 CPU = torch.device("cpu")
 

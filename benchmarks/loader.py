@@ -49,7 +49,7 @@ def sample_of_tensors(number: int) -> dict[str, torch.Tensor]:
 
 def write_tars(folder: Path, count: int) -> None:
     from loader.format import MANIFEST, Field, npy_bytes
-    from precompute.shards import Row, UnitWriter, manifest_of, write_file
+    from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
 
     kinds = {"latents_256": "latents", "latents_512": "latents", "caption_latents": "caption_latents"}
     fields = [Field(name, kinds[name], "float16", shape) for name, shape in SHAPES.items()]  # type: ignore[arg-type]

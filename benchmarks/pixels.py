@@ -1,4 +1,4 @@
-"""Decode, crop and resize a photograph to 512 and 256: precompute/pixels.py against a plain full decode.
+"""Decode, crop and resize a photograph to 512 and 256: precompute/input/pixels.py against a plain full decode.
 
     python benchmarks/pixels.py
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from precompute.pixels import read_picture
+from precompute.input.pixels import read_picture
 
 RESOLUTIONS = (512, 256)
 SIZES = ((2250, 1500), (1536, 1024), (1540, 1027), (1551, 1034), (3075, 2050), (4100, 4100), (1500, 1000))

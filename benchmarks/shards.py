@@ -1,4 +1,4 @@
-"""Shard writing: precompute/shards.py against MosaicML streaming's MDSWriter and webdataset's TarWriter.
+"""Shard writing: precompute/shards/unit_writer.py against MosaicML streaming's MDSWriter and webdataset's TarWriter.
 
     pip install "latentmill[bench]"
     python benchmarks/shards.py                     # --samples 4000 --rounds 9
@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.loader import import_mosaic
-from precompute.shards import Row, UnitWriter
+from precompute.shards.unit_writer import Row, UnitWriter
 
 FIELDS = {"moments_256": (8, 32, 32), "moments_512": (8, 64, 64), "caption_latents": (77, 1024)}
 PER_SHARD = 1000

@@ -21,7 +21,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, which has a loader.py too
 from loader.format import MANIFEST, Field, npy_bytes
 from precompute import verify
-from precompute.shards import Row, UnitWriter, manifest_of, write_file
+from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
 
 FIELDS = (  # what SDXL's VAE and the paper's text encoder give: 16 + 64 + 154 KiB
     Field("moments_256", "moments", "float16", (8, 32, 32), 0.13025, 0.0),

@@ -18,36 +18,16 @@ import datasets.load
 from datasets import load_dataset
 from datasets.load import DatasetModule
 
-from .errors import BuilderError, UnknownBuilderError
+from builders.core.errors import BuilderError, UnknownBuilderError
 
 __all__ = ["BuilderError", "load_dataset", "names"]
 
 _PREFIX = "builders/"
-_SHARED = {
-    "archives",
-    "base",
-    "captions",
-    "config",
-    "documents",
-    "download",
-    "errors",
-    "faults",
-    "features",
-    "fetch",
-    "freshness",
-    "images",
-    "joins",
-    "patience",
-    "remote",
-    "sources",
-    "stream",
-    "zips",
-}  # modules that are not a dataset
 
 
 def names() -> list[str]:
     """The registered datasets: one module of this package each."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _SHARED)
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def _wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]:

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import datasets
 
-from .archives import group_by_key, read_facts
-from .base import Row, make_key
-from .config import NumberedConfig, parse_parts
-from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.members import group_by_key, read_facts
+from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.core.base import Row, make_key
+from builders.core.config import NumberedConfig, parse_parts
 
 _REPOSITORY = "pixparse/cc12m-wds"
 _IMAGES = ("jpg", "jpeg", "png", "webp")

@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 import datasets
 
-from .archives import stem
-from .base import Row, make_key
-from .config import SlicedConfig
-from .documents import read_document
-from .joins import Join, sort_by_name
-from .remote import open_source
-from .sources import ArchiveBuilder, Shard, Source, SplitSources
-from .zips import zip_names
+from builders.archives.annotation_db import Join, sort_by_name
+from builders.archives.documents import read_document
+from builders.archives.members import stem
+from builders.archives.remote import open_source
+from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
+from builders.archives.zips import zip_names
+from builders.core.base import Row, make_key
+from builders.core.config import SlicedConfig
 
 _URL = "http://images.cocodataset.org/"  # no https: the certificate does not cover the bucket's name
 _TRAIN2014 = Source("train2014.zip", _URL + "zips/train2014.zip", size=13_510_573_713, members=82_784)

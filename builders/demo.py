@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from .base import ImageCaptionBuilder, Row, make_key
-from .config import ImageCaptionConfig
-from .errors import MissingSourceError
+from builders.core.base import ImageCaptionBuilder, Row, make_key
+from builders.core.config import ImageCaptionConfig
+from builders.core.errors import MissingSourceError
 
 _NUM_SHARDS = 4
 

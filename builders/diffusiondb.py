@@ -17,13 +17,13 @@ import datasets
 import pyarrow.compute
 import pyarrow.parquet
 
-from .archives import basename, iter_members, stem
-from .base import Row, make_key
-from .config import NumberedConfig, parse_parts
-from .errors import ArchiveError, ConfigError
-from .joins import OTHERS, Join, count_others
-from .remote import open_source
-from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.annotation_db import OTHERS, Join, count_others
+from builders.archives.members import basename, iter_members, stem
+from builders.archives.remote import open_source
+from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.core.base import Row, make_key
+from builders.core.config import NumberedConfig, parse_parts
+from builders.core.errors import ArchiveError, ConfigError
 
 _REPOSITORY = "poloclub/diffusiondb"
 _PARAMETERS = {"seed": ("se", int), "step": ("st", int), "cfg": ("c", float), "sampler": ("sa", str)}

@@ -18,9 +18,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import pyarrow.parquet
 
-from .base import ImageCaptionBuilder, Row, logger, make_key
-from .config import ImageCaptionConfig
-from .errors import ConfigError, MissingSourceError
+from builders.core.base import ImageCaptionBuilder, Row, logger, make_key
+from builders.core.config import ImageCaptionConfig
+from builders.core.errors import ConfigError, MissingSourceError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SIDECARS = (".txt", ".caption")

@@ -21,12 +21,12 @@ from typing import IO, Any, ClassVar
 import datasets
 import huggingface_hub
 
-from .archives import stem
-from .base import Row, logger, make_key
-from .config import NumberedConfig, parse_parts
-from .joins import OTHERS, Join, count_others
-from .remote import open_source
-from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.annotation_db import OTHERS, Join, count_others
+from builders.archives.members import stem
+from builders.archives.remote import open_source
+from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.core.base import Row, logger, make_key
+from builders.core.config import NumberedConfig, parse_parts
 
 _REPOSITORY = "JourneyDB/JourneyDB"
 _TABLES = {  # the repathed ones: only their paths match the archives ("realease" is the publisher's)

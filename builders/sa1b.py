@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .archives import Member, iter_members, stem
-from .base import Row, make_key
-from .config import NumberedConfig, parse_parts
-from .errors import MissingSourceError, RefusedError
-from .faults import describe
-from .remote import open_source
-from .sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.members import Member, iter_members, stem
+from builders.archives.read_errors import describe
+from builders.archives.remote import open_source
+from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.core.base import Row, make_key
+from builders.core.config import NumberedConfig, parse_parts
+from builders.core.errors import MissingSourceError, RefusedError
 
 LICENSE_PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"
 _CAPTIONS = Source(

@@ -16,13 +16,13 @@ from typing import Any, ClassVar
 
 import datasets
 
-from .archives import group_by_key, read_facts
-from .base import Row, make_key
-from .config import ImageCaptionConfig
-from .errors import ConfigError, MissingSourceError
-from .folder import SPLITS
-from .remote import is_local
-from .sources import ArchiveBuilder, Shard, Source, SplitSources
+from builders.archives.members import group_by_key, read_facts
+from builders.archives.remote import is_local
+from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
+from builders.core.base import Row, make_key
+from builders.core.config import ImageCaptionConfig
+from builders.core.errors import ConfigError, MissingSourceError
+from builders.folder import SPLITS
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _CAPTIONS = ("txt", "caption", "json.caption", "json.prompt", "json.text")

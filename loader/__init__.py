@@ -5,11 +5,11 @@ batches = make_loader("latents/demo", batch_size=4, resolution=256, caption_drop
 for batch in batches: ...            # batches.state_dict() / load_state_dict(state)
 """
 
+from loader.as_webdataset import as_webdataset
 from loader.batch import noise
 from loader.dataset import LatentDataset
 from loader.format import FormatError
 from loader.loader import Loader, make_loader
 from loader.source import DataError
-from loader.stock import as_webdataset
 
 __all__ = ["DataError", "FormatError", "LatentDataset", "Loader", "as_webdataset", "make_loader", "noise"]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loader.counter_rng import keyed, normal, uniform
 from loader.format import Field, FormatError, npy_header, parse_npy
-from loader.keyed import keyed, normal, uniform
 from loader.order import I64
 from loader.source import DataError, OpenShard
 

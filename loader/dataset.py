@@ -14,10 +14,10 @@ import numpy as np
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from loader.ahead import FetchAhead
 from loader.batch import Batch, Draw
 from loader.cache import Cache, cache_folder
 from loader.order import bucketed, mixture
+from loader.prefetch import FetchAhead
 from loader.reader import BatchReader
 from loader.remote import RemoteFolder, open_files
 from loader.select import Scale, Selection, check_alike, select_flipped, select_image, select_text

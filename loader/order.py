@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loader.keyed import keyed, permute
+from loader.counter_rng import keyed, permute
 
 I64 = npt.NDArray[np.int64]
 SHARDS, WINDOWS, DETOURS = 1, 2, 3  # what a hash is for

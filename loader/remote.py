@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loader.cache import Cache, Fetch, Stopped
-from loader.files import Files, LocalFolder
+from loader.folders import Files, LocalFolder
 from loader.format import FormatError
 
 log = logging.getLogger("loader")

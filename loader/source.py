@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from loader.files import Files, LocalFolder
+from loader.folders import Files, LocalFolder
 from loader.format import MANIFEST, Field, FormatError, Kind, Manifest, parse_npy
 from loader.index import Table, read_sidecar, scan, scan_cached
 

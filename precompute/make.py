@@ -21,9 +21,9 @@ from typing import Any
 
 import tyro
 
-from precompute.card import known_source
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
-from precompute.shards import marker_paths, read_marker
+from precompute.hub.dataset_card import known_source
+from precompute.shards.unit_writer import marker_paths, read_marker
 
 RECIPES = Path(__file__).parent / "recipes"
 TERABYTE = 1e12

@@ -14,17 +14,17 @@ from typing import Any
 import tyro
 
 from loader.format import Manifest
-from precompute.cards import make_cards, make_pair
-from precompute.checks import REPORT, SHEET
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
-from precompute.figures import gather
-from precompute.likeness import Models, recipe_image_encoder, source_images
-from precompute.originals import Where
-from precompute.report import render
-from precompute.samples import pick_samples
-from precompute.shards import open_folder, write_file
-from precompute.sheet import draw_sheet
-from precompute.store import Store, expected_manifest
+from precompute.report.figures import gather
+from precompute.report.page import render
+from precompute.report.sheet import draw_sheet
+from precompute.report.tiles import make_cards, make_pair
+from precompute.shards.sample_reader import pick_samples
+from precompute.shards.store import Store, expected_manifest
+from precompute.shards.unit_writer import open_folder, write_file
+from precompute.verification.check_folder import REPORT, SHEET
+from precompute.verification.decode_check import Models, recipe_image_encoder, source_images
+from precompute.verification.source_check import Where
 from precompute.verify import read_markers
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import tyro
 
 from precompute.errors import one_line_errors
-from precompute.finished import Finished
-from precompute.hub import PushError
-from precompute.target import Target
+from precompute.hub.hub_dataset import Target
+from precompute.hub.local_dataset import Finished
+from precompute.hub.retry import PushError
 
 POLL = 2.0  # seconds between looks for new units with --follow
 

@@ -25,22 +25,23 @@ import transformers
 import tyro
 
 from loader.format import NULL_CAPTION, as_json
-from precompute import pixels, push
+from precompute import push
 from precompute.config import SDXL, Config, check, check_repeats
-from precompute.devices import is_main, pick_device
-from precompute.encode import BatchEncoder
-from precompute.encoders import ImageEncoder, open_image_encoder
+from precompute.encode.batch_encoder import BatchEncoder
+from precompute.encode.devices import is_main, pick_device
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
-from precompute.follow import PushedLeases, following
-from precompute.manifest import ManifestKeeper
-from precompute.pipeline import Pipeline
-from precompute.progress import default_threads, progress_bar, summary
-from precompute.records import Records, Source
-from precompute.room import Room
-from precompute.shards import open_folder, write_shared
-from precompute.stats import Stats
-from precompute.text_encoders import TextEncoder, open_text_encoder
-from precompute.unit_output import Output
+from precompute.hub.follow import PushedLeases, following
+from precompute.input import pixels
+from precompute.input.records import Records, Source
+from precompute.runtime.disk_budget import Room
+from precompute.runtime.pipeline import Pipeline
+from precompute.runtime.progress import default_threads, progress_bar, summary
+from precompute.runtime.stats import Stats
+from precompute.runtime.unit_output import Output
+from precompute.shards.manifest import ManifestKeeper
+from precompute.shards.unit_writer import open_folder, write_shared
 
 
 def check_factor(config: Config, encoder: ImageEncoder) -> None:

@@ -26,10 +26,11 @@ import tyro
 from tqdm import tqdm
 
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
-from precompute import checks, contents
-from precompute.checks import RERUN, Finding, redo
 from precompute.errors import UsageError, one_line_errors
-from precompute.store import Store, expected_manifest
+from precompute.shards.store import Store, expected_manifest
+from precompute.verification import check_folder as checks
+from precompute.verification import check_shard as contents
+from precompute.verification.check_folder import RERUN, Finding, redo
 
 SHOWN = 50  # findings; --json has them all
 UNREADABLE = (OSError, FormatError, TypeError, AttributeError, KeyError)  # JSON that anyone may have written
@@ -128,14 +129,14 @@ def check_meaning(
     store: Store, manifest: Manifest, markers: dict[str, Marker], config: Config, report: Report
 ) -> Iterator[Finding]:
     """--source and --decode: the rows against their source, the latents against their images and captions."""
-    from precompute.originals import (
+    from precompute.verification.source_check import (
         Where,
         check_source,
     )  # brings datasets along, likeness torch: seconds to import
 
     where = Where(config.source, config.data_dir, config.options)
     if config.decode:
-        from precompute.likeness import Models, check_likeness
+        from precompute.verification.decode_check import Models, check_likeness
 
         models = Models(config.vae, config.text_encoder)
         likeness = check_likeness(store, manifest, markers, config.decode, where, models)

@@ -17,7 +17,7 @@ from tiny_models import save_clip, save_kl
 import builders
 from loader import make_loader, noise
 from loader.format import Manifest
-from precompute.pixels import read_picture
+from precompute.input.pixels import read_picture
 
 ROOT = Path(__file__).parents[1]
 SCALING_FACTOR = 0.13025

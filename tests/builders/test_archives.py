@@ -9,10 +9,10 @@ import zipfile
 import pytest
 from raw.archive import write_tar, write_zip
 
-from builders import archives
-from builders.archives import group_by_key, iter_members
-from builders.errors import ArchiveError
-from builders.zips import count_zip, zip_names
+from builders.archives import members as archives
+from builders.archives.members import group_by_key, iter_members
+from builders.archives.zips import count_zip, zip_names
+from builders.core.errors import ArchiveError
 
 MEMBERS = [
     ("a.jpg", b"x" * 700),

@@ -19,9 +19,9 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 import builders
-from builders.base import REASONS, make_key
-from builders.errors import BuilderError, MissingSourceError, NoRecordsError, UnknownBuilderError
-from builders.images import decode_rgb
+from builders.core.base import REASONS, make_key
+from builders.core.errors import BuilderError, MissingSourceError, NoRecordsError, UnknownBuilderError
+from builders.core.images import decode_rgb
 
 COMMON = ["key", "image", "caption", "captions", "width", "height", "source"]
 
@@ -217,7 +217,7 @@ def test_names_splits_and_configs():
 def test_a_change_of_code_is_a_new_cache(monkeypatch):
     before = datasets.load_dataset_builder("builders/demo").cache_dir
     assert datasets.load_dataset_builder("builders/demo").cache_dir == before
-    monkeypatch.setattr("builders.base.code_hash", lambda builder: "other")
+    monkeypatch.setattr("builders.core.base.code_hash", lambda builder: "other")
     assert datasets.load_dataset_builder("builders/demo").cache_dir != before
 
 

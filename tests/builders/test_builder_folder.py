@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated
 
-from builders.errors import ConfigError, MissingSourceError
+from builders.core.errors import ConfigError, MissingSourceError
 
 
 @pytest.fixture

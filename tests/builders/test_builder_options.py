@@ -10,8 +10,8 @@ from raw.archive import dumps, write_tar, write_tgz, write_zip
 from raw.photos import jpeg, png
 from raw.server import serve
 
-from builders.config import parse_parts
-from builders.errors import AnnotationError, ConfigError, MissingSourceError, NoRecordsError
+from builders.core.config import parse_parts
+from builders.core.errors import AnnotationError, ConfigError, MissingSourceError, NoRecordsError
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_coco_groups_captions_by_image_in_the_order_of_their_ids(build, raw):
 
 
 def test_a_big_zip_is_several_shards(build, raw, monkeypatch):
-    monkeypatch.setattr("builders.sources.ROWS_PER_SHARD", 2)
+    monkeypatch.setattr("builders.archives.sources.ROWS_PER_SHARD", 2)
     root = raw(coco)
     dataset = datasets.load_dataset("builders/coco", data_dir=str(root), split="train", streaming=True)
     assert dataset.num_shards == 3  # five images and a folder

@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from raw.server import serve
 
 import builders
-from builders.base import REASONS
-from builders.sources import SplitSources
+from builders.archives.sources import SplitSources
+from builders.core.base import REASONS
 
 DATASETS = ["coco", "cc12m", "diffusiondb", "textcaps", "sa1b", "journeydb", "webdataset"]
 RAW = {name: importlib.import_module(f"raw.{name}") for name in DATASETS}
@@ -71,7 +71,7 @@ def load(roots, tmp_path):
 @pytest.fixture
 def small_ranges(monkeypatch):
     """Zips of a handful of members are offered as several ranges."""
-    monkeypatch.setattr("builders.sources.ROWS_PER_SHARD", 2)
+    monkeypatch.setattr("builders.archives.sources.ROWS_PER_SHARD", 2)
 
 
 def test_every_registered_dataset_is_here():

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 
-from builders.captions import PROFILES, clean_caption, says_something
-from builders.errors import ConfigError
+from builders.core.captions import PROFILES, clean_caption, says_something
+from builders.core.errors import ConfigError
 
 # What captions are made of in the wild, and what each rule of the DeepFloyd cleaning looks for.
 PIECES = """<PERSON>|<b>|</b>|<br/>|<script>x|</script>|&amp;|&quot;|&lt;|&#39;|&eacute|&nbsp;|&#x41;|&#128;|<!--c-->|<!doctype x>|<p|<|&
@@ -74,7 +74,7 @@ def test_light_is_idempotent():
 
 
 def test_light_on_plain_ascii_equals_the_long_way(monkeypatch):
-    from builders import captions
+    from builders.core import captions
 
     plain = [text for text in made_up_captions(3_000, seed=22) if captions._is_plain(text)]
     assert len(plain) > 100

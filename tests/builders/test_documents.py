@@ -8,9 +8,9 @@ import zipfile
 
 import pytest
 
-from builders import documents
-from builders.documents import iter_lists, read_document
-from builders.errors import ArchiveError
+from builders.archives import documents
+from builders.archives.documents import iter_lists, read_document
+from builders.core.errors import ArchiveError
 
 TREE = {
     "info": {"year": 2014, "nested": [1, {"a": "]}"}]},

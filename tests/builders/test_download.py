@@ -11,8 +11,9 @@ from raw import textcaps
 from raw.server import serve
 
 import builders.textcaps
-from builders import download, fetch
-from builders.sources import Source, hub_url
+from builders.archives.sources import Source, hub_url
+from builders.download import __main__ as download
+from builders.download import fetch
 
 DATA = b"PK" + bytes(range(256)) * 8000  # 2 MB
 
@@ -37,7 +38,7 @@ def server(tmp_path):
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr("builders.patience.ENOUGH.wait", slept.append)
+    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", slept.append)
     return slept
 
 

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import errors as hub
 from huggingface_hub.utils import httpx
 
-from builders.errors import ArchiveError, DownloadError, RefusedError
-from builders.faults import describe, is_lost, verdict, without_query
+from builders.archives.read_errors import describe, is_lost, verdict, without_query
+from builders.core.errors import ArchiveError, DownloadError, RefusedError
 
 URL = "hf://datasets/USER/SET@main/a.tar"
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 from raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated, webp
 
-from builders.images import (
+from builders.core.images import (
     MAX_PIXELS,
     ImageTooLarge,
     UndecodableImage,

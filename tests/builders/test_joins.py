@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from builders.errors import AnnotationError, DiskFullError
-from builders.joins import OTHERS, count_others, open_join, sort_by_name
+from builders.archives.annotation_db import OTHERS, count_others, open_join, sort_by_name
+from builders.core.errors import AnnotationError, DiskFullError
 
 ROWS = [
     ("1", "b", {"x": 1}),
@@ -116,7 +116,7 @@ def test_processes_build_it_once_between_them(tmp_path):
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     code = """
 import sys
-from builders.joins import open_join
+from builders.archives.annotation_db import open_join
 count = int(sys.argv[2])
 rows = (("", f"sa_{i * 7919 % count}", "The image features a man beside a bicycle on a street. " * 5) for i in range(count))
 assert open_join(sys.argv[1], "table", str(count), lambda: rows).get("", "sa_3")

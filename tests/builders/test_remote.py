@@ -12,8 +12,8 @@ from raw.photos import jpeg
 from raw.server import serve
 
 import builders.sa1b
-from builders.errors import ArchiveError, DownloadError, MissingSourceError, RefusedError
-from builders.remote import open_source
+from builders.archives.remote import open_source
+from builders.core.errors import ArchiveError, DownloadError, MissingSourceError, RefusedError
 
 UNREADABLE = Path("/proc/self/mem")  # whose first bytes give EIO, as a damaged sector does
 
@@ -40,7 +40,7 @@ def server(tars, monkeypatch):
 def waits(monkeypatch):
     """Seconds that would have been slept."""
     slept = []
-    monkeypatch.setattr("builders.patience.ENOUGH.wait", slept.append)
+    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", slept.append)
     return slept
 
 

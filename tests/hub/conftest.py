@@ -8,8 +8,9 @@ import huggingface_hub.constants
 import pytest
 from loopback_hub import LoopbackHub
 
-import precompute.hub
-from precompute import follow, push
+import precompute.hub.retry
+from precompute import push
+from precompute.hub import follow
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "precompute"))
 
@@ -29,7 +30,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_owner")
-        monkeypatch.setattr(precompute.hub, "WAIT", 0.01)
+        monkeypatch.setattr(precompute.hub.retry, "WAIT", 0.01)
         monkeypatch.setattr(push, "POLL", 0.02)
         monkeypatch.setattr(follow, "RETRY", 0.05)
         huggingface_hub.utils.disable_progress_bars()

@@ -13,14 +13,16 @@ import pytest
 from loopback_hub import LoopbackHub
 from made_shards import RECIPE, write_manifest, write_shards, write_unit
 
-import precompute.hub
+import precompute.hub.retry
 from loader.format import MANIFEST, Manifest, Marker
-from precompute import finished, push, store
+from precompute import push
 from precompute.errors import PrecomputeError, UsageError
-from precompute.finished import Finished
-from precompute.hub import PushError
+from precompute.hub import local_dataset as finished
+from precompute.hub.hub_dataset import Target
+from precompute.hub.local_dataset import Finished
+from precompute.hub.retry import PushError
 from precompute.push import Config
-from precompute.target import Target
+from precompute.shards import store
 
 REPO = "owner/photos-latents"
 
@@ -175,7 +177,7 @@ def test_a_fault_that_stays_ends_the_push_and_a_later_one_goes_on(
     hub.fail("POST", "/commit/", status, times=99)
     with pytest.raises(PushError, match=said):
         push.push(Config(shards, REPO))
-    assert hub.asked("POST", "/commit/") == precompute.hub.ATTEMPTS
+    assert hub.asked("POST", "/commit/") == precompute.hub.retry.ATTEMPTS
     uploads = hub.asked("PUT", "/lfs/")
     hub.faults.clear()
     push.push(Config(shards, REPO))

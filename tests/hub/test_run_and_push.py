@@ -10,11 +10,11 @@ import pytest
 from loopback_hub import LoopbackHub
 from test_push import REPO
 
-import precompute.hub
+import precompute.hub.retry
 from loader.format import MANIFEST, Manifest
 from precompute import push, run
 from precompute.errors import UsageError
-from precompute.hub import PushError
+from precompute.hub.retry import PushError
 
 
 def config(output: Path, **options: Any) -> run.Config:
@@ -82,7 +82,7 @@ def test_hub_that_refuses_stops_the_run_before_it_begins(
 
 
 def test_hub_that_fails_on_the_way_is_tried_again(hub: LoopbackHub, tmp_path: Path) -> None:
-    hub.fail("POST", r"/commit/", 503, times=precompute.hub.ATTEMPTS + 1)
+    hub.fail("POST", r"/commit/", 503, times=precompute.hub.retry.ATTEMPTS + 1)
     run.run(config(tmp_path))
     assert tars_there(hub) == ALL
 

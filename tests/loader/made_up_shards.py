@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from loader.format import MANIFEST, Field, npy_bytes
-from precompute.shards import Row, UnitWriter, manifest_of, write_file
+from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
 
 T, D = 4, 6
 SCALE = 0.13025

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from loader.keyed import keyed, normal, permute, uniform
+from loader.counter_rng import keyed, normal, permute, uniform
 from loader.order import ATTEMPTS, Order, bucketed, integer_weights
 
 SIZES = np.array([20, 13, 0, 17, 25, 5, 20])

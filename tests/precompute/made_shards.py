@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from loader.format import MANIFEST, Field, Manifest, npy_bytes
-from precompute.shards import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
+from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
 
 FIELDS = (
     Field("moments_32", "moments", "float16", (8, 4, 4), 0.5, 0.0),

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from raw.photos import HTML, encode, jpeg, truncated
 
-from builders.base import REASONS, Row
+from builders.core.base import REASONS, Row
 from builders.webdataset import Webdataset
 from loader.format import Manifest
 from precompute import run
-from precompute.encoders import ImageEncoder
+from precompute.encode.image import ImageEncoder
 from precompute.verify import Config, Report, verify
 
 TARS, ROWS = 10, 100

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from precompute import devices
+from precompute.encode import devices
 
 LAUNCHERS = {
     "torchrun": {"RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"},

@@ -13,10 +13,10 @@ import tiny_models
 import torch
 from raw.photos import photo
 
-from precompute.encode import BatchEncoder, Sample
-from precompute.encoders import ImageEncoder, open_image_encoder
+from precompute.encode.batch_encoder import BatchEncoder, Sample
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.toy import ToyVAE
 from precompute.errors import PrecomputeError, UsageError
-from precompute.toy import ToyVAE
 
 MEANS, STDS = [0.3, -0.2, 0.1, 0.0], [1.5, 0.5, 2.0, 1.0]
 KL = diffusers.AutoencoderKL

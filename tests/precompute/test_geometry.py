@@ -16,7 +16,7 @@ from raw.photos import encode, jpeg, photo
 from loader.format import Manifest
 from precompute import run
 from precompute.errors import RecipeMismatch
-from precompute.pixels import buckets, nearest_bucket, place_of, read_picture
+from precompute.input.pixels import buckets, nearest_bucket, place_of, read_picture
 from precompute.verify import Config as VerifyConfig
 from precompute.verify import Report, verify
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from test_pipeline_faults import Made, encoder, tars, work  # noqa: F401  fixtures
 
-from precompute.plan import Leases, Unit
-from precompute.retry import end_retry
-from precompute.shards import WORK, UnitWriter, revoke, sweep, write_shared
-from precompute.tar_writer import TarWriter
+from precompute.runtime.leases import Leases, Unit
+from precompute.shards.retry import end_retry
+from precompute.shards.tar_writer import TarWriter
+from precompute.shards.unit_writer import WORK, UnitWriter, revoke, sweep, write_shared
 
 
 def stale(*_: object, **__: object) -> Any:

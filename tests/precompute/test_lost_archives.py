@@ -16,10 +16,10 @@ from raw.photos import jpeg
 from raw.server import Server, serve
 
 from loader.format import Manifest
-from precompute import records
 from precompute.errors import SourceError
-from precompute.plan import Unit
-from precompute.records import Records, Source
+from precompute.input import records
+from precompute.input.records import Records, Source
+from precompute.runtime.leases import Unit
 
 UNREADABLE = Path("/proc/self/mem")  # whose first bytes give EIO, as a damaged sector does
 OURS, THEIRS = "builders/webdataset", "webdataset"
@@ -60,7 +60,7 @@ def open_records(server: Server) -> Open:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that would have been slept."""
     slept: list[float] = []
-    monkeypatch.setattr("builders.patience.ENOUGH.wait", slept.append)
+    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", slept.append)
     return slept
 
 

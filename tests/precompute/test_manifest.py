@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from loader.format import MANIFEST, Field, Manifest
-from precompute import manifest as module
-from precompute.manifest import ManifestKeeper
-from precompute.shards import UnitWriter, write_shared
+from precompute.shards import manifest as module
+from precompute.shards.manifest import ManifestKeeper
+from precompute.shards.unit_writer import UnitWriter, write_shared
 
 PLAN, FIELDS = {"units": 9}, [Field("latents_8", "latents", "float16", (4, 1, 1))]
 

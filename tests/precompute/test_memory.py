@@ -9,15 +9,15 @@ import pytest
 import torch
 from raw.photos import jpeg
 
-from precompute.encode import BatchEncoder
-from precompute.encoders import open_image_encoder
-from precompute.pipeline import Pipeline
-from precompute.pixels import read_picture
-from precompute.plan import Leases, Unit
-from precompute.records import Record
-from precompute.shards import Row
-from precompute.text_encoders import open_text_encoder
-from precompute.unit_output import Output
+from precompute.encode.batch_encoder import BatchEncoder
+from precompute.encode.image import open_image_encoder
+from precompute.encode.text import open_text_encoder
+from precompute.input.pixels import read_picture
+from precompute.input.records import Record
+from precompute.runtime.leases import Leases, Unit
+from precompute.runtime.pipeline import Pipeline
+from precompute.runtime.unit_output import Output
+from precompute.shards.unit_writer import Row
 
 resource = pytest.importorskip("resource")
 

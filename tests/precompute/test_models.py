@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from precompute.encode.models import locate
 from precompute.errors import ModelError
-from precompute.models import locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

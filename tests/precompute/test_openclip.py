@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from precompute.encode.text import open_text_encoder
 from precompute.errors import ModelError
-from precompute.text_encoders import open_text_encoder
 
 CAPTIONS = ["a photograph of a cat", "", "the cup " * 60]
 

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 from raw.photos import jpeg
 
-from builders.patience import Patience
+from builders.archives.backoff import Patience
 from loader.format import Marker
-from precompute.encode import BatchEncoder
-from precompute.encoders import open_image_encoder
+from precompute.encode.batch_encoder import BatchEncoder
+from precompute.encode.image import open_image_encoder
+from precompute.encode.text import open_text_encoder
 from precompute.errors import OutputError, PrecomputeError, SourceError, output_errors
-from precompute.pipeline import Pipeline
-from precompute.pixels import Picture, read_picture
-from precompute.plan import Leases, Unit
-from precompute.records import Record, Records, Source
-from precompute.shards import WORK, Row, marker_paths, read_marker
-from precompute.stats import Stats
-from precompute.tar_writer import TarWriter
-from precompute.text_encoders import open_text_encoder
-from precompute.unit_output import Output
+from precompute.input.pixels import Picture, read_picture
+from precompute.input.records import Record, Records, Source
+from precompute.runtime.leases import Leases, Unit
+from precompute.runtime.pipeline import Pipeline
+from precompute.runtime.stats import Stats
+from precompute.runtime.unit_output import Output
+from precompute.shards.tar_writer import TarWriter
+from precompute.shards.unit_writer import WORK, Row, marker_paths, read_marker
 
 ROWS = 6
 GOOD, BAD = jpeg(0, (64, 64)), b"<html></html>"
@@ -130,7 +130,7 @@ def test_full_disk_stops_the_run_and_names_the_output(
 
 def test_disk_full_at_the_first_lease(work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("precompute.plan.json.dump", full)
+        patch.setattr("precompute.runtime.leases.json.dump", full)
         with pytest.raises(OutputError, match="No space left"), output_errors(tmp_path / "out"):
             work(Made())
     assert not (tmp_path / "out" / WORK).exists()
@@ -324,7 +324,7 @@ def test_source_that_cannot_be_read_is_not_blamed_on_the_output(
         yield next(raw(self, unit))
         raise ConnectionError("Server disconnected")
 
-    monkeypatch.setattr("builders.patience.PATIENCE", 0)
+    monkeypatch.setattr("builders.archives.backoff.PATIENCE", 0)
     monkeypatch.setattr(Records, "_raw", failing)
     with pytest.raises(SourceError, match="webdataset: cannot read row 2 of unit 0: Server disconnected"):
         with output_errors(tmp_path / "out"):

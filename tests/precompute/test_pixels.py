@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 from raw.photos import encode, jpeg, photo, png
 
-from precompute.pixels import UnfitImage, read_picture, recipe
+from precompute.input.pixels import UnfitImage, read_picture, recipe
 
 
 def full_decode(data: bytes, resolution: int) -> np.ndarray:
@@ -70,7 +70,7 @@ GOLDEN = {1: "48e8a24d4062c7fe"}
 
 
 def test_pixels_of_a_version_never_change() -> None:
-    """Whoever changes a pixel gives `precompute.pixels.recipe` another version: it tells shards of different pixels apart.
+    """Whoever changes a pixel gives `precompute.input.pixels.recipe` another version: it tells shards of different pixels apart.
 
     An exact sum: another version of Pillow may change it too, and is the same event.
     """

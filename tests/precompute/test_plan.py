@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from precompute import plan
 from precompute.errors import LostLease
-from precompute.plan import Lease, Leases, Unit
-from precompute.shards import WORK, Row, UnitWriter
+from precompute.runtime import leases as plan
+from precompute.runtime.leases import Lease, Leases, Unit
+from precompute.shards.unit_writer import WORK, Row, UnitWriter
 
 UNITS = [Unit(index, index) for index in range(3)]
 

@@ -10,12 +10,12 @@ from made_shards import RECIPE, write_shards
 from PIL import Image
 
 from precompute import preview, run, verify
-from precompute.cards import Card, Picture
 from precompute.errors import ModelError, UsageError
-from precompute.figures import near_pairs, perceptual_hash
-from precompute.likeness import psnr
-from precompute.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
-from precompute.text import printable
+from precompute.report.figures import near_pairs, perceptual_hash
+from precompute.report.formatting import printable
+from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
+from precompute.report.tiles import Card, Picture
+from precompute.verification.decode_check import psnr
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -11,17 +11,17 @@ import pytest
 from raw.photos import jpeg
 
 from loader.format import Split
-from precompute import progress
-from precompute.encode import BatchEncoder
-from precompute.encoders import ImageEncoder, open_image_encoder
-from precompute.pipeline import Pipeline
-from precompute.pixels import Picture, read_picture
-from precompute.plan import Leases, Unit
-from precompute.progress import progress_bar, summary
-from precompute.records import Record
-from precompute.shards import Row, UnitWriter
-from precompute.stats import Stats
-from precompute.unit_output import Output
+from precompute.encode.batch_encoder import BatchEncoder
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.input.pixels import Picture, read_picture
+from precompute.input.records import Record
+from precompute.runtime import progress
+from precompute.runtime.leases import Leases, Unit
+from precompute.runtime.pipeline import Pipeline
+from precompute.runtime.progress import progress_bar, summary
+from precompute.runtime.stats import Stats
+from precompute.runtime.unit_output import Output
+from precompute.shards.unit_writer import Row, UnitWriter
 
 ROWS, SLOW = 12, 0.04
 PHOTO = jpeg(0, (64, 64))

@@ -10,7 +10,7 @@ from made_shards import RECIPE, write_manifest, write_shards
 
 import builders
 from loader.format import Manifest, Split
-from precompute.card import render_card, source_info
+from precompute.hub.dataset_card import render_card, source_info
 
 
 @pytest.fixture

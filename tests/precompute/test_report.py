@@ -11,11 +11,12 @@ import pytest
 from made_shards import RECIPE, write_shards
 from PIL import Image
 
-from precompute import charts, preview
-from precompute.cards import Card, Picture
-from precompute.figures import Figures, Reject
-from precompute.report import render
-from precompute.text import flatten
+from precompute import preview
+from precompute.report import charts
+from precompute.report.figures import Figures, Reject
+from precompute.report.formatting import flatten
+from precompute.report.page import render
+from precompute.report.tiles import Card, Picture
 
 ATTACK = "<script>document.title='owned'</script>\"'><img src=https://example.invalid/x onerror=alert(1)>{{recipe}}"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from loader.format import Field
-from precompute.manifest import ManifestKeeper
-from precompute.plan import Leases, Unit
-from precompute.shards import WORK, Row, UnitWriter
+from precompute.runtime.leases import Leases, Unit
+from precompute.shards.manifest import ManifestKeeper
+from precompute.shards.unit_writer import WORK, Row, UnitWriter
 
 UNITS = 3
 PLAN, FIELDS = {"units": UNITS}, [Field("latents_8", "latents", "float16", (4, 1, 1))]

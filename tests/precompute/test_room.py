@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from precompute.errors import UsageError
-from precompute.owner import this_process
-from precompute.plan import Leases, Unit
-from precompute.room import Room
-from precompute.shards import WORK
+from precompute.runtime.disk_budget import Room
+from precompute.runtime.leases import Leases, Unit
+from precompute.runtime.owner import this_process
+from precompute.shards.unit_writer import WORK
 
 UNITS = [Unit(index, index) for index in range(100)]
 NOBODY = 2**22 + 5  # no process has a number so high

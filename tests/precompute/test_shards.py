@@ -16,8 +16,8 @@ import pytest
 import webdataset
 
 from loader.format import Marker, npy_bytes
-from precompute.shards import WORK, Row, UnitWriter, read_marker, revoke, write_file
-from precompute.tar_writer import TarWriter
+from precompute.shards.tar_writer import TarWriter
+from precompute.shards.unit_writer import WORK, Row, UnitWriter, read_marker, revoke, write_file
 
 LATENTS = npy_bytes(np.arange(8, dtype=np.float16).reshape(2, 4))
 SIZES = [0, 1, 511, 512, 513, 10_000]

@@ -9,7 +9,7 @@ from raw.archive import write_tar, write_tgz
 from raw.photos import jpeg
 from raw.server import serve
 
-from precompute.records import Records, Source
+from precompute.input.records import Records, Source
 
 
 def write_tars(folder: Path, first: int = 0) -> Path:

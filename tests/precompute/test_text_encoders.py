@@ -13,12 +13,12 @@ import tiny_models
 import torch
 import transformers
 
-from precompute.caption_cache import CaptionCache
-from precompute.encode import BatchEncoder, Sample
-from precompute.encoders import open_image_encoder
+from precompute.encode.batch_encoder import BatchEncoder, Sample
+from precompute.encode.caption_cache import CaptionCache
+from precompute.encode.image import open_image_encoder
+from precompute.encode.text import Launched, TextEncoder, open_text_encoder
+from precompute.encode.text_spec import parse_text_encoder, text_encoder_value
 from precompute.errors import ModelError, UsageError
-from precompute.text_encoders import Launched, TextEncoder, open_text_encoder
-from precompute.text_spec import parse_text_encoder, text_encoder_value
 
 CAPTIONS = ["a photograph of a cat", "", "the woman in the cup with a flag", "cup"]
 
@@ -374,7 +374,7 @@ def test_rows_get_the_states_of_their_own_caption_and_each_is_encoded_once(
 
 
 def test_cache_of_captions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("precompute.caption_cache.CACHED_BYTES", 10_000)
+    monkeypatch.setattr("precompute.encode.caption_cache.CACHED_BYTES", 10_000)
     cache = CaptionCache()
     for number in range(50):
         texts = [f"{number}-{i}" for i in range(4)]

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import builders
-from precompute.encoders import open_image_encoder
-from precompute.models import weights_hash
-from precompute.pixels import read_picture
-from precompute.text_encoders import open_text_encoder
-from precompute.toy import toy_text_model
+from precompute.encode.image import open_image_encoder
+from precompute.encode.models import weights_hash
+from precompute.encode.text import open_text_encoder
+from precompute.encode.toy import toy_text_model
+from precompute.input.pixels import read_picture
 
 
 def psnr(left: torch.Tensor, right: torch.Tensor) -> float:

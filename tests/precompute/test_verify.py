@@ -19,10 +19,10 @@ from made_shards import FIELDS, RECIPE, members_of, unit_writer, write_manifest,
 
 from loader.format import MANIFEST, npy_bytes
 from precompute import verify
-from precompute.checks import Finding
-from precompute.shards import Row, read_marker, write_file
-from precompute.tar_writer import TarWriter
-from precompute.tars import BadTar, tar_members
+from precompute.shards.tar_writer import TarWriter
+from precompute.shards.tars import BadTar, tar_members
+from precompute.shards.unit_writer import Row, read_marker, write_file
+from precompute.verification.check_folder import Finding
 
 
 @pytest.fixture

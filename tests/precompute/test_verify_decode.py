@@ -13,13 +13,13 @@ from raw.photos import jpeg
 
 from loader.format import npy_bytes
 from precompute import run, verify
-from precompute.checks import Finding
 from precompute.errors import ModelError, UsageError
-from precompute.likeness import compare, psnr
-from precompute.originals import _compare
-from precompute.samples import pick_samples, spread
-from precompute.shards import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
-from precompute.store import Store
+from precompute.shards.sample_reader import pick_samples, spread
+from precompute.shards.store import Store
+from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
+from precompute.verification.check_folder import Finding
+from precompute.verification.decode_check import compare, psnr
+from precompute.verification.source_check import _compare
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -155,7 +155,7 @@ def test_a_wrong_scale_is_found_without_the_photographs(
         raise UsageError("builders/demo: its archives are not here")
 
     remake(mode, tmp_path / "out", each(latents_256=lambda a: a * np.float16(3)))
-    monkeypatch.setattr("precompute.likeness.open_source", gone)
+    monkeypatch.setattr("precompute.verification.decode_check.open_source", gone)
     report = report_of(tmp_path / "out", decode=100)
     assert report.psnr == {} and "no source images" in report.notes[0]
     assert [f.shard for f in report.findings] == ["latents_256"] and "standard deviation" in report.findings[

@@ -17,10 +17,11 @@ import huggingface_hub.constants
 import torch
 from tqdm import tqdm
 
-import precompute.hub
-from precompute import follow, push, run
+import precompute.hub.retry
+from precompute import push, run
 from precompute.errors import one_line_errors, output_errors
-from precompute.tar_writer import TarWriter
+from precompute.hub import follow
+from precompute.shards.tar_writer import TarWriter
 
 DEAD = 9  # exit code of a process that die_at has ended
 TOY: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32", "resolutions": (64,)}
@@ -92,7 +93,7 @@ def turn_to(hub: str, output: Path) -> None:
     constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = False, True
     constants.HF_HUB_CACHE = str(output.with_name("cache"))
     os.environ["HF_TOKEN"] = "hf_owner"
-    precompute.hub.WAIT, push.POLL, follow.RETRY = 0.01, 0.02, 0.05
+    precompute.hub.retry.WAIT, push.POLL, follow.RETRY = 0.01, 0.02, 0.05
     push.Config = lambda *a, **k: config(*a, **{**k, "every": 0.0})  # type: ignore[assignment, misc]
 
 

@@ -1,0 +1,1 @@
+"""`python -m builders.download`: raw archives onto a disk, resumable and verified."""

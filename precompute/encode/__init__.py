@@ -1,0 +1,1 @@
+"""Models: from pixels and captions to arrays, one batch on the device at a time."""

@@ -1,0 +1,251 @@
+"""One batch on the device: uint8 pixels and captions in, the arrays to store out.
+
+`launch` starts the work and returns at once; `collect` waits for it. Between the two the next batch is launched, so that
+the device never waits for the host. Keeps to raw latents: what is stored, and how, is decided in `_store` alone.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loader.format import Field, image_field_name
+from precompute.encode.caption_cache import CaptionCache
+from precompute.encode.devices import DeviceClock, Span, to_device
+from precompute.encode.image import ImageEncoder
+from precompute.encode.microbatch import Parts, free_memory, out_of_memory
+from precompute.encode.text import Launched, TextEncoder
+
+logger = logging.getLogger("precompute")
+
+WIDER = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,), torch.float32: ()}
+
+Result = TypeVar("Result")
+Arrays = dict[str, npt.NDArray[np.float16]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the device needs of one row. pixels: resolution -> (H, W, 3) uint8, of one shape within a batch."""
+
+    key: str
+    caption: str
+    pixels: dict[int, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class View:
+    """One image field: the picture at a resolution (pixels), as it is or mirrored."""
+
+    name: str
+    resolution: int
+    flipped: bool
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A launched batch. images: per view what to store, and which samples are finite; captions: per text encoder and
+    sample, where its caption's states are."""
+
+    samples: Sequence[Sample]
+    images: list[tuple[torch.Tensor, torch.Tensor]]
+    captions: list[list[tuple[Launched, int]]]
+    span: Span
+
+
+class BatchEncoder:
+    """posterior: `moments` (raw mean and std), `sample` (scaled, noise from the sample's key and `seed`) or `mode`
+    (scaled mean). A model without a posterior is stored as `mode`. flip: store the mirrored picture too. fixed_size:
+    all pictures are squares of their resolution. fill_to: images that every call of the image encoder is filled up to, for
+    one that is compiled, which takes a minute for each new number.
+
+    fields: the members that every sample gets, in order. clock: how long the device has been busy.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoders: Sequence[TextEncoder],
+        resolutions: Sequence[int],
+        posterior: str,
+        seed: int,
+        flip: bool = False,
+        fixed_size: bool = True,
+        fill_to: int | None = None,
+    ) -> None:
+        self.posterior = posterior if image_encoder.has_posterior else "mode"
+        self._image_encoder, self._text_encoders = image_encoder, text_encoders
+        self._seed, self._fixed_size = seed, fixed_size
+        self._device = image_encoder.device
+        self.clock = DeviceClock(self._device)
+        cure = "use a smaller resolution, or --dtype bfloat16"
+        self._image_parts = Parts(f"--resolutions {max(resolutions)}: one image", cure, fill_to)
+        self._caption_parts = [
+            Parts(f"--text-encoder {encoder.spec.model}: one caption", "use a shorter length=")
+            for encoder in text_encoders
+        ]
+        self._captions: list[CaptionCache] = []
+        self.start_unit()
+        self._views = [
+            View(image_field_name(self._kind, r, flipped), r, flipped)
+            for flipped in ([False, True] if flip else [False])
+            for r in resolutions
+        ]
+        self.fields = [self._image_field(view) for view in self._views]
+        self.fields += [field for encoder in text_encoders for field in encoder.fields]
+        self._shift, self._scale = (
+            torch.as_tensor(v, dtype=torch.float32, device=self._device).view(-1, 1, 1)
+            for v in (image_encoder.shift, image_encoder.scale)
+        )
+
+    def start_unit(self) -> None:
+        """Forget the captions seen: a unit's values may depend on nothing outside it."""
+        self._captions = [CaptionCache() for _ in self._text_encoders]
+
+    def launch(self, samples: Sequence[Sample]) -> InFlight:
+        """Start the work. Where the device's memory is too small, it goes on in halves, from here on.
+
+        Captions go first, and beside the images: a text model may look at its mask, and with it wait for what is before it.
+        """
+        span = self.clock.start()
+        texts = [sample.caption for sample in samples]
+        with self.clock.beside():
+            captions = [self._launch_captions(index, texts) for index in range(len(self._text_encoders))]
+        pixels = {r: self._to_device(samples, r) for r in dict.fromkeys(v.resolution for v in self._views)}
+        span.begin()
+        images = [self._launch_images(samples, pixels[view.resolution], view) for view in self._views]
+        span.end()
+        return InFlight(samples, images, captions, span)
+
+    def collect(self, batch: InFlight) -> list[Arrays | None]:
+        """Arrays by field name for each sample; None where a value is not finite in any precision."""
+        batch.span.wait()
+        results: list[Arrays | None] = []
+        for index, sample in enumerate(batch.samples):
+            arrays: Arrays = {}
+            for view, (stored, finite) in zip(self._views, batch.images, strict=True):
+                good = stored[index] if finite[index] else self._retry_image(sample, view)
+                if good is not None:
+                    arrays[view.name] = good.numpy()
+            for encoder, found in zip(self._text_encoders, batch.captions, strict=True):
+                launched, row = found[index]
+                if launched.finite[row]:
+                    arrays.update(launched.arrays(row, encoder.fields))
+                else:
+                    arrays.update(self._retry_caption(sample, encoder))
+            results.append(arrays if len(arrays) == len(self.fields) else None)
+        return results
+
+    @property
+    def _kind(self) -> Literal["moments", "latents"]:
+        return "moments" if self.posterior == "moments" else "latents"
+
+    def _image_field(self, view: View) -> Field:
+        encoder = self._image_encoder
+        cells = view.resolution // encoder.factor if self._fixed_size else None
+        if self._kind == "moments":
+            shape = (2 * encoder.channels, cells, cells)
+            return Field(view.name, "moments", "float16", shape, encoder.scale, encoder.shift)
+        return Field(view.name, "latents", "float16", (encoder.channels, cells, cells))
+
+    def _to_device(self, samples: Sequence[Sample], resolution: int) -> torch.Tensor:
+        """(B, 3, H, W) uint8, by way of pinned memory and without waiting."""
+        shape = (len(samples), *samples[0].pixels[resolution].shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        for row, sample in zip(pixels.numpy(), samples, strict=True):
+            row[:] = sample.pixels[resolution]
+        return to_device(pixels, self._device).permute(0, 3, 1, 2)
+
+    def _launch_images(
+        self, samples: Sequence[Sample], pixels: torch.Tensor, view: View
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = [sample.key for sample in samples]
+        parts = self._image_parts.run(len(keys), lambda part: self._encode(pixels[part], keys[part], view))
+        stored = torch.cat(parts) if len(parts) > 1 else parts[0]
+        finite = torch.isfinite(stored).flatten(1).all(1)
+        return stored.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
+
+    def _launch_captions(self, index: int, captions: list[str]) -> list[tuple[Launched, int]]:
+        encoder, cache = self._text_encoders[index], self._captions[index]
+        new = cache.unknown(captions)
+        cache.add(new, self._caption_parts[index].run(len(new), lambda part: encoder.launch(new[part])))
+        return cache.find(captions)
+
+    def _encode(self, pixels: torch.Tensor, keys: Sequence[str], view: View) -> torch.Tensor:
+        pixels = pixels.flip(-1) if view.flipped else pixels
+        if self._image_parts.fill_to:
+            pixels = filled(pixels, self._image_parts.fill_to)
+        mean, std = self._image_encoder.encode(pixels)
+        return self._store(mean[: len(keys)], None if std is None else std[: len(keys)], keys, view)
+
+    def _store(
+        self, mean: torch.Tensor, std: torch.Tensor | None, keys: Sequence[str], view: View
+    ) -> torch.Tensor:
+        if self.posterior == "moments" and std is not None:
+            return torch.cat([mean, std], dim=1).to(torch.float16)
+        raw = mean
+        if self.posterior == "sample" and std is not None:
+            shape = tuple(mean.shape[1:])
+            noise = np.stack([posterior_noise(self._seed, key, view.name, shape) for key in keys])
+            raw = mean + std * to_device(torch.from_numpy(noise), mean.device)
+        return ((raw - self._shift) * self._scale).to(torch.float16)
+
+    def _retry_image(self, sample: Sample, view: View) -> torch.Tensor | None:
+        """One sample alone, in wider and wider precision."""
+        pixels = (
+            torch.from_numpy(sample.pixels[view.resolution].copy()).to(self._device).permute(2, 0, 1)[None]
+        )
+
+        def encode(dtype: torch.dtype) -> torch.Tensor:
+            mean, std = self._image_encoder.encode(pixels.flip(-1) if view.flipped else pixels, dtype)
+            return self._store(mean, std, [sample.key], view)[0].cpu()
+
+        for dtype in WIDER[self._image_encoder.dtype]:
+            stored = self._alone(partial(encode, dtype), self._image_encoder, dtype)
+            if stored is not None and torch.isfinite(stored).all():
+                return stored
+        return None
+
+    def _retry_caption(self, sample: Sample, encoder: TextEncoder) -> Arrays:
+        for dtype in WIDER[encoder.dtype]:
+            found = self._alone(partial(encoder.encode, [sample.caption], dtype), encoder, dtype)
+            if found is not None and all(np.isfinite(array).all() for array in found[0].values()):
+                return found[0]
+        return {}
+
+    def _alone(
+        self, work: Callable[[], Result], encoder: ImageEncoder | TextEncoder, dtype: torch.dtype
+    ) -> Result | None:
+        """None where the device has no memory for a second copy of the model: it costs the row, and not the run."""
+        span = self.clock.start()
+        try:
+            return work()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+        finally:
+            span.end()
+            span.wait()
+        encoder.forget(dtype)
+        free_memory()
+        logger.warning("--dtype: no memory to compute a row again in %s; it is rejected as non_finite", dtype)
+        return None
+
+
+def filled(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, 3, H, W) to (count, 3, H, W), the last image over and over, always of the same strides."""
+    rows = torch.arange(count, device=pixels.device).clamp(max=len(pixels) - 1)
+    return pixels[rows].contiguous(memory_format=torch.channels_last)
+
+
+def posterior_noise(seed: int, key: str, view: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Standard normal noise that depends on the sample's key and field, not on when or where it is drawn."""
+    digest = hashlib.sha256(f"{seed}/{key}/{view}".encode()).digest()
+    philox = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    return np.random.Generator(philox).standard_normal(shape, dtype=np.float32)

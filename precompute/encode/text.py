@@ -1,0 +1,294 @@
+"""Text encoders: captions -> hidden states, one way of running any of them.
+
+What `--text-encoder` may say stands in precompute/encode/text_spec.py. The first encoder writes `caption_latents`, one called NAME
+`caption_latents_NAME`.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from loader.format import Field, text_field_name
+from precompute.encode.devices import to_device
+from precompute.encode.image import DTYPES, Load
+from precompute.encode.models import Location, in_a_line, locate, tokenizer_hash, weights_hash
+from precompute.encode.openclip import open_openclip
+from precompute.encode.text_spec import PADDINGS, Padding, TextSpec, parse_text_encoder
+from precompute.encode.toy import ToyTokenizer, toy_text_model
+from precompute.errors import ModelError, UsageError
+
+Float16 = npt.NDArray[np.float16]
+
+
+LONGEST = 512  # tokens, where neither the model nor the user says less
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Results on their way from the device: states (B, T, D) and pooled (B, P), float16; lengths in tokens; finite (B,),
+    bool: whether all that is stored of a caption is."""
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None
+    finite: torch.Tensor
+    lengths: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        """As pinned memory is given out: in powers of two."""
+        tensors = [self.states] if self.pooled is None else [self.states, self.pooled]
+        return sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors)
+
+    def arrays(self, row: int, fields: Sequence[Field]) -> dict[str, Float16]:
+        """One caption's arrays by field name. Only once the device is done."""
+        found = {"caption_latents": self.states[row, : self.lengths[row]].numpy()}
+        if self.pooled is not None:
+            found["caption_pooled"] = self.pooled[row].numpy()
+        return {field.name: found[field.kind] for field in fields}
+
+
+class TextEncoder:
+    """A model of any family, with one way of padding.
+
+    `full`: every caption is padded to the full length, and the model sees no mask, as CLIP models were trained. `trim`: the
+    real tokens alone are kept; what a token's state is does not depend on masked padding behind it, so that this loses
+    nothing, and the loader makes the mask from the length. `masked`: masked, but the padding's states are kept too.
+
+    length: T, tokens that are stored of a caption at most. dim: D of a hidden state.
+    fields: what it writes; T is None in their shape where only the real tokens are kept.
+    model: in `dtype` already, but for what its library keeps in float32, as T5's `wo`. load: the same model in another
+    precision; by default a cast copy.
+    """
+
+    def __init__(
+        self,
+        spec: TextSpec,
+        model: Any,
+        tokenizer: Any,
+        recipe: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+        padding: Padding = "full",
+        load: Load | None = None,
+    ) -> None:
+        self.spec, self.device, self.dtype = spec, device, dtype
+        self.padding: Padding = spec.padding or padding
+        self._load: Load = load or (lambda dtype: copy.deepcopy(self._models[self.dtype]).to(dtype))
+        self._models = {dtype: self._place(model)}
+        self._tokenizer = tokenizer
+        self.length = self._length(model.config, tokenizer)
+        try:
+            probe = self.launch([""])
+        except IndexError as error:
+            layers = getattr(model.config, "num_hidden_layers", "fewer")
+            raise UsageError(
+                f"--text-encoder {spec.model}: no layer {','.join(map(str, spec.layers))}; it has {layers}"
+            ) from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"--text-encoder {spec.model}: it gives no hidden states for text alone ({in_a_line(error)}); name a text model"
+            ) from error
+        if spec.pooled and probe.pooled is None:
+            raise ModelError(f"--text-encoder {spec.model}: it has no pooled output; leave out pooled")
+        if probe.lengths[0] < 1:
+            raise UsageError(
+                f"--text-encoder {spec.model}: skip={spec.skip} leaves nothing of an empty caption"
+            )
+        shape = (None if self.padding == "trim" else self.length, probe.states.shape[-1])
+        self.fields = [Field(text_field_name("latents", spec.name), "caption_latents", "float16", shape)]
+        if probe.pooled is not None:
+            name, dim = text_field_name("pooled", spec.name), probe.pooled.shape[-1]
+            self.fields.append(Field(name, "caption_pooled", "float16", (dim,)))
+        self.recipe = {
+            **recipe,
+            "name": spec.name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "layer": spec.layers[0] if len(spec.layers) == 1 else list(spec.layers),
+            "length": self.length,
+            "padding": PADDINGS[self.padding],
+            "pooled": spec.pooled,
+            **({"template": spec.template} if spec.template != "{}" else {}),
+            **({"skip": spec.skip} if spec.skip else {}),
+        }
+
+    def encode(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[dict[str, Float16]]:
+        """Arrays by field name for each caption: hidden states (T, D), and (P,) where `pooled` is asked for.
+
+        Captions of more than `length` tokens are cut. dtype: compute in this one rather than in the encoder's own.
+        """
+        launched = self.launch(captions, dtype)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return [launched.arrays(row, self.fields) for row in range(len(captions))]
+
+    @torch.inference_mode()
+    def launch(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> Launched:
+        """Start `encode` on the device without waiting for it."""
+        dtype, spec = dtype or self.dtype, self.spec
+        if dtype not in self._models:
+            self._models[dtype] = self._place(self._load(dtype))
+        ids, mask = self._tokenize([spec.fill(caption) for caption in captions])
+        output = self._models[dtype](
+            input_ids=to_device(ids, self.device),
+            attention_mask=None if mask is None else to_device(mask, self.device),
+            output_hidden_states=spec.layers != (-1,),
+        )
+        states = self._hidden(output)[:, spec.skip :].to(torch.float16)
+        # Counted on the host, so that nothing waits for the device.
+        lengths = [states.shape[1]] * len(captions)
+        finite = torch.isfinite(states).all(-1)
+        if mask is not None and self.padding == "trim":
+            lengths = (mask.sum(1) - spec.skip).tolist()
+            finite |= to_device(mask[:, spec.skip :] == 0, self.device)
+        finite = finite.all(1)
+        pooled = self._pooled(output)
+        if pooled is not None:
+            finite &= torch.isfinite(pooled).all(-1)
+        return Launched(
+            states=states.to("cpu", non_blocking=True),
+            pooled=None if pooled is None else pooled.to("cpu", non_blocking=True),
+            finite=finite.to("cpu", non_blocking=True),
+            lengths=lengths,
+        )
+
+    def forget(self, dtype: torch.dtype) -> None:
+        """Free what computing in a precision that is not the encoder's own has taken."""
+        if dtype != self.dtype:
+            self._models.pop(dtype, None)
+
+    def _place(self, model: Any) -> Any:
+        return model.to(self.device).eval().requires_grad_(False)
+
+    def _hidden(self, output: Any) -> torch.Tensor:
+        layers: list[torch.Tensor] = [
+            output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+            for layer in self.spec.layers
+        ]
+        return layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
+
+    def _pooled(self, output: Any) -> torch.Tensor | None:
+        if not self.spec.pooled:
+            return None
+        pooled = getattr(output, "text_embeds", None)
+        pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
+        return None if pooled is None else pooled.to(torch.float16)
+
+    def _length(self, config: Any, tokenizer: Any) -> int:
+        asked, skip = self.spec.length, self.spec.skip
+        most = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        if asked and asked + skip > most:
+            raise UsageError(
+                f"--text-encoder {self.spec.model}: length {asked} is more than the model's {most} tokens"
+            )
+        return asked or min(most - skip, int(tokenizer.model_max_length) - skip, LONGEST)
+
+    def _tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids (B, T) and their mask."""
+        most = self.length + self.spec.skip
+        options: dict[str, Any] = {"truncation": True, "max_length": most, "return_tensors": "pt"}
+        if self.padding == "full":
+            return self._tokenizer(
+                texts, padding="max_length", padding_side="right", **options
+            ).input_ids, None
+        padding = "max_length" if self.padding == "masked" else "longest"
+        tokens = self._tokenizer(texts, padding=padding, padding_side="right", **options)
+        if not tokens.input_ids.shape[1]:
+            tokens = self._tokenizer(texts, padding="max_length", max_length=1, return_tensors="pt")
+        # A tokenizer that adds no special token makes nothing of an empty caption: it becomes one padding token.
+        tokens.attention_mask[:, 0] = 1
+        return tokens.input_ids, tokens.attention_mask
+
+
+def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str = "float32") -> TextEncoder:
+    """The encoder that one `--text-encoder` names: `toy`, a folder, or a Hub id; `text_encoder` and `tokenizer`
+    subfolders, as diffusers pipelines have them, are found by themselves.
+
+    CLIP and T5 families go by their name; `auto:ID` takes any other transformers model that gives hidden states;
+    `openclip:NAME` one of OpenCLIP (precompute/encode/openclip.py).
+    Raises ModelError or UsageError.
+    """
+    spec, device, torch_dtype = parse_text_encoder(value), torch.device(device), DTYPES[dtype]
+    model: Any
+    tokenizer: Any
+    if spec.model != "toy" and not spec.model.startswith("openclip:"):
+        return _open_transformers(spec, device, torch_dtype)
+    if spec.padding not in (None, "full"):
+        raise UsageError(f"--text-encoder {value}: {spec.model} has no mask; leave padding out")
+    if spec.model == "toy":
+        model, tokenizer = toy_text_model(), ToyTokenizer()
+    else:
+        model, tokenizer = open_openclip(spec.model)
+    recipe = {"model": spec.model, "weights": weights_hash(model)}
+    return TextEncoder(spec, model.to(torch_dtype), tokenizer, recipe, device, torch_dtype)
+
+
+def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    auto = spec.model.startswith("auto:")
+    location = locate("--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"])
+    family, padding = _family(spec, location, auto)
+    load = partial(_load, spec, location, family)
+    model, tokenizer = load(dtype), _open_tokenizer(spec, location)
+    recipe = {
+        **location.recipe(model),
+        "tokenizer": tokenizer_hash(tokenizer),
+        **({"auto": True} if auto else {}),
+    }
+    return TextEncoder(spec, model, tokenizer, recipe, device, dtype, padding, load)
+
+
+def _load(spec: TextSpec, location: Location, family: Any, dtype: torch.dtype) -> Any:
+    try:
+        model = family.from_pretrained(location.name, dtype=dtype, **location.arguments)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"--text-encoder {spec.model}: cannot load it: {in_a_line(error)}") from error
+    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
+        model = model.get_encoder()  # the other half writes text
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False  # keys and values, for writing on
+    return model
+
+
+def _family(spec: TextSpec, location: Location, auto: bool) -> tuple[Any, Padding]:
+    """The class that loads a model, and how its captions are padded."""
+    kind, architectures = location.config.get("model_type", ""), location.config.get("architectures") or [""]
+    if auto:
+        return transformers.AutoModel, "trim"
+    if kind in ("clip", "clip_text_model"):
+        projected = "WithProjection" in architectures[0]
+        return transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel, "full"
+    if kind in ("t5", "mt5", "umt5"):
+        prefix = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[kind]
+        return getattr(transformers, f"{prefix}EncoderModel"), "trim"
+    raise ModelError(
+        f"--text-encoder {spec.model}: a model of type {kind!r} is neither CLIP nor T5; write auto:{spec.model} "
+        "to take its hidden states all the same"
+    )
+
+
+def _open_tokenizer(spec: TextSpec, location: Location) -> Any:
+    folder = location.subfolder.replace("text_encoder", "tokenizer")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            location.name, subfolder=folder, revision=location.revision or "main"
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"--text-encoder {spec.model}: no tokenizer that can be loaded in {folder or 'the same folder'} "
+            f"({in_a_line(error)}). Name the folder that has the model and the tokenizer, or one with text_encoder/ and "
+            "tokenizer/ in it"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(
+            f"--text-encoder {spec.model}: its tokenizer has no token to pad with; give its tokenizer_config.json a "
+            "pad_token"
+        )
+    return tokenizer

@@ -1,0 +1,111 @@
+"""`--push-to`, `--delete-pushed`: the Hub follows the run. One process at a time pushes, whichever holds the lease."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from loader.format import FormatError
+from precompute.errors import PrecomputeError, UsageError
+from precompute.hub.hub_dataset import Target
+from precompute.hub.local_dataset import Finished
+from precompute.hub.retry import Refusal
+from precompute.push import Config, push
+from precompute.runtime.leases import Lease, Leases, Unit
+
+logger = logging.getLogger("precompute")
+
+RETRY = 60.0  # seconds between tries where the Hub cannot be reached, or another process pushes
+
+
+class Follower:
+    """Pushes finished units from a thread while the run goes on. Raises at once where the Hub will not have them."""
+
+    def __init__(self, config: Config, lease_timeout: float) -> None:
+        self._config, self._stop = config, threading.Event()
+        self._failure: Exception | None = None
+        self._target = Target(config)
+        self._target.open()
+        self._leases = Leases(config.output, "pushing", [Unit(0, 0)], lease_timeout)
+        self._thread = threading.Thread(target=self._run, name="push", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what ended the pushing for good: a refusal, which a later try would meet again."""
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> None:
+        """Wait until the Hub has all that is finished. Raises PushError."""
+        self._stop.set()
+        try:
+            self._thread.join()
+        finally:
+            self._leases.close()
+        self.check()
+
+    def abandon(self) -> None:
+        """The run has failed: what is not pushed yet stays for the next one."""
+        self._leases.close()
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # noqa: BLE001  check and finish raise it in the main thread
+            self._failure = error
+
+    def _follow(self) -> None:
+        """Push, again and again, until the Hub has all. Raises what no later try can mend."""
+        while True:
+            stopping = self._stop.is_set()
+            try:
+                if self._push() or (stopping and self._target.has(Finished.read(self._config.output))):
+                    return
+            except (PrecomputeError, FormatError, OSError) as error:
+                if stopping or isinstance(error, (Refusal, UsageError)):
+                    raise
+                logger.warning("--push-to: %s", error)
+            if stopping:
+                time.sleep(RETRY)  # another process is at it; if it dies, its lease goes stale
+            else:
+                self._stop.wait(RETRY)
+
+    def _push(self) -> bool:
+        """Push all that is finished by the end of the run; False where another process is at it."""
+        lease = self._leases.claim()
+        if lease is None:
+            return False
+        try:
+            push(self._config, self._stop)
+        finally:
+            self._leases.release(lease)
+        return True
+
+
+class PushedLeases(Leases):
+    """Leases that are dealt out while the push goes well. check: raises once it has failed for good."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check: Callable[[], None] = lambda: None
+
+    def all(self, stop: threading.Event) -> Iterator[Lease | None]:
+        for lease in super().all(stop):
+            self.check()
+            yield lease
+
+
+@contextlib.contextmanager
+def following(config: Config | None, lease_timeout: float) -> Iterator[Callable[[], None]]:
+    """A Follower while the block runs, waited for at its end; nothing without a config. Gives its `check`."""
+    if config is None:
+        yield lambda: None
+        return
+    follower = Follower(config, lease_timeout)
+    try:
+        yield follower.check
+    except BaseException:
+        follower.abandon()
+        raise
+    follower.finish()

@@ -1,0 +1,1 @@
+"""What DATASET names, as units of records, and their images as pixels."""

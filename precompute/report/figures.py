@@ -1,0 +1,232 @@
+"""The numbers of the report: from the sidecars what every row is, from a spread of samples what the latents are."""
+
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import transformers
+from PIL import Image
+
+from builders.core.images import UndecodableImage, decode_rgb
+from loader.format import Field, Manifest, Marker
+from precompute.errors import PrecomputeError
+from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
+from precompute.shards.store import Store
+from precompute.verification.source_check import Where, find_records, open_source
+
+MAX_ROWS = 1_000_000  # sidecar rows looked at, spread over the shards
+MAX_SAMPLES, MAX_REMOTE = 4096, 512  # samples whose latents are read, spread over the shards
+TWINS = 0.04  # of the bits of a perceptual hash; unrelated images differ in about half
+EXAMPLES = 4  # thumbnails of each reject reason
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A source row that became no sample. thumbnail: JPEG, None where its image is not at hand or unreadable."""
+
+    key: str
+    thumbnail: bytes | None
+
+
+@dataclass
+class Figures:
+    """rows: sidecar rows looked at; all others are over those or, of latents, over `latents_of` samples.
+
+    speed: images/s by unit. edges: shorter edges, pixels. aspects: width / height. words, tokens: lengths of captions,
+    tokens by text field. channels: (mean, std) of the scaled latents' channels by image field. twins: samples of nearly equal
+    images. repeated: captions of several samples, and of how many.
+    """
+
+    samples: int = 0
+    bytes: int = 0
+    units: tuple[int, int] = (0, 0)
+    rows: int = 0
+    latents_of: int = 0
+    speed: list[float] = field(default_factory=list)
+    edges: Array = field(default_factory=lambda: np.zeros(0))
+    aspects: Array = field(default_factory=lambda: np.zeros(0))
+    words: Array = field(default_factory=lambda: np.zeros(0))
+    tokens: dict[str, Array] = field(default_factory=dict)
+    channels: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Reject]] = field(default_factory=dict)
+    repeated: list[tuple[str, int]] = field(default_factory=list)
+    twins: list[tuple[Sample, Sample]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(
+    store: Store, manifest: Manifest, markers: dict[str, Marker], split: str, where: Where, notes: list[str]
+) -> Figures:
+    """Look at one split. What cannot be had becomes a note."""
+    done = manifest.splits[split]
+    mine = {stem: marker for stem, marker in markers.items() if marker.split == split}
+    figures = Figures(
+        samples=done.samples,
+        bytes=sum(shard.bytes for shard in done.shards),
+        units=(done.units_done, done.plan["units"]),
+        speed=[
+            float(m.timings["images_per_second"]) for m in mine.values() if "images_per_second" in m.timings
+        ],
+        rejected=dict(done.rejected),
+        notes=list(notes),
+    )
+    tables = list(_tables(store, mine))
+    if tables:
+        _describe_rows(figures, tables, manifest)
+    _describe_latents(figures, store, mine, split, manifest)
+    _find_rejects(figures, tables, manifest, split, where)
+    return figures
+
+
+def _tables(store: Store, markers: dict[str, Marker]) -> Iterator[tuple[int, pa.Table]]:
+    """(unit, sidecar) of shards spread over the split, up to MAX_ROWS rows. Unreadable ones are verify's to name."""
+    shards = [(marker.unit, shard) for marker in markers.values() for shard in marker.shards]
+    total = sum(shard.rows for _, shard in shards)
+    for unit, shard in shards[:: max(1, -(-total // MAX_ROWS))]:
+        try:
+            yield unit, pq.read_table(pa.BufferReader(store.read(f"{shard.name}.parquet")))
+        except (OSError, pa.ArrowException):
+            continue
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], manifest: Manifest) -> None:
+    table = pa.concat_tables([table for _, table in tables])
+    good = table.filter(pa.compute.equal(table["status"], "ok"))
+    figures.rows = table.num_rows
+    width, height = (good[name].drop_null().to_numpy().astype(float) for name in ("width", "height"))
+    if len(width) == len(height):
+        figures.edges, figures.aspects = np.minimum(width, height), width / np.maximum(height, 1)
+    captions = [caption or "" for caption in good["caption"].to_pylist()]
+    figures.words = np.array([len(caption.split()) for caption in captions])
+    counts = Counter(captions).most_common(8)
+    figures.repeated = [(caption, count) for caption, count in counts if count > 1]
+    for spec in manifest.fields:
+        if spec.kind == "caption_latents" and spec.shape[0] is None:
+            figures.tokens[spec.name] = _stored_lengths(good, spec)
+    for spec in manifest.recipe["text_encoders"]:
+        if spec.get("padding") == "max_length":
+            name = f"caption_latents_{spec['name']}" if spec.get("name") else "caption_latents"
+            _count_tokens(figures, name, spec, captions[:20_000])
+
+
+def _stored_lengths(good: pa.Table, spec: Field) -> Array:
+    """Tokens of each sample from the size of its member: no need to open the tar."""
+    assert spec.shape[1] is not None
+    sizes = good[f"size_{spec.name}"].to_numpy()
+    return (sizes - 128) // (spec.shape[1] * np.dtype(spec.dtype).itemsize)
+
+
+def _count_tokens(figures: Figures, field_name: str, spec: dict[str, Any], captions: Sequence[str]) -> None:
+    try:
+        tokenizer = _tokenizer(spec)
+    except (OSError, ValueError) as error:
+        figures.notes.append(f"no token lengths of {field_name}: {str(error).splitlines()[0]}")
+        return
+    figures.tokens[field_name] = np.array([len(tokenizer(caption)) for caption in captions])
+
+
+def _tokenizer(spec: dict[str, Any]) -> Any:
+    """A function from caption to tokens, start and end included, uncut."""
+    if spec["model"] == "toy":
+        return lambda caption: b"<" + caption.encode() + b">"
+    subfolder = str(spec.get("subfolder") or "").replace("text_encoder", "tokenizer")
+    if spec.get("revision", "") is None:  # what the Hub has under a folder's name is another's
+        raise ValueError(f"its model came from a folder, {spec['model']!r}")
+    loaded = transformers.AutoTokenizer.from_pretrained(
+        spec["model"], subfolder=subfolder, revision=spec.get("revision") or "main"
+    )
+    return lambda caption: loaded(caption).input_ids
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+def _describe_latents(
+    figures: Figures, store: Store, markers: dict[str, Marker], split: str, manifest: Manifest
+) -> None:
+    specs = [spec for spec in manifest.fields if spec.kind in ("moments", "latents")]
+    scale, shift = (per_channel(manifest.recipe["image_encoder"][name]) for name in ("scale", "shift"))
+    sums: dict[str, list[Array]] = {spec.name: [] for spec in specs}
+    seen, hashes = list[Sample](), []
+    most = MAX_SAMPLES if store.local else MAX_REMOTE
+    for sample in iter_samples(store, markers, split, most, [spec.name for spec in specs]):
+        for spec in specs:
+            latents = (raw_latents(spec, sample.arrays[spec.name], manifest.recipe) - shift) * scale
+            sums[spec.name].append(np.stack([latents.mean((1, 2)), (latents**2).mean((1, 2))]))
+            if spec is specs[0]:
+                seen.append(dataclasses.replace(sample, arrays={spec.name: sample.arrays[spec.name]}))
+                hashes.append(perceptual_hash(latents))
+    figures.latents_of = len(seen)
+    for name, parts in sums.items():
+        if parts:
+            mean, square = np.mean(parts, axis=0)
+            std = np.sqrt(np.maximum(square - mean**2, 0))
+            figures.channels[name] = list(zip(mean.tolist(), std.tolist(), strict=True))
+    figures.twins = [(seen[a], seen[b]) for a, b in near_pairs(np.array(hashes))] if hashes else []
+
+
+def perceptual_hash(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Bits of an image's latents (C, h, w): which cells of an 8x8 grid are above their channel's median."""
+    channels, height, width = latents.shape
+    rows, columns = np.arange(8) * height // 8, np.arange(8) * width // 8
+    grid = np.add.reduceat(np.add.reduceat(latents, rows, axis=1), columns, axis=2).reshape(channels, -1)
+    return np.packbits(grid > np.median(grid, axis=1, keepdims=True))
+
+
+def near_pairs(hashes: npt.NDArray[np.uint8], most: int = 12) -> list[tuple[int, int]]:
+    """Pairs of rows (N, bytes) that differ in a small share of their bits, the nearest first; at most `most`."""
+    pairs = []
+    limit = TWINS * hashes.shape[1] * 8
+    for row in range(len(hashes) - 1):
+        distances = np.bitwise_count(hashes[row + 1 :] ^ hashes[row]).sum(1, dtype=np.int32)
+        pairs += [(int(distances[i]), row, row + 1 + int(i)) for i in np.flatnonzero(distances <= limit)]
+    return [(a, b) for _, a, b in sorted(pairs)[:most]]
+
+
+# --- rejects ----------------------------------------------------------------------------------------------------------
+
+
+def _find_rejects(
+    figures: Figures, tables: Sequence[tuple[int, pa.Table]], manifest: Manifest, split: str, where: Where
+) -> None:
+    wanted: dict[int, set[str]] = {}
+    chosen: dict[str, list[str]] = {}
+    for unit, table in tables:
+        bad = table.filter(pa.compute.not_equal(table["status"], "ok"))
+        for key, reason in zip(bad["key"].to_pylist(), bad["status"].to_pylist(), strict=True):
+            if len(chosen.setdefault(reason, [])) < EXAMPLES:
+                chosen[reason].append(key)
+                wanted.setdefault(unit, set()).add(key)
+    records = {}
+    if wanted:
+        try:
+            records = find_records(open_source(manifest, split, where), wanted)
+        except (PrecomputeError, OSError, IndexError):
+            pass  # source_images has noted it
+    for reason, keys in chosen.items():
+        images = [records[key].image if key in records else None for key in keys]
+        figures.examples[reason] = [Reject(k, _thumbnail(i)) for k, i in zip(keys, images, strict=True)]
+
+
+def _thumbnail(data: bytes | None) -> bytes | None:
+    try:
+        image = decode_rgb(data or b"", shorter_edge=120)
+    except UndecodableImage:
+        return None
+    image.thumbnail((160, 160), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return out.getvalue()

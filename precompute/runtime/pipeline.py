@@ -1,0 +1,240 @@
+"""decode -> device -> write, overlapped, one unit after another.
+
+    1. reader thread     leases a unit, reads its rows, hands the images to the decode threads
+    2. decode threads    image bytes -> uint8 pixels (precompute/input/pixels.py)
+    3. main thread       gathers batches and keeps the device one batch ahead (precompute/encode/batch_encoder.py)
+    4. writer thread     arrays -> shards (precompute/shards/unit_writer.py), commits the unit, gives the lease back
+
+Queues between them are bounded, so memory is too. Batches are cut from one unit's readable rows in source order: what
+is in a batch, and so every value, depends on the unit alone. A fault in any thread stops all, and `run` raises it.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from builders.archives import backoff as patience
+from precompute.encode.batch_encoder import BatchEncoder, Sample
+from precompute.errors import PrecomputeError
+from precompute.input.pixels import Picture, UnfitImage
+from precompute.input.records import Record, Records
+from precompute.runtime.leases import Lease, Leases
+from precompute.runtime.stats import Stats
+from precompute.runtime.unit_output import Batch, Item, OpenUnit, Output
+
+TICK = 0.1  # seconds between looks at whether another thread has failed
+
+
+class Idle:
+    """In place of a row: there is no unit to be had now."""
+
+
+Decoding = tuple[Lease, Future[Item] | None]  # None: the unit ends
+
+
+class Pipeline:
+    """Works on units until all are finished. on_progress is called in the main thread after each batch."""
+
+    def __init__(
+        self,
+        records: Records,
+        leases: Leases,
+        encoder: BatchEncoder,
+        output: Output,
+        read: Callable[[bytes, str], Picture],
+        num_threads: int,
+        on_progress: Callable[[Stats], None],
+    ) -> None:
+        self._records, self._leases, self._encoder, self._output = records, leases, encoder, output
+        self._read_picture, self._num_threads, self._on_progress = read, num_threads, on_progress
+        self._failed = threading.Event()
+        self._failure: BaseException | None = None
+        self._decoded: queue.Queue[Decoding | Idle | None] = queue.Queue(
+            4 * output.batch_size + 2 * num_threads
+        )
+        self._encoded: queue.Queue[Batch | None] = queue.Queue(2)
+        self._launched: deque[Batch] = deque()
+        self.stats = Stats()
+
+    def run(self) -> Stats:
+        """Raises whatever a thread raised; units not committed by then are left for the next run."""
+        started = time.monotonic()
+        self._encoder.clock.reset()
+        patience.ENOUGH.clear()
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode") as decoders:
+            threads = [self._thread(self._read, decoders), self._thread(self._write)]
+            try:
+                for batch in self._batches():
+                    if batch.good:
+                        samples = [_sample(item) for item in batch.good]
+                        batch.in_flight = self._encoder.launch(samples)
+                    if batch.last:
+                        self._encoder.start_unit()
+                    self._launched.append(batch)
+                    if len(self._launched) > 1:
+                        self._hand_over(self._launched.popleft())
+                    self.stats.seconds = time.monotonic() - started
+                    self._on_progress(self.stats)
+                self._put(self._encoded, None)
+                for thread in threads:
+                    thread.join()
+            except BaseException as error:  # noqa: BLE001  raised below, once the threads have stopped
+                self._fail(error)
+                decoders.shutdown(wait=False, cancel_futures=True)
+                for thread in threads:
+                    thread.join()
+        self.stats.seconds = time.monotonic() - started
+        if self._failure is not None:
+            raise self._failure
+        return self.stats
+
+    # --- the threads ---
+
+    def _read(self, decoders: ThreadPoolExecutor) -> None:
+        for lease in self._leases.all(self._failed):
+            if lease is None:
+                self._put(self._decoded, Idle())
+                continue
+            seen: set[str] = set()
+            for record in self._records.rows(lease.unit):
+                repeated = record.row.key in seen
+                seen.add(record.row.key)
+                self._put(self._decoded, (lease, decoders.submit(self._decode, record, repeated)))
+            self._put(self._decoded, (lease, None))
+        self._put(self._decoded, None)
+
+    def _decode(self, record: Record, repeated: bool) -> Item:
+        reject = record.reject or ("duplicate_key" if repeated else None)
+        if reject is not None or record.image is None:
+            return Item(record.row, reject or "missing_image")
+        try:
+            return Item(record.row, None, self._read_picture(record.image, record.row.key))
+        except UnfitImage as error:
+            return Item(record.row, error.reason)
+        except MemoryError as error:
+            raise PrecomputeError(
+                "--num-threads: no memory left to decode an image; use fewer threads or processes, or a smaller --batch-size"
+            ) from error
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of one size of pictures each: full ones as they fill, the others at the end of the unit.
+
+        A rejected row goes with the picture before it, and the first ones with the first picture.
+        """
+        filling: dict[Hashable, Batch] = {}
+        group: Hashable = None
+        while (entry := self._next_decoded()) is not None:
+            lease, item = entry
+            if item is None:
+                *others, last = filling.values() or [Batch(lease, group)]
+                yield from others
+                last.last = True
+                yield last
+                filling, group = {}, None
+                continue
+            if item.picture is not None:
+                if group is None and None in filling:
+                    filling[item.picture.sizes] = filling.pop(None)
+                group = item.picture.sizes
+            batch = filling.setdefault(group, Batch(lease, group))
+            batch.group = group
+            batch.add(item)
+            if len(batch.good) == self._output.batch_size:
+                yield filling.pop(group)
+
+    def _write(self) -> None:
+        unit: OpenUnit | None = None
+        since = time.monotonic()
+        try:
+            while (batch := self._get(self._encoded)) is not None:
+                unit = unit or OpenUnit(batch.lease, self._output, self._encoder, since)
+                unit.write(batch)
+                if batch.last:
+                    unit.finish(self._leases)
+                    unit, since = None, time.monotonic()
+        finally:
+            if unit is not None:
+                unit.drop()
+
+    # --- hand-over ---
+
+    def _next_decoded(self) -> tuple[Lease, Item | None] | None:
+        stage = "reading"
+        while True:
+            while (
+                self._launched and self._decoded.empty()
+            ):  # nothing to launch; and a unit may be waiting for this
+                self._hand_over(self._launched.popleft())
+            with self._timed(stage):
+                entry = self._get(self._decoded)
+            if not isinstance(entry, Idle):
+                break
+            stage = "idle"
+        if entry is None:
+            return None
+        lease, decoding = entry
+        with self._timed("decoding"):
+            return lease, decoding.result() if decoding else None
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        setattr(self.stats, stage, getattr(self.stats, stage) + time.monotonic() - started)
+
+    def _hand_over(self, batch: Batch) -> None:
+        results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
+        for item, arrays in zip(batch.good, results, strict=True):
+            item.arrays, item.reject = arrays, None if arrays else "non_finite"
+        batch.in_flight = None
+        self.stats.images += len(batch.good)
+        self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
+        with self._timed("writing"):
+            self._put(self._encoded, batch)
+
+    def _thread(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                work(*arguments)
+            except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
+                self._fail(error)
+
+        thread = threading.Thread(target=guarded, name=work.__name__)
+        thread.start()
+        return thread
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failed.is_set():
+            self._failure = error
+            self._failed.set()
+            patience.ENOUGH.set()
+
+    def _put(self, channel: queue.Queue[Any], item: Any) -> None:
+        while not self._failed.is_set():
+            try:
+                return channel.put(item, timeout=TICK)
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def _get(self, channel: queue.Queue[Any]) -> Any:
+        while not self._failed.is_set():
+            try:
+                return channel.get(timeout=TICK)
+            except queue.Empty:
+                continue
+        raise _Stopped
+
+
+class _Stopped(Exception):
+    """Another thread has failed: end this one. Never the first failure, so never raised to the user."""
+
+
+def _sample(item: Item) -> Sample:
+    assert item.picture is not None and item.row.caption is not None
+    return Sample(item.row.key, item.row.caption, item.picture.pixels)

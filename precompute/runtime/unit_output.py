@@ -1,0 +1,151 @@
+"""The rows of a unit on their way out: batches of them, and the unit being written, while its lease holds."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from precompute.encode.batch_encoder import Arrays, BatchEncoder, InFlight
+from precompute.errors import LostLease
+from precompute.input.pixels import Picture
+from precompute.runtime.leases import Lease, Leases
+from precompute.shards.missing_ok import is_gone
+from precompute.shards.unit_writer import Members, Row, UnitWriter
+
+logger = logging.getLogger("precompute")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread."""
+
+    folder: Path
+    split: str
+    samples_per_shard: int
+    recipe: dict[str, Any]
+    plan: dict[str, Any]
+    batch_size: int
+    on_commit: Callable[[], object] = lambda: None
+
+
+@dataclass
+class Item:
+    """A row on its way: `picture` or `reject` once decoded, `arrays` or `reject` once encoded. Its file is let go of."""
+
+    row: Row
+    reject: str | None
+    picture: Picture | None = None
+    arrays: Arrays | None = None
+
+
+@dataclass
+class Batch:
+    """Rows of one unit in source order, those to encode and the rejected ones between them; `last` ends the unit.
+
+    group: the size of the pictures, as they share a shard only with their like.
+    """
+
+    lease: Lease
+    group: Hashable
+    items: list[Item] = field(default_factory=list)
+    good: list[Item] = field(default_factory=list)
+    last: bool = False
+    in_flight: InFlight | None = None
+
+    def add(self, item: Item) -> None:
+        self.items.append(item)
+        if item.picture is not None:
+            self.good.append(item)
+
+
+class OpenUnit:
+    """A unit being written. Once its lease is lost, what comes for it is dropped: another process makes the same.
+
+    since: when this process finished its last unit, so that the units' times add up to that of the process.
+    """
+
+    def __init__(self, lease: Lease, output: Output, encoder: BatchEncoder, since: float) -> None:
+        self._lease, self._output, self._fields = lease, output, encoder.fields
+        self._started = since
+        self._samples = 0
+        members = [*(field.name for field in encoder.fields), "txt", "json"]
+        self._writer: UnitWriter | None = None
+        with self._lost_lease_drops():
+            lease.check()
+            self._writer = UnitWriter(
+                output.folder, output.split, lease.unit.index, members, output.samples_per_shard, lease.owner
+            )
+
+    def write(self, batch: Batch) -> None:
+        with self._lost_lease_drops():
+            for item in batch.items:
+                if self._writer is None:
+                    return
+                if item.reject is not None or item.arrays is None:
+                    self._writer.reject(_row(item), item.reject or "non_finite", batch.group)
+                else:
+                    self._writer.write(_row(item), _members(item), batch.group)
+                    self._samples += 1
+
+    def finish(self, leases: Leases) -> None:
+        """Commit, and give the lease back."""
+        with self._lost_lease_drops():
+            if self._writer is not None:
+                self._lease.check()
+                seconds = time.monotonic() - self._started
+                timings = {
+                    "seconds": round(seconds, 3),
+                    "images_per_second": round(self._samples / seconds, 1),
+                    "batch_size": self._output.batch_size,
+                }
+                self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings)
+                self._output.on_commit()
+        self.drop()
+        leases.release(self._lease)
+
+    def drop(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    @contextlib.contextmanager
+    def _lost_lease_drops(self) -> Iterator[None]:
+        try:
+            try:
+                yield
+            except OSError as error:
+                if is_gone(error):  # the new owner has cleared our files away, or somebody the whole folder
+                    self._lease.check()
+                raise
+        except LostLease:
+            logger.warning(
+                "unit %d: another process took over while this one was held up", self._lease.unit.index
+            )
+            self.drop()
+
+
+def _row(item: Item) -> Row:
+    if item.picture is None:
+        return item.row
+    return replace(item.row, width=item.picture.width, height=item.picture.height)
+
+
+def _members(item: Item) -> Members:
+    """File contents, or arrays, by extension, in the order in which they stand in the tar."""
+    assert item.picture is not None and item.arrays is not None
+    row = _row(item)
+    about: dict[str, Any] = {
+        "width": row.width,
+        "height": row.height,
+        "crop": item.picture.crop,
+        "source": row.source,
+    }
+    if len(set(item.picture.crops.values())) > 1:
+        about["crops"] = {str(resolution): crop for resolution, crop in item.picture.crops.items()}
+    facts = json.dumps({**about, "extras": row.extras}, ensure_ascii=False, sort_keys=True)
+    arrays = {f"{name}.npy": array for name, array in item.arrays.items()}
+    return {**arrays, "txt": (row.caption or "").encode(), "json": facts.encode()}

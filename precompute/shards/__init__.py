@@ -1,0 +1,1 @@
+"""Shards on a disk: units written whole or not at all, markers, the manifest, samples read again."""

@@ -1,0 +1,132 @@
+"""Single samples out of shards, in place: by what the sidecar says, without reading the rest of the tar."""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loader.format import Field, FormatError, Marker, Shard, parse_npy
+from precompute.shards.store import Store
+
+REQUEST = 32 << 20  # bytes asked of the Hub at once
+
+
+@dataclass(frozen=True)
+class Sample:
+    """arrays: by field name. facts: the json member, with width, height, crop, source, extras."""
+
+    stem: str
+    unit: int
+    shard: str
+    key: str
+    caption: str
+    arrays: dict[str, npt.NDArray[Any]]
+    facts: dict[str, Any]
+
+
+def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple[str, Marker, Shard, int]]:
+    """(stem, marker, shard, samples to take from its start): `count` in all, over units that lie evenly apart.
+
+    From the start, because the source of a unit can only be read from its start.
+    """
+    units = [(stem, m) for stem, m in markers.items() if m.split == split and m.samples]
+    if not units:
+        return
+    chosen = [units[i * len(units) // min(count, len(units))] for i in range(min(count, len(units)))]
+    shares = [0] * len(chosen)
+    for _ in range(min(count, sum(marker.samples for _, marker in chosen))):
+        free = [i for i, (_, marker) in enumerate(chosen) if shares[i] < marker.samples]
+        shares[min(free, key=shares.__getitem__)] += 1
+    for (stem, marker), share in zip(chosen, shares, strict=True):
+        for shard in marker.shards:
+            taken = min(share, shard.samples)
+            share -= taken
+            if taken:
+                yield stem, marker, shard, taken
+
+
+def iter_samples(
+    store: Store, markers: dict[str, Marker], split: str, count: int, fields: Sequence[str] | None = None
+) -> Iterator[Sample]:
+    """Up to `count` samples, spread over the split; only the arrays named in `fields`, by default all.
+
+    What cannot be read is passed over: that is verify's to say.
+    """
+    for stem, marker, shard, share in spread(markers, split, count):
+        specs = [field for field in marker.fields if fields is None or field.name in fields]
+        try:
+            table = pq.read_table(pa.BufferReader(store.read(f"{shard.name}.parquet")))
+            rows = list(itertools.islice((row for row in table.to_pylist() if row["status"] == "ok"), share))
+            for start, data, row in _read_rows(store, f"{shard.name}.tar", rows):
+                yield _sample(stem, marker, shard, specs, row, start, data)
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
+            continue
+
+
+def pick_samples(store: Store, markers: dict[str, Marker], split: str, count: int) -> list[Sample]:
+    """Up to `count` whole samples, spread over the split."""
+    return list(iter_samples(store, markers, split, count))
+
+
+def _read_rows(
+    store: Store, tar: str, rows: list[dict[str, Any]]
+) -> Iterator[tuple[int, memoryview, dict[str, Any]]]:
+    """(offset of the data, data, row): neighbours in one read, where a read is a request to the Hub."""
+    most = 1 if store.local else REQUEST
+    while rows:
+        start, stop = _span(rows[0])
+        chunk = list(itertools.takewhile(lambda row: _span(row)[1] - start <= max(most, stop - start), rows))  # noqa: B023
+        rows = rows[len(chunk) :]
+        data = memoryview(store.read(tar, start, _span(chunk[-1])[1]))
+        for row in chunk:
+            yield start, data, row
+
+
+def _span(row: dict[str, Any]) -> tuple[int, int]:
+    """Where the members of a row lie in the tar: they are adjacent."""
+    members = [name.removeprefix("offset_") for name in row if name.startswith("offset_")]
+    starts = [row[f"offset_{name}"] for name in members]
+    return min(starts), max(row[f"offset_{name}"] + row[f"size_{name}"] for name in members)
+
+
+def _sample(
+    stem: str,
+    marker: Marker,
+    shard: Shard,
+    fields: Sequence[Field],
+    row: dict[str, Any],
+    start: int,
+    data: memoryview,
+) -> Sample:
+    def member(name: str) -> memoryview:
+        place = row[f"offset_{name}"] - start
+        return data[place : place + row[f"size_{name}"]]
+
+    arrays = {}
+    for field in fields:
+        dtype, shape, offset = parse_npy(member(field.name))
+        if len(shape) != len(field.shape):
+            raise FormatError(f"{row['key']}.{field.member} has shape {shape}, not {field.shape}")
+        arrays[field.name] = np.frombuffer(member(field.name), dtype, offset=offset).reshape(shape)
+    facts, caption = json.loads(bytes(member("json"))), str(member("txt"), "utf-8")
+    return Sample(stem, marker.unit, shard.name, row["key"], caption, arrays, facts)
+
+
+def raw_latents(field: Field, array: npt.NDArray[Any], recipe: dict[str, Any]) -> npt.NDArray[np.float32]:
+    """Raw latents (C, h, w), unscaled, of a stored image field: their mean where the moments are stored."""
+    values = array.astype(np.float32)
+    if field.kind == "moments":
+        return values[: len(values) // 2]
+    scale, shift = (per_channel(recipe["image_encoder"][name]) for name in ("scale", "shift"))
+    return values / scale + shift
+
+
+def per_channel(value: Any) -> npt.NDArray[np.float32]:
+    """One number, or one per channel, to be applied to (C, h, w)."""
+    return np.asarray(value, np.float32).reshape(-1, 1, 1)

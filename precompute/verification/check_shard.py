@@ -1,0 +1,218 @@
+"""What can be wrong inside a shard: its sidecar, its tar, the values of its members. As precompute/verification/check_folder.py, pure functions."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loader.format import KEY, Field, FormatError, Shard, parse_npy, sidecar_schema
+from precompute.shards.tars import BadTar, tar_members
+from precompute.verification.check_folder import OTHER_SIDECAR, Finding
+
+ValueCheck = Callable[[memoryview, str | None], str]
+
+
+class SidecarRow(NamedTuple):
+    """An ok row, the `place`-th of them. places: member -> (offset of its data in the tar, size), in bytes."""
+
+    place: int
+    caption: str
+    places: dict[str, tuple[int, int]]
+
+
+@dataclass
+class Sidecar:
+    """What a sidecar says: the table itself, its ok rows by key, and how many rows of each status there are."""
+
+    table: pa.Table
+    rows: dict[str, SidecarRow] = field(default_factory=dict)
+    statuses: Counter[str] = field(default_factory=Counter)
+
+
+def read_sidecar(
+    shard: Shard, fields: Sequence[Field], data: bytes, cure: str
+) -> tuple[Sidecar | None, list[Finding]]:
+    """Parse `{shard}.parquet`, check it against the marker's entry and the key rules; None: it cannot be trusted."""
+    findings = list[Finding]()
+
+    def wrong(what: str, key: str = "") -> None:
+        findings.append(Finding(shard.name, key, what, cure))
+
+    if hashlib.sha256(data).hexdigest() != shard.parquet_sha256:
+        wrong(OTHER_SIDECAR)
+        return None, findings
+    members = [f.name for f in fields] + ["txt", "json"]
+    schema = sidecar_schema(members)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        wrong(f"the .parquet is unreadable ({str(error).splitlines()[0]})")
+        return None, findings
+    if {c.name: c.type for c in table.schema} != {c.name: c.type for c in schema}:
+        wrong(f"the .parquet has columns {table.schema.names}, not {schema.names}")
+        return None, findings
+    sidecar = Sidecar(table)
+    if table.num_rows != shard.rows:
+        wrong(f"the .parquet has {table.num_rows} rows, its marker says {shard.rows}")
+    columns = {name: table.column(name).to_pylist() for name in ("key", "status", "caption")}
+    places = [
+        list(zip(table.column(f"offset_{m}").to_pylist(), table.column(f"size_{m}").to_pylist(), strict=True))
+        for m in members
+    ]
+    sidecar.statuses.update(status or "" for status in columns["status"])
+    for key, status, caption, *place in zip(*columns.values(), *places, strict=True):
+        if status != "ok":
+            continue
+        if not key or not KEY.fullmatch(key):
+            wrong("a key may only have letters, digits, _ and -", repr(key))
+        elif key in sidecar.rows:
+            wrong("the key occurs twice in the .parquet", key)
+        if not caption:
+            wrong("no caption in the .parquet", key or "")
+        if any(offset is None or size is None for offset, size in place):
+            wrong("the .parquet does not say where its members are", key or "")
+        row = SidecarRow(len(sidecar.rows), caption or "", dict(zip(members, place, strict=True)))
+        sidecar.rows.setdefault(key or "", row)
+    if sidecar.statuses["ok"] != shard.samples:
+        wrong(f"the .parquet has {sidecar.statuses['ok']} samples, its marker says {shard.samples}")
+    return sidecar, findings
+
+
+def check_tar(
+    shard: Shard, fields: Sequence[Field], sidecar: Sidecar | None, tar: BinaryIO, cure: str
+) -> Iterator[Finding]:
+    """Every byte of a tar: its hash, every member's header, dtype, shape and values, and what the sidecar says."""
+    digest = hashlib.sha256()
+    found: dict[str, set[str]] = {}
+    fine = True
+    value_checks = _value_checks(fields)
+    for key, what in _tar_faults(value_checks, sidecar, tar_members(tar, digest.update), found):
+        fine = False
+        yield Finding(shard.name, key, what, cure)
+    if fine and digest.hexdigest() != shard.sha256:  # where something more exact was found, this adds nothing
+        yield Finding(shard.name, "", "the .tar is not the one that was written (its sha256 differs)", cure)
+
+
+def _tar_faults(
+    checks: dict[str, ValueCheck],
+    sidecar: Sidecar | None,
+    members: Iterator[tuple[str, int, memoryview]],
+    found: dict[str, set[str]],
+) -> Iterator[tuple[str, str]]:
+    """(key, what) of each fault; gathers the members found of each key."""
+    current = ""
+    try:
+        for name, offset, data in members:
+            key, _, extension = name.partition(".")
+            member = extension.removesuffix(".npy")
+            if key != current and key in found:
+                yield key, "the key occurs twice in the .tar"
+            elif member in found.setdefault(key, set()):
+                yield key, f"member {extension} occurs twice"
+            current = key
+            found[key].add(member)
+            if extension not in checks:
+                yield key, f"a foreign member {extension!r}"
+                continue
+            row = sidecar.rows.get(key) if sidecar else None
+            if row and row.places[member] != (offset, len(data)):
+                yield key, f"member {extension} is not where the .parquet says"
+            fault = checks[extension](data, row.caption if row else None)
+            if fault:
+                yield key, f"{extension} {fault}"
+    except BadTar as error:
+        yield current, f"the .tar {error}"
+        return
+    for key in found:
+        missing = [e for e in checks if e.removesuffix(".npy") not in found[key]]
+        if missing:
+            yield key, f"member {', '.join(missing)} is missing"
+    if sidecar is not None:
+        yield from _membership(sidecar, found)
+
+
+def _membership(sidecar: Sidecar, found: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
+    for key in sidecar.rows:
+        if key not in found:
+            yield key, "the .parquet lists a sample that is not in the .tar"
+    for key in found:
+        if key not in sidecar.rows:
+            yield key, "the .tar holds a sample that the .parquet does not list"
+    places = [sidecar.rows[key].place for key in found if key in sidecar.rows]
+    if places != sorted(places):
+        yield "", "the samples are not in the order of the .parquet"
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def _value_checks(fields: Sequence[Field]) -> dict[str, ValueCheck]:
+    """Extension -> function of (data, caption) that returns what is wrong with the data, or nothing.
+
+    For one shard: its images are all of one shape, even where buckets leave open which.
+    """
+    images = ("moments", "latents")
+    checks: dict[str, ValueCheck] = {f.member: _array_check(f, f.kind in images) for f in fields}
+    return checks | {"txt": _text_fault, "json": _json_fault}
+
+
+def _text_fault(data: memoryview, caption: str | None) -> str:
+    try:
+        text = str(data, "utf-8")
+    except UnicodeDecodeError:
+        return "is not UTF-8"
+    if not text.strip():
+        return "holds no caption"
+    return "" if caption in (None, text) else "is not the caption that the .parquet has"
+
+
+def _json_fault(data: memoryview, caption: str | None) -> str:
+    try:
+        return "" if isinstance(json.loads(bytes(data)), dict) else "is no JSON object"
+    except (ValueError, RecursionError):
+        return "is not JSON"
+
+
+def _array_check(spec: Field, alike: bool) -> ValueCheck:
+    wanted = np.dtype(spec.dtype).newbyteorder("<")
+    seen: list[tuple[int, ...]] = []
+
+    def fault(data: memoryview, caption: str | None) -> str:
+        try:
+            dtype, shape, start = parse_npy(data)
+        except FormatError as error:
+            return f"is broken: {error}"
+        if dtype != wanted:
+            return f"is {dtype}, not {spec.dtype}"
+        if len(shape) != len(spec.shape) or any(
+            want not in (None, have) for want, have in zip(spec.shape, shape, strict=True)
+        ):
+            return f"has shape {shape}, not {tuple(n or 'any' for n in spec.shape)}"
+        seen[:] = seen or [shape]
+        if alike and shape != seen[0]:
+            return f"has shape {shape}, others of the shard {seen[0]}"
+        return value_fault(np.frombuffer(data, dtype, offset=start).reshape(shape), spec)
+
+    return fault
+
+
+def value_fault(array: np.ndarray[Any, Any], spec: Field) -> str:
+    """Values that no encoder gives: not finite, or a negative standard deviation."""
+    channels = len(array) // 2 if spec.kind == "moments" else len(array)
+    if (
+        array.dtype == np.float16
+    ):  # by its bits, where an exponent of ones is 0x7c00: 20 times as fast as isfinite
+        bits = array.view(np.uint16)
+        good = np.bitwise_and(bits[:channels], 0x7FFF).max(initial=0) < 0x7C00
+        if good and bits[channels:].max(initial=0) < 0x7C00:
+            return ""
+    bad = int(np.size(array) - np.count_nonzero(np.isfinite(array)))
+    if bad:
+        return f"has {bad} of {array.size} values that are not finite"
+    return "has a negative standard deviation" if (array[channels:] < 0).any() else ""

@@ -1,0 +1,308 @@
+"""Do latents decode to their own photograph, and do the embeddings belong to their own caption?
+
+A threshold alone would have to know the VAE. So each decoded image is held against rivals too: its source mirrored, upside
+down, with red and blue swapped, and the sources of the samples around it. Whoever wins is the fault's name. A wrong scale
+shows as contrast, a wrong shift as brightness.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from loader.format import Field, Manifest, Marker
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.text import TextEncoder, open_text_encoder
+from precompute.encode.text_spec import text_encoder_value
+from precompute.errors import ModelError, PrecomputeError
+from precompute.shards.sample_reader import Sample, per_channel, pick_samples, raw_latents
+from precompute.shards.store import Store
+from precompute.verification.check_folder import Finding, redo
+from precompute.verification.source_check import Where, find_records, open_source, source_pixels
+
+UInt8 = npt.NDArray[np.uint8]
+
+MARGIN = 1.0  # dB by which a rival must win: a symmetrical photograph is as much like its mirror image
+FLOOR = 12.0  # dB; a grey card has about as much likeness to a photograph
+CONTRAST = (0.85, 1.2)  # of the sources over that of the decoded images, by least squares; median
+BRIGHTNESS = 8.0  # of 255; median
+SPREAD = (0.4, 2.5)  # standard deviation of latents over many samples; a VAE's scale is chosen to make it 1
+TEXT = 0.15  # of its norm: bfloat16 on another device is within 0.03
+
+
+@dataclass(frozen=True)
+class Models:
+    """Models named by hand, where the recipe only knows a folder's name."""
+
+    vae: str | None = None
+    text_encoders: tuple[str, ...] = ()
+
+
+@dataclass
+class Likeness:
+    """psnr: decibels by `KEY resolution`. notes: what could not be looked at, and why."""
+
+    findings: list[Finding] = field(default_factory=list)
+    psnr: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def check_likeness(
+    store: Store, manifest: Manifest, markers: dict[str, Marker], count: int, where: Where, models: Models
+) -> Likeness:
+    """Look at `count` samples of every split. Raises PrecomputeError where there is no model to decode with."""
+    result = Likeness()
+    encoder = recipe_image_encoder(manifest.recipe, models)
+    result.findings += check_encoder(encoder, manifest)
+    for split in manifest.splits:
+        samples = pick_samples(store, markers, split, count)
+        images = source_images(manifest, split, samples, where, result.notes)
+        for spec in manifest.fields:
+            if spec.kind in ("moments", "latents"):
+                _look(samples, images, spec, encoder, manifest.recipe, result)
+        _read(samples, manifest.recipe, models, result)
+    return result
+
+
+def recipe_image_encoder(recipe: dict[str, Any], models: Models) -> ImageEncoder:
+    """The image encoder that a recipe names. Raises ModelError."""
+    spec = recipe["image_encoder"]
+    name = models.vae or hub_name("--vae", spec)
+    return open_image_encoder(name, _device(), _dtype(spec))
+
+
+def check_encoder(encoder: ImageEncoder, manifest: Manifest) -> Iterator[Finding]:
+    """Scale and shift in recipe and fields against those of the model itself."""
+    recipe = manifest.recipe["image_encoder"]
+    cure = "give the --vae that made the shards, or make them again"
+    if encoder.recipe["dtype"] == recipe.get("dtype") and encoder.recipe.get("weights") != recipe.get(
+        "weights"
+    ):
+        yield Finding("manifest.json", "", "the VAE at hand has other weights than the recipe's", cure)
+    for name in ("scale", "shift"):
+        true = per_channel(getattr(encoder, name))
+        stated = [("the recipe", recipe.get(name))]
+        stated += [(f.name, getattr(f, name)) for f in manifest.fields if f.kind == "moments"]
+        for place, value in stated:
+            if value is None or not np.allclose(per_channel(value), true, rtol=1e-4, atol=1e-6):
+                yield Finding(
+                    "manifest.json",
+                    "",
+                    f"{name} of {place} is {value}, that of the VAE {getattr(encoder, name)}",
+                    cure,
+                )
+
+
+def source_images(
+    manifest: Manifest, split: str, samples: Sequence[Sample], where: Where, notes: list[str]
+) -> dict[str, bytes]:
+    """Source image bytes by key; none, and a note, where the source is not at hand and nobody said that it is."""
+    wanted: dict[int, set[str]] = {}
+    for sample in samples:
+        wanted.setdefault(sample.unit, set()).add(sample.key)
+    try:
+        records = find_records(open_source(manifest, split, where), wanted)
+    except (PrecomputeError, OSError, IndexError) as error:
+        if where.is_named:
+            raise
+        notes.append(
+            f"no source images ({str(error).splitlines()[0]}); latents were held against statistics alone"
+        )
+        return {}
+    return {key: record.image for key, record in records.items() if record.image is not None}
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def decode(raw: npt.NDArray[np.float32], encoder: ImageEncoder) -> UInt8:
+    """Raw latents (C, h, w) to pixels (H, W, 3)."""
+    pixels = encoder.decode(torch.from_numpy(np.ascontiguousarray(raw))[None])[0]
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def psnr(a: UInt8, b: UInt8) -> float:
+    """Decibels; 99 for equal images."""
+    error = float(np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2))
+    return min(99.0, 10 * float(np.log10(255**2 / error))) if error else 99.0
+
+
+def _look(
+    samples: Sequence[Sample],
+    images: dict[str, bytes],
+    spec: Field,
+    encoder: ImageEncoder,
+    recipe: dict[str, Any],
+    result: Likeness,
+) -> None:
+    sources: dict[str, UInt8] = {}
+    for sample in samples:
+        height, width = (cells * encoder.factor for cells in sample.arrays[spec.name].shape[1:])
+        pixels = source_pixels(images.get(sample.key), sample.facts, height, width)
+        if pixels is not None:
+            sources[sample.key] = pixels
+        elif images:
+            result.notes.append(
+                f"{sample.key}: its source image or its crop is not to be had; {spec.name} was not compared"
+            )
+    raws = [raw_latents(spec, sample.arrays[spec.name], recipe) for sample in samples]
+    tones = []
+    for place, (sample, raw) in enumerate(zip(samples, raws, strict=True)):
+        if sample.key in sources:
+            decoded = decode(raw, encoder)
+            if spec.name.endswith("_flipped"):
+                decoded = decoded[:, ::-1]
+            around = [s.key for s in samples[max(0, place - 2) : place + 3] if s.key in sources]
+            what, decibels = compare(decoded, sample.key, {key: sources[key] for key in around})
+            result.psnr[f"{sample.key} {spec.name}"] = round(decibels, 2)
+            tones.append(_tone(decoded, sources[sample.key]))
+            if what:
+                result.findings.append(
+                    Finding(sample.shard, sample.key, f"{spec.name} {what}", redo(sample.stem))
+                )
+    result.findings += _check_tones(tones, spec)
+    result.findings += _check_spread(raws, spec, encoder)
+
+
+def compare(decoded: UInt8, key: str, sources: dict[str, UInt8]) -> tuple[str, float]:
+    """What is wrong with a decoded image, or nothing, and its PSNR. sources: its own, under `key`, and others.
+
+    Which source it is nearest to is asked of the small picture: a VAE blurs, and what it makes of gravel is nearer to a
+    smooth grey than to gravel.
+    """
+    own = sources[key]
+    ours = psnr(decoded, own)
+    rivals = {
+        "its source mirrored": own[:, ::-1],
+        "its source upside down": own[::-1],
+        "its source on its side": own.transpose(1, 0, 2),
+        "its source with red and blue swapped": own[..., ::-1],
+        **{f"the source of {other}": pixels for other, pixels in sources.items() if other != key},
+    }
+    small = coarse(decoded)
+    scores = {
+        name: psnr(small, coarse(pixels)) for name, pixels in rivals.items() if pixels.shape == own.shape
+    }
+    name, best = max(scores.items(), key=lambda item: item[1])
+    if best > (true := psnr(small, coarse(own))) + MARGIN:
+        return f"decodes to {name} ({best:.1f} dB in small, its own source {true:.1f})", ours
+    return (f"decodes to something unlike its source ({ours:.1f} dB)" if ours < FLOOR else ""), ours
+
+
+def coarse(pixels: UInt8) -> UInt8:
+    """(H, W, 3) to about 32 pixels along the shorter edge, each the mean of a square."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.reduce(max(1, min(image.size) // 32)))
+
+
+def _check_tones(tones: Sequence[tuple[float, float]], spec: Field) -> Iterator[Finding]:
+    if not tones:
+        return
+    contrast, brightness = np.median(np.array(tones), axis=0)
+    cure = "make the shards again with the --vae's own scale and shift"
+    if not CONTRAST[0] < contrast < CONTRAST[1]:
+        what = (
+            f"images decode with {1 / contrast:.2f} times the contrast of their sources: the scale is wrong"
+        )
+        yield Finding(spec.name, "", what, cure)
+    if abs(brightness) > BRIGHTNESS:
+        what = f"images decode {brightness:+.0f} of 255 brighter than their sources: the shift is wrong"
+        yield Finding(spec.name, "", what, cure)
+
+
+def _tone(decoded: UInt8, source: UInt8) -> tuple[float, float]:
+    """Contrast the decoded image lacks (least squares of source on decoded), and brightness it has too much."""
+    x, y = decoded.astype(np.float32).reshape(-1), source.astype(np.float32).reshape(-1)
+    brightness = float(x.mean() - y.mean())
+    x -= x.mean()
+    variance = float(x @ x)
+    if variance < 25 * x.size:  # a standard deviation under 5: nothing to measure contrast on
+        return 1.0, brightness
+    return float(x @ (y - y.mean())) / variance, brightness
+
+
+def _check_spread(
+    raws: Sequence[npt.NDArray[np.float32]], spec: Field, encoder: ImageEncoder
+) -> Iterator[Finding]:
+    if len(raws) < 4:
+        return
+    scale, shift = per_channel(encoder.scale), per_channel(encoder.shift)
+    latents = np.concatenate([((raw - shift) * scale).reshape(-1) for raw in raws])
+    deviation = float(latents.std())
+    if not SPREAD[0] < deviation < SPREAD[1]:
+        what = f"latents have a standard deviation of {deviation:.2f}, where the VAE's scale makes it about 1"
+        yield Finding(spec.name, "", what, "check the scale of the --vae, and make the shards again")
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+def _read(samples: Sequence[Sample], recipe: dict[str, Any], models: Models, result: Likeness) -> None:
+    specs = recipe["text_encoders"]
+    for given in (models.text_encoders or specs) if specs else ():
+        try:
+            name = (
+                given
+                if isinstance(given, str)
+                else text_encoder_value(given, hub_name("--text-encoder", given))
+            )
+            encoder = open_text_encoder(name, _device(), _dtype(specs[0]))
+        except PrecomputeError as error:
+            if models.text_encoders:
+                raise
+            result.notes.append(f"captions were not encoded again ({error})")
+            continue
+        result.findings += check_captions(samples, encoder)
+
+
+def check_captions(samples: Sequence[Sample], encoder: TextEncoder) -> Iterator[Finding]:
+    """Encode the captions again: each sample's states must be those of its own caption, not of another's."""
+    if not samples:
+        return
+    again = encoder.encode([sample.caption for sample in samples])
+    for spec in encoder.fields:
+        for place, sample in enumerate(samples):
+            stored = sample.arrays.get(spec.name)
+            if stored is None:
+                continue
+            distances = [_distance(stored, arrays[spec.name]) for arrays in again]
+            nearest = int(np.argmin(distances))
+            if distances[place] > TEXT or distances[nearest] < distances[place] / 2:
+                other = f"; it is nearest to that of {samples[nearest].key}" if nearest != place else ""
+                what = f"{spec.name} is not that of its caption (off by {min(distances[place], 9.99):.0%}){other}"
+                yield Finding(sample.shard, sample.key, what, redo(sample.stem))
+
+
+def _distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    if a.shape != b.shape:
+        return float("inf")
+    b = b.astype(np.float32)
+    return float(np.linalg.norm(a.astype(np.float32) - b) / max(float(np.linalg.norm(b)), 1e-6))
+
+
+# --- from recipe to models --------------------------------------------------------------------------------------------
+
+
+def hub_name(flag: str, spec: dict[str, Any]) -> str:
+    """Name and commit of a recipe's model. Raises ModelError where it came from a folder, of which only the name is known:
+    what the Hub has under that name is another's."""
+    if spec.get("revision", "") is None:
+        raise ModelError(
+            f"{flag}: the shards were made with a model from a folder, {str(spec['model'])!r}; give that folder as {flag}"
+        )
+    return f"{spec['model']}@{spec['revision']}" if spec.get("revision") else str(spec["model"])
+
+
+def _dtype(spec: dict[str, Any]) -> str:
+    """float16 decoders overflow; everything else as it was encoded."""
+    dtype = str(spec.get("dtype", "float32"))
+    return "float32" if dtype == "float16" else dtype
+
+
+def _device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
