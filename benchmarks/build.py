@@ -32,8 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import pyarrow.parquet  # noqa: E402
-from raw.archive import dumps, write_tar, write_tgz, write_zip  # noqa: E402
-from raw.photos import encode, photo  # noqa: E402
+
+from tests.support.raw.archive import dumps, write_tar, write_tgz, write_zip  # noqa: E402
+from tests.support.raw.photos import encode, photo  # noqa: E402
 
 ROWS_PER_ARCHIVE = 5000
 CAPTIONS = (

@@ -34,7 +34,8 @@ from precompute.encode.batch_encoder import BatchEncoder, Sample
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.input.pixels import Picture, read_picture
 from precompute.input.records import Record
-from precompute.runtime.leases import Leases, Unit
+from precompute.input.units import Unit
+from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output

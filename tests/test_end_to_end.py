@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import save_clip, save_kl
 
 import builders
 from loader import make_loader, noise
 from loader.format import Manifest
 from precompute.input.pixels import read_picture
+from tests.support.tiny_models import save_clip, save_kl
 
 ROOT = Path(__file__).parents[1]
 SCALING_FACTOR = 0.13025

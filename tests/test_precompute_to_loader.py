@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_t5
 
 from loader import make_loader, noise
 from precompute import run
+from tests.support.tiny_models import save_t5
 
 SCALE, SHIFT = np.float32(2.0), np.float32(0.25)  # of the toy VAE
 PICTURES = 20

@@ -11,8 +11,9 @@ from precompute.errors import PrecomputeError, UsageError
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
 from precompute.hub.retry import Refusal
+from precompute.input.units import Unit
 from precompute.push import Config, push
-from precompute.runtime.leases import Lease, Leases, Unit
+from precompute.runtime.leases import Lease, Leases
 
 logger = logging.getLogger("precompute")
 

@@ -43,7 +43,7 @@ from builders.core.base import make_key
 from builders.core.captions import clean_caption, says_something
 from builders.core.errors import BuilderError
 from precompute.errors import SourceError, UsageError
-from precompute.runtime.leases import Unit
+from precompute.input.units import Unit
 from precompute.shards.unit_writer import Row
 
 logger = logging.getLogger("precompute")

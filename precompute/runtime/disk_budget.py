@@ -6,7 +6,8 @@ import time
 from collections import Counter
 
 from precompute.errors import LostLease, UsageError
-from precompute.runtime.leases import LOOKING, TICK, Lease, Leases, Unit
+from precompute.input.units import Unit
+from precompute.runtime.leases import LOOKING, TICK, Lease, Leases
 from precompute.shards.missing_ok import may_be_gone
 
 TAR = re.compile(r"(?P<unit>.+-\d{5,}?)(-\d{2,})?\.tar")

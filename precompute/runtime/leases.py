@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precompute.errors import LostLease
+from precompute.input.units import Unit
 from precompute.runtime.owner import is_dead, read_owner, this_process
 from precompute.shards.missing_ok import is_gone, may_be_gone
 from precompute.shards.unit_writer import WORK, revoke, sweep
@@ -30,16 +31,6 @@ TICK = 0.1  # seconds between looks at whether to stop
 LEASE = re.compile(r"(?P<stem>.+-\d{5,})\.lease-(?P<turn>\d+)")
 PUSHING, LOOKING = "pushing", ".room"  # no splits: what one process at a time does is leased too
 NO_UNITS = {f"{name}-00000" for name in (PUSHING, LOOKING)}
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Rows `start` to `stop` (None: to its end) of one source shard; `stop` is exclusive."""
-
-    index: int
-    shard: int
-    start: int = 0
-    stop: int | None = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ but the Hub takes no more than 10,000 in one: a split of many units lies there i
 
 import os
 import re
+from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 from fsspec.core import url_to_fs
@@ -14,7 +15,6 @@ from huggingface_hub.errors import HfHubHTTPError
 from loader.format import MANIFEST, SHARD_NAME, Manifest, Marker, Split
 from precompute.errors import UsageError
 from precompute.shards.unit_writer import manifest_of
-from precompute.verification.check_folder import File
 
 UNITS = 100  # in a folder: with buckets a unit may be a hundred files
 IN_FOLDER = re.compile(r"(?P<split>[A-Za-z0-9_-]+)/\d{4,}/(?P=split)-\d{5,}(-\d{2,})?\.(tar|parquet|json)")
@@ -23,6 +23,14 @@ IN_FOLDER = re.compile(r"(?P<split>[A-Za-z0-9_-]+)/\d{4,}/(?P=split)-\d{5,}(-\d{
 def hub_folder(marker: Marker) -> str:
     """Where the files of a unit lie on the Hub: `train/0003` for train-00300 to train-00399; empty: beside the manifest."""
     return f"{marker.split}/{marker.unit // UNITS:04d}" if marker.plan["units"] > UNITS else ""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the folder. size in bytes; sha256 where the store knows it without reading, as the Hub does."""
+
+    size: int
+    sha256: str | None = None
 
 
 class Store:

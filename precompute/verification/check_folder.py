@@ -21,6 +21,7 @@ from loader.format import (
     Shard,
     recipe_differences,
 )
+from precompute.shards.store import File
 
 RERUN = "run precompute/run.py again"
 OTHER_SIDECAR = "the .parquet is not the one that the marker was written with (its sha256 differs)"
@@ -48,14 +49,6 @@ def redo(stem: str) -> str:
 
 README, SHEET, REPORT = "README.md", "preview.png", "report.html"
 COMPANIONS = {MANIFEST, NULL_CAPTION, README, SHEET, REPORT}
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of the folder. size in bytes; sha256 where the store knows it without reading, as the Hub does."""
-
-    size: int
-    sha256: str | None = None
 
 
 def check_marker(marker: Marker) -> None:

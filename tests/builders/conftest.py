@@ -1,6 +1,5 @@
 """Shared by the builders' tests: the raw generators on the path, a cache of its own, and records as plain dicts."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ import datasets
 import pytest
 
 import builders  # noqa: F401  registers the names
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/raw is imported as `raw`
 
 Build = Callable[..., list[dict[str, Any]]]
 

@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
-from raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated
 
 from builders.core.errors import ConfigError, MissingSourceError
+from tests.support.raw.photos import HTML, bomb, encode, jpeg, photo, png, truncated
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import shutil
 
 import datasets
 import pytest
-from raw import cc12m, coco, diffusiondb, journeydb, sa1b, textcaps, webdataset
-from raw.archive import dumps, write_tar, write_tgz, write_zip
-from raw.photos import jpeg, png
-from raw.server import serve
 
 from builders.core.config import parse_parts
 from builders.core.errors import AnnotationError, ConfigError, MissingSourceError, NoRecordsError
+from tests.support.raw import cc12m, coco, diffusiondb, journeydb, sa1b, textcaps, webdataset
+from tests.support.raw.archive import dumps, write_tar, write_tgz, write_zip
+from tests.support.raw.photos import jpeg, png
+from tests.support.raw.server import serve
 
 
 @pytest.fixture

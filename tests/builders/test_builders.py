@@ -13,14 +13,14 @@ import re
 import datasets
 import pytest
 from PIL import Image, ImageOps
-from raw.server import serve
 
 import builders
 from builders.archives.sources import SplitSources
 from builders.core.base import REASONS
+from tests.support.raw.server import serve
 
 DATASETS = ["coco", "cc12m", "diffusiondb", "textcaps", "sa1b", "journeydb", "webdataset"]
-RAW = {name: importlib.import_module(f"raw.{name}") for name in DATASETS}
+RAW = {name: importlib.import_module(f"tests.support.raw.{name}") for name in DATASETS}
 CASES = [(name, config) for name in DATASETS for config in RAW[name].EXPECTED]
 SPLITS = [(name, config, split) for name, config in CASES for split in RAW[name].EXPECTED[config]]
 

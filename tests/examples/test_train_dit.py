@@ -12,10 +12,9 @@ import psutil
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "loader"))
+from tests.support.made_up_shards import FIELDS, write_shards
 
-from made_up_shards import FIELDS, write_shards  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = ["--width", "32", "--depth", "1", "--batch-size", "8", "--record-keys", "--log-every", "20"]
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from made_up_shards import write_shards
+
+from tests.support.made_up_shards import write_shards
 
 
 @pytest.fixture(autouse=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from faulty_server import serve
-from made_up_shards import write_shards
 
 from loader import as_webdataset, make_loader
 from loader.format import FormatError, Manifest
+from tests.support.faulty_server import serve
+from tests.support.made_up_shards import write_shards
 
 
 class Evil:

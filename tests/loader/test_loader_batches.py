@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up_shards import FIELDS, SCALE, D, T, arrays, write_shards
 
 from loader import DataError, LatentDataset, make_loader, noise
 from loader.batch import Work
 from loader.format import Field
 from loader.order import ATTEMPTS
+from tests.support.made_up_shards import FIELDS, SCALE, D, T, arrays, write_shards
 
 
 def one_epoch(path: Path, batch_size: int = 10, **options: Any) -> list[dict[str, Any]]:

@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from made_up_shards import arrays
 
 import loader.loader
 from loader import LatentDataset, as_webdataset, make_loader
 from loader.reader import BatchReader
+from tests.support.made_up_shards import arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "seed": 3}

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_shards import arrays, write_shards
 
 from loader import LatentDataset, make_loader
 from loader.format import MANIFEST, Field, npy_bytes
 from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
+from tests.support.made_up_shards import arrays, write_shards
 
 
 def test_a_mixture_holds_its_weights_and_says_so(shards: Path, more_shards: Path) -> None:

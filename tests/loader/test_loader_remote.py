@@ -15,7 +15,12 @@ from typing import Any
 
 import fsspec
 import pytest
-from faulty_server import (
+
+import loader.cache
+import loader.remote
+from loader import DataError, make_loader
+from loader.cache import Cache
+from tests.support.faulty_server import (
     Server,
     close_after,
     ignore_range,
@@ -25,12 +30,7 @@ from faulty_server import (
     status,
     wrong_bytes,
 )
-from made_up_shards import FIELDS, write_shards
-
-import loader.cache
-import loader.remote
-from loader import DataError, make_loader
-from loader.cache import Cache
+from tests.support.made_up_shards import FIELDS, write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {"extras": ["key"], "seed": 1, "shuffle_window": 20}

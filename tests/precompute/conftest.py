@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from launching import TOY, run_precompute
-from processes import start  # noqa: F401  a fixture
+
+from tests.support.launching import TOY, run_precompute
+from tests.support.processes import start  # noqa: F401  a fixture
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from launching import TOY, run_precompute
-from raw.photos import jpeg
-from tiny_models import save_clip
 
 from loader.format import Manifest
 from precompute import run
+from tests.support.launching import TOY, run_precompute
+from tests.support.raw.photos import jpeg
+from tests.support.tiny_models import save_clip
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_model_of_an_unknown_family(fail, tmp_path: Path) -> None:
 
 
 def test_model_whose_weights_are_cut_short(fail, tmp_path: Path) -> None:
-    from tiny_models import save_kl
+    from tests.support.tiny_models import save_kl
 
     weights = save_kl(tmp_path / "model") / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

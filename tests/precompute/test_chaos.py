@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import leftovers, tars
-from processes import finish
-from raw.archive import write_tar
-from raw.photos import jpeg
 
 from precompute.verify import Config as VerifyConfig
 from precompute.verify import Report, verify
+from tests.support.launching import leftovers, tars
+from tests.support.processes import finish
+from tests.support.raw.archive import write_tar
+from tests.support.raw.photos import jpeg
 
 UNITS, ROWS = 12, 7
 KILLS, KILLS_A_RUN = 60, 16

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from raw.photos import HTML, encode, jpeg, truncated
 
 from builders.core.base import REASONS, Row
 from builders.webdataset import Webdataset
@@ -23,6 +22,7 @@ from loader.format import Manifest
 from precompute import run
 from precompute.encode.image import ImageEncoder
 from precompute.verify import Config, Report, verify
+from tests.support.raw.photos import HTML, encode, jpeg, truncated
 
 TARS, ROWS = 10, 100
 SIZE = (256, 256)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import leftovers, tars
-from processes import finish
-from raw.archive import write_tar
-from raw.photos import jpeg
-from worker import DEAD
 
 from precompute.verify import Config as VerifyConfig
 from precompute.verify import Report, verify
+from tests.support.launching import leftovers, tars
+from tests.support.processes import finish
+from tests.support.raw.archive import write_tar
+from tests.support.raw.photos import jpeg
+from tests.support.worker import DEAD
 
 STEP = 2  # every so many-th change, from a random one on: all of them take minutes
 RETRY: dict[str, Any] = {"retry_rejected": ("undecodable",)}

@@ -10,16 +10,16 @@ from typing import Any
 import aiohttp
 import pytest
 from huggingface_hub.utils import httpx
-from launching import TOY, run_precompute
-from raw.archive import write_tar
-from raw.photos import jpeg
-from raw.server import Server, serve
 
 from loader.format import Manifest
 from precompute.errors import SourceError
 from precompute.input import records
 from precompute.input.records import Records, Source
-from precompute.runtime.leases import Unit
+from precompute.input.units import Unit
+from tests.support.launching import TOY, run_precompute
+from tests.support.raw.archive import write_tar
+from tests.support.raw.photos import jpeg
+from tests.support.raw.server import Server, serve
 
 UNREADABLE = Path("/proc/self/mem")  # whose first bytes give EIO, as a damaged sector does
 OURS, THEIRS = "builders/webdataset", "webdataset"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import tyro
-from launching import ROOT, environment
 
 import builders
-from builders.download import _parse
+from builders.download.__main__ import _parse
 from loader.format import Manifest
 from precompute import make, preview, push, run, verify
+from tests.support.launching import ROOT, environment
 
 DEMO = """
 [flags]

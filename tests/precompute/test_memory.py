@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from raw.photos import jpeg
 
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.image import open_image_encoder
 from precompute.encode.text import open_text_encoder
 from precompute.input.pixels import read_picture
 from precompute.input.records import Record
-from precompute.runtime.leases import Leases, Unit
+from precompute.input.units import Unit
+from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.unit_output import Output
 from precompute.shards.unit_writer import Row
+from tests.support.raw.photos import jpeg
 
 resource = pytest.importorskip("resource")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_shards import RECIPE, write_shards
 from PIL import Image
 
 from precompute import preview, run, verify
@@ -16,6 +15,7 @@ from precompute.report.formatting import printable
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
 from precompute.report.tiles import Card, Picture
 from precompute.verification.decode_check import psnr
+from tests.support.made_shards import RECIPE, write_shards
 
 HOSTILE = [
     "<script>alert(1)</script>",

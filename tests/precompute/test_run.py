@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from launching import ROOT, TOY, environment, launch, leftovers, run_precompute, tars
-from raw.archive import write_tar
-from raw.photos import jpeg
 
 import builders
 from loader.format import Manifest, Marker, Split
+from tests.support.launching import ROOT, TOY, environment, launch, leftovers, run_precompute, tars
+from tests.support.raw.archive import write_tar
+from tests.support.raw.photos import jpeg
 
 MEMBERS = ["moments_256.npy", "moments_512.npy", "caption_latents.npy", "txt", "json"]
 

@@ -1,0 +1,199 @@
+"""What a reader meets on its way: outages that pass, archives that are gone, doors that are closed, disks that fail."""
+
+import dataclasses
+import socket
+from pathlib import Path
+
+import datasets
+import pytest
+
+import builders.sa1b
+from builders.archives.remote import open_source
+from builders.core.errors import ArchiveError, DownloadError, MissingSourceError, RefusedError
+from tests.support.raw import sa1b
+from tests.support.raw.archive import write_tar
+from tests.support.raw.photos import jpeg
+from tests.support.raw.server import serve
+
+UNREADABLE = Path("/proc/self/mem")  # whose first bytes give EIO, as a damaged sector does
+
+
+@pytest.fixture
+def tars(tmp_path):
+    root = tmp_path / "tars"
+    for number in range(3):
+        pictures = [
+            (f"{i}.{suffix}", data) for i in range(2) for suffix, data in (("jpg", jpeg(i)), ("txt", b"a"))
+        ]
+        write_tar(root / f"{number}.tar", pictures)
+    return root
+
+
+@pytest.fixture
+def server(tars, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # which refuses loopback too
+    with serve(tars) as running:
+        yield running
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that would have been slept."""
+    slept = []
+    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", slept.append)
+    return slept
+
+
+@pytest.fixture
+def rows(server, tmp_path):
+    """The rows of the three tars, streamed from the server by links that carry a key. Faults begin once they are listed."""
+    links = [f"{server.url}/{number}.tar?key=SECRET" for number in range(3)]
+    dataset = datasets.load_dataset(
+        "builders/webdataset",
+        data_files=links,
+        split="train",
+        streaming=True,
+        keep_rejected=True,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    return lambda: list(dataset.decode(False))
+
+
+def answer(status, times=10**9, headers=None):
+    left = iter(range(times))
+
+    def fault(handler, data):
+        if next(left, None) is None:
+            return False
+        handler.answer(status, b"", headers)
+        return True
+
+    return fault
+
+
+def hang_up(times):
+    left = iter(range(times))
+
+    def fault(handler, data):
+        if next(left, None) is None:
+            return False
+        handler.close_connection = True
+        handler.connection.shutdown(socket.SHUT_RDWR)
+        return True
+
+    return fault
+
+
+def outcomes(rows):
+    return [row["reject"] or row["caption"] for row in rows]
+
+
+@pytest.mark.parametrize("fault", [answer(503, 30), answer(500, 30), answer(429, 30), hang_up(90)])
+def test_an_outage_of_minutes_is_waited_out(server, rows, waits, caplog, fault):
+    server.faults["1.tar"] = fault
+    assert outcomes(rows()) == ["a"] * 6
+    assert len(waits) >= 10 and waits == sorted(waits) and waits[0] == 1 and waits[-1] == 60
+    told = [message for message in caplog.messages if "Trying again in" in message]
+    assert len(told) == len(waits) and all("/1.tar: " in message for message in told)
+    assert "SECRET" not in caplog.text
+
+
+def test_an_outage_in_the_middle_of_an_archive_is_waited_out(server, waits):
+    with open_source(f"{server.url}/0.tar") as file:
+        server.faults["0.tar"] = hang_up(9)
+        assert file.read() == (server.root / "0.tar").read_bytes()
+    assert waits
+
+
+def test_patience_ends_after_half_an_hour(server, waits):
+    server.faults["0.tar"] = answer(503)
+    with pytest.raises(
+        DownloadError, match=r"/0\.tar: the server answered 503, for half an hour\. Run again"
+    ):
+        open_source(f"{server.url}/0.tar?key=SECRET")
+    assert 1800 <= sum(waits) < 1900
+
+
+def test_a_server_that_is_not_there_is_waited_for(server, waits):
+    server.server_close()
+    server.shutdown()
+    with pytest.raises(DownloadError, match=r"Connect.*for half an hour"):
+        open_source(f"{server.url}/0.tar")
+    assert sum(waits) >= 1800
+
+
+def test_a_server_may_ask_for_a_longer_pause(server, rows, waits):
+    server.faults["1.tar"] = answer(429, 3, {"Retry-After": "90"})
+    assert outcomes(rows()) == ["a"] * 6
+    assert waits and set(waits) == {90}
+
+
+@pytest.mark.parametrize("status", [404, 410])
+@pytest.mark.parametrize("when", ["before", "between two ranges"])
+def test_an_archive_that_is_gone_costs_its_own_rows(server, rows, waits, status, when):
+    def gone(handler, data):
+        return (when == "before" or "Range" in handler.headers) and answer(status)(handler, data)
+
+    server.faults["1.tar"] = gone
+    found = rows()
+    assert outcomes(found) == ["a", "a", "bad_archive", "a", "a"]
+    assert found[2]["source"] == "1.tar" and found[2]["error"].startswith("it is gone: ")
+    assert not waits and "SECRET" not in str(found)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_closed_door_stops_at_once(server, rows, waits, status):
+    server.faults["1.tar"] = answer(status)
+    with pytest.raises(
+        RefusedError, match=rf"/1\.tar: the server answered {status}: .* is not public"
+    ) as told:
+        rows()
+    assert not waits and "SECRET" not in str(told.value)
+
+
+def test_expired_links_of_meta_are_told_with_the_cure(server, build, waits, tmp_path, monkeypatch):
+    sa1b.make(server.root)
+    captions = dataclasses.replace(builders.sa1b._CAPTIONS, url=f"{server.url}/SA1B_caption.tar.gz")
+    monkeypatch.setattr(builders.sa1b, "_CAPTIONS", captions)
+    links = tmp_path / "links.txt"
+    links.write_text(f"sa_000020.tar\t{server.url}/sa_000020.tar?oh=SECRET\n")
+    assert build("sa1b", links=str(links), streaming=True)
+    server.faults["sa_000020.tar"] = answer(403)
+    with pytest.raises(
+        RefusedError, match=r"sa_000020\.tar: the server answered 403.*ai\.meta\.com.*links=PATH"
+    ) as told:
+        build("sa1b", links=str(links), streaming=True)
+    assert "SECRET" not in str(told.value)
+
+
+def test_annotations_that_are_gone_stop_at_once(server, build, waits, tmp_path, monkeypatch):
+    """Every archive would lack them."""
+    sa1b.make(server.root)
+    captions = dataclasses.replace(builders.sa1b._CAPTIONS, url=f"{server.url}/gone.tar.gz")
+    monkeypatch.setattr(builders.sa1b, "_CAPTIONS", captions)
+    links = tmp_path / "links.txt"
+    links.write_text(f"sa_000020.tar\t{server.url}/sa_000020.tar\n")
+    with pytest.raises(MissingSourceError, match=r"gone\.tar\.gz: it is gone"):
+        build("sa1b", links=str(links), streaming=True)
+    assert not waits
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that cannot be read")
+def test_an_archive_that_the_disk_cannot_read_costs_its_own_rows(tars, build):
+    (tars / "1.tar").unlink()
+    (tars / "1.tar").symlink_to(UNREADABLE)
+    found = build("webdataset", data_dir=str(tars), streaming=True, keep_rejected=True)
+    assert outcomes(found) == ["a", "a", "bad_archive", "a", "a"]
+    assert "Input/output error" in found[2]["error"]
+    for length in (-1, 512):
+        with open_source(str(tars / "1.tar")) as file:
+            with pytest.raises(ArchiveError, match="the disk cannot read it"):
+                file.read(length)
+
+
+def test_an_archive_that_vanished_from_the_disk_stops_at_once(tars, build):
+    """More likely the whole disk is gone than one file of it."""
+    dataset = datasets.load_dataset("builders/webdataset", data_dir=str(tars), split="train", streaming=True)
+    (tars / "1.tar").unlink()
+    with pytest.raises(FileNotFoundError):
+        list(dataset)

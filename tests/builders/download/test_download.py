@@ -1,0 +1,322 @@
+"""The download command against a loopback server that cuts, lies, refuses and slows down."""
+
+import dataclasses
+import email.utils
+import errno
+import hashlib
+import time
+
+import pytest
+
+import builders.textcaps
+from builders.archives.sources import Source, hub_url
+from builders.download import __main__ as download
+from builders.download import fetch
+from tests.support.raw import textcaps
+from tests.support.raw.server import serve
+
+DATA = b"PK" + bytes(range(256)) * 8000  # 2 MB
+
+
+class Bar:
+    total = 0
+
+    def update(self, count):
+        self.total += count
+
+
+@pytest.fixture
+def server(tmp_path):
+    root = tmp_path / "served"
+    root.mkdir()
+    (root / "a.zip").write_bytes(DATA)
+    with serve(root) as running:
+        yield running
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds that would have been slept."""
+    slept = []
+    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", slept.append)
+    return slept
+
+
+@pytest.fixture
+def downloader(tmp_path):
+    return fetch.Downloader("coco", str(tmp_path / "out"), Bar())
+
+
+def source(server, path="a.zip", **known):
+    return Source(path, f"{server.url}/{path}", **known)
+
+
+def cut_after(fraction, times=1):
+    """Answers that promise all bytes and break off, the first `times` times."""
+    left = [times]
+
+    def fault(handler, data):
+        if not left[0]:
+            return False
+        left[0] -= 1
+        start = int((handler.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
+        rest = data[start:]
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(rest)))
+        handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        handler.end_headers()
+        handler.wfile.write(rest[: int(len(rest) * fraction)])
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
+def answer(status, body=b"", headers=None, times=10**9):
+    left = [times]
+
+    def fault(handler, data):
+        if not left[0]:
+            return False
+        left[0] -= 1
+        handler.answer(status, body, headers)
+        return True
+
+    return fault
+
+
+def test_a_file_arrives_whole_and_is_not_fetched_twice(server, downloader, tmp_path):
+    assert downloader.fetch(source(server)) is True
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA and downloader.bar.total == len(DATA)
+    assert downloader.fetch(source(server)) is False
+    assert server.hits["a.zip"] == 1 and [path.name for path in (tmp_path / "out").iterdir()] == ["a.zip"]
+
+
+def test_a_broken_connection_goes_on_at_the_byte(server, downloader, tmp_path, waits):
+    server.faults["a.zip"] = cut_after(0.5, times=3)
+    downloader.fetch(source(server, sha256=hashlib.sha256(DATA).hexdigest()))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA
+    starts = [int(wanted[6:-1]) if wanted else 0 for _, _, wanted in server.requests]
+    assert starts == sorted(set(starts)) and len(starts) == 4 and downloader.bar.total == len(DATA)
+
+
+def test_a_killed_download_goes_on_in_the_next_run(server, downloader, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.zip.part").write_bytes(DATA[:1_000_001])
+    downloader.fetch(source(server))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA
+    assert (
+        server.requests == [("GET", "a.zip", "bytes=1000001-")]
+        and downloader.bar.total == len(DATA) - 1_000_001
+    )
+
+
+def test_a_server_without_ranges_starts_over(server, downloader, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.zip.part").write_bytes(b"z" * 99)
+    server.faults["a.zip"] = answer(200, DATA)
+    downloader.fetch(source(server))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA
+
+
+def test_more_on_disk_than_there_is_starts_over(server, downloader, tmp_path, waits):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.zip.part").write_bytes(DATA + b"too much")
+    downloader.fetch(source(server))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA
+
+
+def test_a_target_of_the_wrong_size_is_fetched_again(server, downloader, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.zip").write_bytes(b"half a file by another tool")
+    assert downloader.fetch(source(server, size=len(DATA))) is True
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("status", [429, 503, 500])
+def test_retry_after_is_honoured(server, downloader, waits, status):
+    server.faults["a.zip"] = answer(status, headers={"Retry-After": "17"}, times=2)
+    downloader.fetch(source(server))
+    assert waits == [17.0, 17.0]
+
+
+def test_retry_after_as_a_date_and_none(server, downloader, waits):
+    date = email.utils.formatdate(time.time() + 30, usegmt=True)
+    server.faults["a.zip"] = answer(503, headers={"Retry-After": date}, times=1)
+    downloader.fetch(source(server))
+    assert 25 < waits[0] <= 30
+    server.faults["a.zip"] = answer(503, times=4)
+    del waits[:]
+    downloader.fetch(Source("b.zip", f"{server.url}/a.zip"))
+    assert waits == sorted(waits) and waits[-1] == 8  # backs off
+
+
+def test_it_gives_up_in_the_end_and_keeps_what_it_has(server, downloader, tmp_path, waits):
+    left = [1]
+
+    def cut_then_503(handler, data):
+        if left[0]:
+            left[0] = 0
+            return cut_after(0.5)(handler, data)
+        return answer(503)(handler, data)
+
+    server.faults["a.zip"] = cut_then_503
+    with pytest.raises(
+        fetch.DownloadError, match=r"a\.zip: the server answered 503, for half an hour.*Run again"
+    ):
+        downloader.fetch(source(server))
+    assert 0 < (tmp_path / "out/a.zip.part").stat().st_size < len(DATA)
+
+
+def test_a_server_that_lies_about_the_size(server, downloader, tmp_path, waits):
+    def short(handler, data):
+        handler.answer(200, data[:1000])  # a whole answer, but not of this file
+        return True
+
+    server.faults["a.zip"] = short
+    with pytest.raises(fetch.DownloadError, match=r"published with 2,048,002 bytes, the server has 1,000"):
+        downloader.fetch(source(server, size=len(DATA)))
+    assert not (tmp_path / "out/a.zip").exists()
+
+
+def test_a_wrong_checksum_is_not_kept(server, downloader, tmp_path):
+    with pytest.raises(fetch.DownloadError, match=r"sha256 is .*published is 000"):
+        downloader.fetch(source(server, sha256="0" * 64))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_hubs_checksum_is_checked(server, downloader, monkeypatch):
+    monkeypatch.setattr(fetch.huggingface_hub, "hf_hub_url", lambda *args, **kwargs: f"{server.url}/a.zip")
+    hub = Source("a.zip", hub_url("USER/SET", "a.zip"))
+    server.faults["a.zip"] = answer(200, DATA, {"X-Linked-Etag": '"' + "1" * 64 + '"'})
+    with pytest.raises(fetch.DownloadError, match="sha256"):
+        downloader.fetch(hub)
+    server.faults["a.zip"] = answer(200, DATA, {"X-Linked-Etag": f'"{hashlib.sha256(DATA).hexdigest()}"'})
+    assert downloader.fetch(hub) is True
+
+
+@pytest.mark.parametrize(
+    "fault", [answer(403, b"URL signature expired"), answer(200, b"<!DOCTYPE html><html>log in</html>")]
+)
+def test_expired_links_of_meta(server, tmp_path, fault):
+    server.faults["sa_000020.tar"] = fault
+    (server.root / "sa_000020.tar").write_bytes(b"x")
+    downloader = fetch.Downloader("sa1b", str(tmp_path / "out"), Bar())
+    link = Source("sa_000020.tar", f"{server.url}/sa_000020.tar?oh=SECRET&oe=67A68F58")
+    downloader.fetch_all([link, *[Source(f"sa_{n:06d}.tar", link.url) for n in range(21, 40)]], num_threads=1)
+    message = downloader.failed["sa_000020.tar"]
+    assert (
+        "expired" in message and "ai.meta.com" in message and "--links" in message and "SECRET" not in message
+    )
+    assert len(server.requests) == 1 and len(downloader.failed) == 20, "the others would fail in the same way"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_gated_without_token_or_terms(server, tmp_path, monkeypatch, status):
+    monkeypatch.setattr(fetch.huggingface_hub, "hf_hub_url", lambda *args, **kwargs: f"{server.url}/a.zip")
+    server.faults["a.zip"] = answer(status)
+    downloader = fetch.Downloader("journeydb", str(tmp_path), Bar())
+    downloader.fetch_all([Source("a.zip", hub_url("JourneyDB/JourneyDB", "data/a.zip"))], 1)
+    message = downloader.failed["a.zip"]
+    assert "https://huggingface.co/datasets/JourneyDB/JourneyDB" in message and "hf auth login" in message
+
+
+def test_not_found_fails_one_file_and_no_other(server, downloader):
+    downloader.fetch_all([source(server, "gone.zip"), source(server)], num_threads=2)
+    assert downloader.done == ["a.zip"] and "not there (404)" in downloader.failed["gone.zip"]
+
+
+def test_a_full_disk_stops_at_once_and_keeps_what_it_has(server, downloader, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetch.os, "fsync", full)
+    downloader.fetch_all([source(server), *[source(server, f"{n}.zip") for n in range(5)]], num_threads=1)
+    assert "is full" in downloader.failed["a.zip"] and "--parts" in downloader.failed["a.zip"]
+    assert server.hits.total() == 1 and (tmp_path / "out/a.zip.part").exists()
+
+
+def test_files_are_fetched_at_the_same_time(server, downloader):
+    together, most = [0], [0]
+
+    def slow(handler, data):
+        together[0] += 1
+        most[0] = max(most[0], together[0])
+        time.sleep(0.1)
+        together[0] -= 1
+        return False
+
+    for number in range(4):
+        (server.root / f"{number}.zip").write_bytes(DATA)
+        server.faults[f"{number}.zip"] = slow
+    downloader.fetch_all([source(server, f"{number}.zip") for number in range(4)], num_threads=4)
+    assert len(downloader.done) == 4 and most[0] >= 2
+
+
+def test_the_command_fetches_what_the_builder_reads(server, tmp_path, monkeypatch, build, capsys):
+    textcaps.make(server.root)
+    for constant in ("_IMAGES", "_TRAIN", "_VAL"):
+        published = getattr(builders.textcaps, constant)
+        here = dataclasses.replace(published, url=f"{server.url}/{published.path}")
+        monkeypatch.setattr(builders.textcaps, constant, here)
+    into = tmp_path / "raw"
+    assert download.main(["textcaps", "--data-dir", str(into)]) == 0
+    assert "textcaps: 3 fetched, 0 there already, 0 failed" in capsys.readouterr().out
+    assert sorted(path.name for path in into.iterdir()) == [
+        "TextCaps_0.1_train.json",
+        "TextCaps_0.1_val.json",
+        "train_val_images.zip",
+    ]
+    assert len(build("textcaps", data_dir=str(into))) == 3
+    assert download.main(["textcaps", "--data-dir", str(into)]) == 0
+    assert "0 fetched, 3 there already" in capsys.readouterr().out
+    (into / "TextCaps_0.1_val.json").unlink()
+    (server.root / "TextCaps_0.1_val.json").unlink()
+    assert download.main(["textcaps", "--data-dir", str(into)]) == 1
+    captured = capsys.readouterr()
+    assert (
+        "2 there already, 1 failed" in captured.out
+        and "TextCaps_0.1_val.json: not there (404)" in captured.err
+    )
+
+
+def test_several_datasets_get_a_folder_each(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        fetch.Downloader, "fetch", lambda self, source: asked.append((self.folder, source.path)) or True
+    )
+    assert download.main(["coco", "cc12m", "--data-dir", str(tmp_path), "--name", "small"]) == 0
+    assert (str(tmp_path / "coco"), "train2014.zip") in asked and (
+        str(tmp_path / "cc12m"),
+        "cc12m-train-0022.tar",
+    ) in asked
+    assert len({path for folder, path in asked if folder.endswith("cc12m")}) == 23
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cc12m", "--parts", "x"], "parts='x'"),
+        (["cc12m", "--name", "tiny"], "tiny"),
+        (["sa1b"], "links=PATH"),
+        (["coco", "--parts", "1"], "doesn't have a 'parts' key"),
+    ],
+)
+def test_bad_options_are_named(tmp_path, capsys, arguments, message):
+    assert download.main([*arguments, "--data-dir", str(tmp_path / "x")]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nope"], "coco"),
+        (["demo"], "coco"),
+        (["folder"], "coco"),
+        (["coco", "--num-threads", "0"], "threads"),
+    ],
+)
+def test_unknown_or_local_datasets_and_no_threads_are_refused(arguments, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        download.main(arguments)
+    assert stop.value.code == 2 and told in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""Geometry and quality of decoding: DCT-scaled pixels are those of a full decode, to 40 dB."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from precompute.input.pixels import UnfitImage, read_picture, recipe
+from tests.support.raw.photos import encode, jpeg, photo, png
+
+
+def full_decode(data: bytes, resolution: int) -> np.ndarray:
+    """The plain way: every pixel, bicubic to the shorter edge, central crop."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB"))
+    scale = resolution / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def psnr(left: np.ndarray, right: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(np.square(left.astype(float) - right).mean(), 1e-9)))
+
+
+@pytest.mark.parametrize("size", [(2250, 1500), (1500, 2250), (1100, 1100)])
+def test_dct_scaled_pixels_are_those_of_a_full_decode(size: tuple[int, int]) -> None:
+    data = encode(photo(0, size), quality=92)
+    picture = read_picture(data, [256, 512])
+    assert (picture.width, picture.height) == size
+    for resolution, pixels in picture.pixels.items():
+        assert pixels.shape == (resolution, resolution, 3) and pixels.dtype == np.uint8
+        assert psnr(pixels, full_decode(data, resolution)) >= 40
+
+
+def test_sideways_photograph_is_turned_upright() -> None:
+    upright = photo(1, (400, 300))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rows run from top to bottom
+    data = encode(upright.transpose(Image.Transpose.ROTATE_90), quality=95, exif=exif)
+    picture = read_picture(data, [256])
+    assert (picture.width, picture.height) == (400, 300)
+    assert picture.crop == (50, 0, 350, 300)
+    assert psnr(picture.pixels[256], full_decode(encode(upright, quality=95), 256)) > 30
+
+
+def test_small_picture_is_enlarged() -> None:
+    picture = read_picture(encode(photo(2, (130, 100)), "PNG"), [256])
+    assert picture.pixels[256].shape == (256, 256, 3)
+    assert picture.crop == (15, 0, 115, 100)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "undecodable"),
+        (b"<html></html>", "undecodable"),
+        (encode(photo(0))[:2000], "undecodable"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (60000).to_bytes(4) * 2 + b"\x08\x02\0\0\0", "too_large"),
+    ],
+)
+def test_unfit_images_have_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(UnfitImage) as error:
+        read_picture(data, [256])
+    assert error.value.reason == reason
+
+
+GOLDEN = {1: "48e8a24d4062c7fe"}
+
+
+def test_pixels_of_a_version_never_change() -> None:
+    """Whoever changes a pixel gives `precompute.input.pixels.recipe` another version: it tells shards of different pixels apart.
+
+    An exact sum: another version of Pillow may change it too, and is the same event.
+    """
+    sources = [
+        (jpeg(0, (900, 700)), None),
+        (jpeg(1, (701, 1403), orientation=6), None),
+        (png(2, (130, 100)), None),
+        (jpeg(3, (640, 300)), 32),
+    ]
+    digest = hashlib.sha256()
+    for data, step in sources:
+        picture = read_picture(data, [128, 256], step)
+        digest.update(repr((picture.width, picture.height, picture.crop)).encode())
+        for pixels in picture.pixels.values():
+            digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+    assert digest.hexdigest()[:16] == GOLDEN[recipe(None)["version"]]

@@ -1,0 +1,94 @@
+"""What a plan says of its sources: the same archives are the same wherever they lie, others are not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from precompute.input.records import Records, Source
+from tests.support.raw import sa1b
+from tests.support.raw.archive import write_tar, write_tgz
+from tests.support.raw.photos import jpeg
+from tests.support.raw.server import serve
+
+
+def write_tars(folder: Path, first: int = 0) -> Path:
+    for number in range(2):
+        pictures = [
+            (f"k{i}.{suffix}", data)
+            for i in range(3)
+            for suffix, data in (("jpg", jpeg(first)), ("txt", b"a"))
+        ]
+        write_tar(folder / f"{number}.tar", pictures)
+    return folder
+
+
+def same(one: Records, other: Records) -> bool:
+    return (one.plan, one.recipe) == (other.plan, other.recipe)
+
+
+def test_archives_under_another_mount_point_are_the_same(tmp_path: Path) -> None:
+    one, other = (
+        Records(Source("builders/webdataset", data_dir=write_tars(tmp_path / mount)))
+        for mount in ("a", "mnt/b")
+    )
+    assert same(one, other)
+
+
+def test_archive_that_is_fetched_again_is_the_same(tmp_path: Path) -> None:
+    source = Source("builders/webdataset", data_dir=write_tars(tmp_path))
+    whole = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(whole[:5000])
+    cut = Records(source)
+    (tmp_path / "0.tar").write_bytes(whole)
+    assert same(cut, Records(source))
+
+
+def test_other_tars_of_the_same_names_are_not_the_same(tmp_path: Path) -> None:
+    one, other = (
+        Records(Source("builders/webdataset", data_dir=write_tars(tmp_path / str(first), first)))
+        for first in (0, 1)
+    )
+    assert one.plan != other.plan
+
+
+def sa1b_by_links(path: Path, token: str) -> Records:
+    path.parent.mkdir()
+    lines = [f"sa_{number:06d}.tar\thttps://scontent.example.org/{token}/a?oh={token}" for number in range(3)]
+    path.write_text("\n".join(["file_name\tcdn_link", *lines]))
+    return Records(Source("builders/sa1b", options=(f"links={path}",)))
+
+
+def test_links_of_another_day_lead_to_the_same_archives(tmp_path: Path) -> None:
+    monday, friday = (sa1b_by_links(tmp_path / day / f"{day}.txt", day) for day in ("monday", "friday"))
+    assert same(monday, friday)
+    told = json.dumps([monday.plan, monday.recipe])
+    assert "monday" not in told and str(tmp_path) not in told
+
+
+def test_annotations_that_have_changed_are_not_the_same(tmp_path: Path) -> None:
+    sa1b.make(tmp_path)
+    source = Source("builders/sa1b", data_dir=tmp_path)
+    before = Records(source)
+    assert same(before, Records(source))
+    write_tgz(tmp_path / "SA1B_caption.tar.gz", [("sa_1010.txt", b"New caption.")])
+    assert before.plan != Records(source).plan
+
+
+def foreign(*files: object) -> Records:
+    option = f"data_files={json.dumps([str(file) for file in files])}"
+    return Records(Source("webdataset", options=(option,), image_column="jpg", caption_column="txt"))
+
+
+def test_recipe_of_other_datasets_names_no_local_path(tmp_path: Path) -> None:
+    one, other = (foreign(*sorted(write_tars(tmp_path / mount).iterdir())) for mount in ("a", "mnt/b"))
+    assert same(one, other)
+    assert str(tmp_path) not in json.dumps(one.recipe)
+
+
+def test_recipe_holds_no_signature_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # which refuses loopback too
+    with serve(write_tars(tmp_path)) as server:
+        records = foreign(f"{server.url}/0.tar?signature=SECRET")
+    assert f"{server.url}/0.tar" in json.dumps(records.recipe)
+    assert "SECRET" not in json.dumps([records.plan, records.recipe])

@@ -1,0 +1,182 @@
+"""The report needs nothing but itself, and nothing in a caption runs. In a real browser, where there is one."""
+
+import html.parser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from precompute import preview
+from precompute.report import charts
+from precompute.report.figures import Figures, Reject
+from precompute.report.formatting import flatten
+from precompute.report.page import render
+from precompute.report.tiles import Card, Picture
+from tests.support.made_shards import RECIPE, write_shards
+
+ATTACK = "<script>document.title='owned'</script>\"'><img src=https://example.invalid/x onerror=alert(1)>{{recipe}}"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in which everything that comes from outside is an attack."""
+    pixels = np.full((64, 64, 3), 128, np.uint8)
+    figures = Figures(
+        samples=10,
+        bytes=10**9,
+        units=(1, 2),
+        rows=12,
+        latents_of=10,
+        speed=[1.0, 2.0],
+        edges=np.array([256, 512, 512]),
+        aspects=np.array([1.0, 1.5, 0.7]),
+        words=np.array([3, 5, 9]),
+        tokens={ATTACK: np.array([5, 9])},
+        channels={ATTACK: [(0.0, 1.0), (0.1, 0.9)]},
+        rejected={ATTACK: 2},
+        examples={ATTACK: [Reject(ATTACK, None)]},
+        repeated=[(ATTACK, 3)],
+        notes=[ATTACK],
+    )
+    cards = [Card(ATTACK, ATTACK, [Picture(ATTACK, pixels), Picture(ATTACK, pixels, 20.0)])]
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(
+        render(ATTACK, ATTACK, cards, cards, figures, {**RECIPE, ATTACK: [ATTACK, {"a": ATTACK}]})
+    )
+    return path
+
+
+def test_an_attack_stays_text(attacked: Path) -> None:
+    page = Page(attacked.read_text())
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 4  # two cards of two pictures: no image of the attack's making
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert page.text.count("document.title='owned'") >= 12
+    assert page.text.count("{{recipe}}") >= 12  # nor is anything filled into what was filled in
+
+
+def test_the_page_asks_for_nothing(attacked: Path) -> None:
+    page = Page(attacked.read_text())
+    links = [
+        value or "" for name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")
+    ]
+    assert links and all(link.startswith("data:") for link in links)
+    style = re.search(r"<style>(.*?)</style>", attacked.read_text(), re.S)
+    assert style and "url(" not in style[1] and "@import" not in style[1]
+    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_every_placeholder_is_filled(tmp_path: Path) -> None:
+    output = write_shards(tmp_path / "latents")
+    preview.run(preview.Config(str(output)))
+    text = (output / "report.html").read_text()
+    assert "{{" not in text
+    page = Page(text)
+    for part in ("15", "too_small", "caption u0-0", "moments_32", "image_encoder.scale", "u1-small"):
+        assert part in page.text
+
+
+def test_a_repeated_caption_is_counted(tmp_path: Path) -> None:
+    output = write_shards(tmp_path / "latents", caption="the same")
+    preview.run(preview.Config(str(output)))
+    assert "15 ×" in Page((output / "report.html").read_text()).text
+
+
+def test_a_histogram_counts_every_value() -> None:
+    values = np.random.default_rng(0).lognormal(5, 1, 1000)
+    for chart in (charts.histogram(values, "px"), charts.histogram(np.round(values), "px")):
+        counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title>", chart)]
+        assert sum(counts) == 1000
+    assert "nothing to count" in charts.histogram(np.zeros(0), "px")
+    assert "<svg" in charts.histogram(np.full(5, 7.0), "px")
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [0.0, 0.0], list(range(1000))])
+def test_a_series_takes_any_length(values: list[float]) -> None:
+    assert "NaN" not in charts.series(values, "images/s") and "nan" not in charts.series(values, "images/s")
+
+
+def test_a_recipe_is_listed_leaf_by_leaf() -> None:
+    leaves = dict(flatten({"a": {"b": 1, "c": None}, "d": [1, 2], "e": [{"f": "x"}], "g": {}}))
+    assert leaves == {"a.b": "1", "a.c": "none", "d": "1, 2", "e[0].f": "x", "g": "{}"}
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed")
+
+
+def browse(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    quiet = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    )
+    quiet += "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr"
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
+    command = [str(CHROMIUM), *quiet.split(), offline, f"--user-data-dir={profile}", *flags, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def hosts(log: Path) -> set[str]:
+    """Hosts that Chromium asked for, its own among them."""
+    return set(re.findall(r'"url":"https?://([^/"]+)', log.read_text()))
+
+
+@needs_browser
+def test_a_browser_runs_nothing_logs_nothing_and_asks_for_nothing(attacked: Path, tmp_path: Path) -> None:
+    blank = tmp_path / "blank.html"
+    blank.write_text("<link rel=icon href=data:,>")
+    browse(blank, tmp_path / "0", "--dump-dom", f"--log-net-log={tmp_path / '0.json'}")
+    result = browse(attacked, tmp_path / "1", "--dump-dom", f"--log-net-log={tmp_path / '1.json'}")
+    assert "CONSOLE" not in result.stderr
+    page = Page(result.stdout)
+    assert "script" not in page.tags and "document.title='owned'" in page.text
+    own = {host for host in hosts(tmp_path / "0.json") | hosts(tmp_path / "1.json") if "google" in host}
+    assert hosts(tmp_path / "1.json") <= own
+
+
+@needs_browser
+def test_the_browser_test_can_fail(tmp_path: Path) -> None:
+    """The same look at a page that does misbehave: it is seen."""
+    page = tmp_path / "bad.html"
+    page.write_text("<script>console.error('seen')</script><img src=http://example.invalid/x>")
+    result = browse(page, tmp_path / "profile", "--dump-dom", f"--log-net-log={tmp_path / 'log.json'}")
+    assert "CONSOLE" in result.stderr and "example.invalid" in hosts(tmp_path / "log.json")
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [500, 1280])  # 500 is the narrowest window Chromium opens
+def test_the_page_fits_its_window(attacked: Path, tmp_path: Path, width: int, scheme: str) -> None:
+    shot = tmp_path / "shot.png"
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    browse(attacked, tmp_path / "profile", f"--window-size={width},3000", f"--screenshot={shot}", *dark)
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] == width
+    paper = pixels[0, 0]
+    assert (paper.mean() < 60) == (scheme == "dark")
+    assert (pixels[:, -6:] == paper).all(), "something reaches over the right edge"
+    assert (pixels[:, 30:-30] != paper).any()

@@ -1,0 +1,240 @@
+"""Leases: each unit to one process at a time, and to another once its owner is dead or silent."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from precompute.errors import LostLease
+from precompute.input.units import Unit
+from precompute.runtime import leases as plan
+from precompute.runtime.leases import Lease, Leases
+from precompute.shards.unit_writer import WORK, Row, UnitWriter
+
+UNITS = [Unit(index, index) for index in range(3)]
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator:
+    """Make the leases of one more process. All are of this one in truth, and differ by their tokens."""
+    made: list[Leases] = []
+
+    def make(timeout: float = 60.0, units: list[Unit] = UNITS, split: str = "train") -> Leases:
+        made.append(Leases(tmp_path, split, units, timeout))
+        return made[-1]
+
+    yield make
+    for leases in made:
+        leases.close()
+
+
+def finish(folder: Path, *indexes: int, split: str = "train") -> None:
+    for index in indexes:
+        (folder / f"{split}-{index:05d}.json").write_text("{}")
+
+
+def rewrite(lease: Lease, **owner: object) -> None:
+    """As if another process had written it."""
+    lease.path.write_text(json.dumps({**json.loads(lease.path.read_text()), **owner}))
+
+
+def index_of(lease: Lease | None) -> int | None:
+    return None if lease is None else lease.unit.index
+
+
+def test_each_unit_is_leased_once(process) -> None:
+    a, b = process(), process()
+    assert [index_of(leases.claim()) for leases in (a, b, a, b)] == [0, 1, 2, None]
+
+
+def test_many_racing_claims_get_each_unit_once(process) -> None:
+    units = [Unit(index, index) for index in range(40)]
+    claimed: list[int] = []
+
+    def work(leases: Leases) -> None:
+        while (lease := leases.claim()) is not None:
+            claimed.append(lease.unit.index)
+
+    threads = [threading.Thread(target=work, args=(process(units=units),)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == list(range(40))
+
+
+def test_finished_units_are_not_dealt_out(process, tmp_path: Path) -> None:
+    finish(tmp_path, 0, 2)
+    finish(tmp_path, 1, split="validation")
+    leases = process()
+    assert leases.finished() == {0, 2}
+    assert index_of(leases.claim()) == 1
+    assert leases.claim() is None
+
+
+def test_unit_finished_between_look_and_lease_is_given_back(process, tmp_path: Path) -> None:
+    leases = process()
+    finish(tmp_path, 0)
+    assert leases._take(UNITS[0], 1) is None
+    assert not list((tmp_path / WORK).glob("train-00000*"))
+
+
+def test_unit_of_a_dead_process_comes_round_at_once(process) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lease = process().claim()
+    rewrite(lease, pid=dead.pid)
+    again = process().claim()
+    assert (index_of(again), again.turn) == (0, 2)
+
+
+def test_number_of_a_dead_process_given_to_a_new_one_does_not_keep_its_units(process) -> None:
+    rewrite(process().claim(), started=12345.0)
+    assert index_of(process().claim()) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the clock is all there is")
+def test_step_of_the_clock_kills_nobody(process, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = process().claim()
+    boot = psutil._pslinux.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: boot + 3600)
+    assert index_of(process().claim()) == 1
+    lease.check()
+
+
+def test_process_of_another_machine_is_judged_by_its_heartbeat(process) -> None:
+    beating, other = process(timeout=0.6), process(timeout=0.6)
+    lease = beating.claim()
+    rewrite(lease, host="elsewhere", pid=2**22 + 1)
+    end = time.monotonic() + 1.2
+    while time.monotonic() < end:
+        assert index_of(other.claim()) != 0, "it was beating"
+        time.sleep(0.05)
+    beating._stop.set()
+    end = time.monotonic() + 5
+    while (taken := other.claim()) is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (index_of(taken), taken.turn) == (0, 2)
+
+
+def test_lease_that_died_before_its_owner_was_written_goes_stale(process, tmp_path: Path) -> None:
+    leases = process(timeout=0.3, units=UNITS[:1])
+    (tmp_path / WORK / "train-00000.lease-1").touch()
+    assert leases.claim() is None
+    time.sleep(0.4)
+    assert index_of(leases.claim()) == 0
+
+
+@pytest.fixture
+def taken_over(process) -> tuple[Leases, Lease, Leases, Lease]:
+    """A process that fell asleep over unit 0, and the one that took it over."""
+    asleep, awake = process(timeout=0.2), process(timeout=0.2)
+    old = asleep.claim()
+    old.check()
+    asleep._stop.set()
+    asleep._heart.join()
+    awake.claim()  # unit 1, and a first look at the lease of unit 0
+    time.sleep(0.3)
+    new = awake.claim()
+    assert (index_of(new), new.turn) == (0, 2)
+    return asleep, old, awake, new
+
+
+def test_owner_that_wakes_up_has_lost_its_lease(taken_over) -> None:
+    asleep, old, _, new = taken_over
+    with pytest.raises(LostLease):
+        old.check()
+    asleep.release(old)
+    new.check()
+    assert new.path.exists(), "what it gives back is no longer its own"
+
+
+def test_number_used_again_by_a_third_process_is_not_the_first_one_s(taken_over, process) -> None:
+    _, old, awake, new = taken_over
+    awake.release(new)
+    third = process().claim()
+    assert third.path == old.path
+    third.check()
+    with pytest.raises(LostLease):
+        old.check()
+
+
+def writer(folder: Path, lease: Lease) -> UnitWriter:
+    return UnitWriter(folder, "train", lease.unit.index, ["txt"], 10, lease.owner)
+
+
+def test_owner_that_wakes_up_can_make_nothing_visible(tmp_path: Path, process) -> None:
+    asleep, awake = process(timeout=0.2), process(timeout=0.2)
+    old = writer(tmp_path, asleep.claim())
+    old.write(Row("a"), {"txt": b"old"})
+    asleep._stop.set()
+    awake.claim()
+    time.sleep(0.3)
+    new = writer(tmp_path, awake.claim())
+    new.write(Row("a"), {"txt": b"new"})
+    with pytest.raises(FileNotFoundError):
+        old.commit({}, [], {}, {})
+    assert not list(tmp_path.glob("train-*"))
+    new.commit({}, [], {}, {})
+    old.discard()
+    new.discard()
+    assert b"new" in (tmp_path / "train-00000.tar").read_bytes()
+
+
+def test_all_waits_for_the_units_of_others(process, tmp_path: Path) -> None:
+    first, second = process(), process()
+    mine = first.claim()
+    seen: list[int] = []
+
+    def work() -> None:
+        for lease in second.all(threading.Event()):
+            if lease is None:  # none to be had for now
+                continue
+            finish(tmp_path, lease.unit.index)
+            second.release(lease)
+            seen.append(lease.unit.index)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.4)
+    assert seen == [1, 2] and thread.is_alive()
+    first.release(mine)  # given up unfinished
+    thread.join(timeout=10)
+    assert seen == [1, 2, 0] and not thread.is_alive()
+
+
+def test_full_disk_leaves_no_empty_lease(process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    leases = process()
+    with monkeypatch.context() as patch:
+        patch.setattr(plan.json, "dump", full)
+        with pytest.raises(OSError, match="No space left"):
+            leases.claim()
+    assert not list((tmp_path / WORK).iterdir())
+    assert index_of(process().claim()) == 0
+
+
+def test_close_gives_back_and_sweeps_what_the_dead_left(process, tmp_path: Path) -> None:
+    leases = process()
+    leases.claim()
+    finish(tmp_path, 1)
+    for name in ("train-00001.lease-1", "tmp-0a"):
+        (tmp_path / WORK / name).touch()
+    (tmp_path / WORK / "train-00001.1-ab").mkdir()
+    (tmp_path / WORK / "train-00001.1-ab" / "0.tar").touch()
+    (tmp_path / WORK / "validation-00001.1-ab").mkdir()
+    leases.close()
+    assert [path.name for path in (tmp_path / WORK).iterdir()] == ["validation-00001.1-ab"], "not our split"
+    (tmp_path / WORK / "validation-00001.1-ab").rmdir()
+    process().close()
+    assert not (tmp_path / WORK).exists()

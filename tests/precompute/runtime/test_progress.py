@@ -1,0 +1,144 @@
+"""What a run says of itself: which stage the others wait for, and how long the device waited."""
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loader.format import Split
+from precompute.encode.batch_encoder import BatchEncoder
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.input.pixels import Picture, read_picture
+from precompute.input.records import Record
+from precompute.input.units import Unit
+from precompute.runtime import progress
+from precompute.runtime.leases import Leases
+from precompute.runtime.pipeline import Pipeline
+from precompute.runtime.progress import progress_bar, summary
+from precompute.runtime.stats import Stats
+from precompute.runtime.unit_output import Output
+from precompute.shards.unit_writer import Row, UnitWriter
+from tests.support.raw.photos import jpeg
+
+ROWS, SLOW = 12, 0.04
+PHOTO = jpeg(0, (64, 64))
+
+
+def read(data: bytes, key: str) -> Picture:
+    return read_picture(data, [32])
+
+
+class Made:
+    def __init__(self, seconds: float = 0.0, units: int = 2) -> None:
+        self.units = [Unit(index, index) for index in range(units)]
+        self.plan = {"units": units}
+        self._seconds = seconds
+
+    def rows(self, unit: Unit) -> Iterator[Record]:
+        for index in range(ROWS):
+            time.sleep(self._seconds)
+            yield Record(Row(f"u{unit.index}-{index}", f"caption {index}"), PHOTO)
+
+
+def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(SLOW)
+        return call(*args, **kwargs)
+
+    return slow
+
+
+@pytest.fixture
+def encoder() -> BatchEncoder:
+    return BatchEncoder(open_image_encoder("toy"), [], [32], "moments", 0)  # next to no time of its own
+
+
+def run(
+    folder: Path,
+    encoder: BatchEncoder,
+    records: Made | None = None,
+    picture: Callable[[bytes, str], Picture] = read,
+    on_progress: Callable[[Stats], None] = lambda stats: None,
+) -> Stats:
+    records = records or Made()
+    leases = Leases(folder, "train", records.units)
+    output = Output(folder, "train", 100, {}, records.plan, 1)
+    try:
+        return Pipeline(records, leases, encoder, output, picture, 1, on_progress).run()
+    finally:
+        leases.close()
+
+
+def test_a_slow_source_is_told(tmp_path: Path, encoder: BatchEncoder) -> None:
+    stats = run(tmp_path, encoder, Made(SLOW))
+    assert stats.bottleneck == "reading" and 0.5 < stats.waited <= 1
+
+
+def test_slow_decoding_is_told(tmp_path: Path, encoder: BatchEncoder) -> None:
+    stats = run(tmp_path, encoder, picture=slowly(read))
+    assert stats.bottleneck == "decoding" and 0.5 < stats.waited <= 1
+
+
+def test_a_slow_writer_is_told(
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UnitWriter, "write", slowly(UnitWriter.write))
+    stats = run(tmp_path, encoder)
+    assert stats.bottleneck == "writing" and stats.waited > 0.5
+
+
+def test_a_slow_device_is_told(
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode))
+    stats = run(tmp_path, encoder)
+    assert stats.bottleneck == "the device" and stats.waited < 0.5
+
+
+def test_a_slow_host_is_told_and_the_device_waits_for_it(
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "collect", slowly(encoder.collect))
+    stats = run(tmp_path, encoder)
+    assert stats.bottleneck == "the host" and stats.waited > 0.5
+
+
+def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode))
+    other = Leases(tmp_path, "train", Made().units)
+    held = other.claim()
+    assert held is not None
+    timer = threading.Timer(2.0, lambda: other.release(held))
+    timer.start()
+    stats = run(tmp_path, encoder)
+    timer.join()
+    other.close()
+    assert stats.images == 2 * ROWS
+    assert stats.idle > 0.5 and stats.bottleneck == "the device" and stats.waited < 0.5
+
+
+def test_the_bar_says_it_live(
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    leases = Leases(tmp_path, "train", Made().units)
+    with progress_bar(leases, shown=True) as on_progress:
+        run(tmp_path, encoder, Made(SLOW), on_progress=on_progress)
+    leases.close()
+    shown = capsys.readouterr().err
+    assert "images/s, device waits " in shown and "bottleneck: reading" in shown
+
+
+def test_the_table_at_the_end_says_it(tmp_path: Path) -> None:
+    split = Split({}, 1, (), {"undecodable": 2})
+    text = summary(
+        split, 10, Stats(10, 12.0, reading=1, decoding=4, writing=2, idle=2, device=5, awaited=2), 13.0
+    )
+    rows = dict(line.rsplit(maxsplit=1) for line in io.StringIO(text).read().splitlines())
+    assert rows["device waited"] == "50%" and rows["bottleneck"] == "decoding"

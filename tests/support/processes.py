@@ -1,0 +1,43 @@
+"""Processes of a run, forked from a server that has imported everything: each is there in milliseconds."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.launching import ROOT, environment
+from tests.support.worker import work
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Any]:
+    """Start a process on a folder. All that still run at the end are killed."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/precompute")]
+    )
+    os.environ["HF_HUB_OFFLINE"] = environment()["HF_HUB_OFFLINE"]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worker"])
+    started: list[BaseProcess] = []
+
+    def start(output: Path, data: Path, **options: Any) -> BaseProcess:
+        process = context.Process(target=work, args=(output, data), kwargs=options)
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def finish(start: Any, output: Path, data: Path, **options: Any) -> None:
+    """One more process, until all is done."""
+    process = start(output, data, **options)
+    process.join(timeout=60)
+    assert process.exitcode == 0
