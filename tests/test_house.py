@@ -153,14 +153,16 @@ LONG_FILES = {
     "precompute/verification/decode_check.py": 308,
     "precompute/verify.py": 301,
 }
-LONG_CLASSES = {"builders/core/base.py:ImageCaptionBuilder": 193,
-"loader/batch.py:Work": 189,
-"loader/cache.py:Cache": 188,
-"loader/dataset.py:LatentDataset": 269,
-"precompute/encode/batch_encoder.py:BatchEncoder": 177,
-"precompute/hub/hub_dataset.py:Target": 204,
-"precompute/input/records.py:Records": 249,
-"precompute/runtime/pipeline.py:Pipeline": 192,}
+LONG_CLASSES = {
+    "builders/core/base.py:ImageCaptionBuilder": 193,
+    "loader/batch.py:Work": 189,
+    "loader/cache.py:Cache": 188,
+    "loader/dataset.py:LatentDataset": 269,
+    "precompute/encode/batch_encoder.py:BatchEncoder": 177,
+    "precompute/hub/hub_dataset.py:Target": 204,
+    "precompute/input/records.py:Records": 249,
+    "precompute/runtime/pipeline.py:Pipeline": 192,
+}
 
 
 def test_files_and_classes_stay_small() -> None:
@@ -177,14 +179,7 @@ def test_files_and_classes_stay_small() -> None:
             ):
                 classes[f"{path.relative_to(ROOT)}:{node.name}"] = size
     assert {name: size for name, size in files.items() if size > LONG_FILES.get(name, 300)} == {}
-    assert {name: size for name, size in classes.items() if size > LONG_CLASSES = {"builders/core/base.py:ImageCaptionBuilder": 193,
-"loader/batch.py:Work": 189,
-"loader/cache.py:Cache": 188,
-"loader/dataset.py:LatentDataset": 269,
-"precompute/encode/batch_encoder.py:BatchEncoder": 177,
-"precompute/hub/hub_dataset.py:Target": 204,
-"precompute/input/records.py:Records": 249,
-"precompute/runtime/pipeline.py:Pipeline": 192,}
+    assert {name: size for name, size in classes.items() if size > LONG_CLASSES.get(name, 150)} == {}
     assert files.keys() >= LONG_FILES.keys() and classes.keys() >= LONG_CLASSES.keys(), (
         "strike it off the list"
     )
