@@ -1,0 +1,269 @@
+"""Tar members from any file that can seek: POSIX.1-1988 (ustar), pax, GNU long names and sizes, hard and symbolic links.
+
+GNU tar is the judge of it, with two differences. It tells nothing of a file that ends before its end mark, which here is damage: a tar
+cut short between two members looks no other way. And it stops at the first end mark, where here the next tar is read on, if one follows.
+"""
+
+import functools
+import posixpath
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from gzip import BadGzipFile, GzipFile
+from typing import IO, NamedTuple
+
+from builders.core.errors import ArchiveError
+
+BLOCK = 512
+LONGEST_END = (
+    1024 + 10_240
+)  # bytes of zeros: the end mark and one record of padding, as every common writer has it
+_MAX_EXTENSION = 2**20  # bytes of a header that only carries a long name
+_MAX_SIZE = 2**62  # bytes
+_LONGEST_HOLE = 2**28  # bytes of zeros that are read in search of another member
+_SEEK_FROM = 4096  # bytes; less is read faster than skipped
+_BROKEN_GZIP = (EOFError, BadGzipFile, zlib.error)
+_OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
+_PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
+_FILES, _LINKS, _EXTENSIONS = b"0\0007", b"12", b"xXLK"
+_NO_CONTENT = b"5gVDN"  # folders, global headers, volume labels, lists of folders
+
+
+class TarEntry(NamedTuple):
+    """A member that is a file, or a link to one; `read` works until the next entry is asked for.
+
+    fault: why its content is not to be had; None where it is. Then `read` gives nothing.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    fault: str | None = None
+
+
+class _Header(NamedTuple):
+    """One member, its extension headers applied. data: offset of its content; length: bytes of content in the archive."""
+
+    name: str
+    kind: bytes
+    link: str
+    data: int
+    length: int
+    is_sparse: bool
+
+
+def iter_tar(file: IO[bytes], max_size: int) -> Iterator[TarEntry]:
+    """Files and links in the archive's order; folders are passed over, contents over `max_size` bytes read as nothing.
+
+    Raises ArchiveError at damage: a header whose checksum is wrong, an end that comes too early, zeros where data should be.
+    """
+    targets: _Targets | None = None
+    for header in _headers(file):
+        read = functools.partial(_read_at, file, header.data, header.length, max_size)
+        if header.is_sparse:
+            yield TarEntry(header.name, bytes, "a sparse member: pack the tar without --sparse")
+        elif header.kind in _FILES:
+            if targets is not None:
+                targets.add(header)
+            yield TarEntry(header.name, read)
+        elif header.kind in _LINKS:
+            targets = targets or _Targets(file, header.data)
+            yield targets.resolve(header, max_size)
+        elif header.kind not in _NO_CONTENT:
+            yield TarEntry(header.name, bytes, f"a member of kind {header.kind!r}, which is no file")
+
+
+class _Targets:
+    """Where the contents of the members lie that links may name. Made at the first link, so that others cost no memory."""
+
+    def __init__(self, file: IO[bytes], stop: int) -> None:
+        self._file, self._is_packed = file, GzipFile in type(file).__mro__
+        self._places: dict[str, tuple[int, int]] = {}
+        file.seek(0)
+        for header in _headers(file):
+            if header.data >= stop:
+                break
+            if header.kind in _FILES and not header.is_sparse:
+                self.add(header)
+
+    def add(self, header: _Header) -> None:
+        self._places[header.name] = header.data, header.length
+
+    def resolve(self, link: _Header, max_size: int) -> TarEntry:
+        """The link as the file that it leads to, which must come before it."""
+        if self._is_packed:
+            return TarEntry(
+                link.name,
+                bytes,
+                "a link inside a compressed tar: unpack it, or pack it with --hard-dereference",
+            )
+        name = _plain(link.link)
+        if link.kind == b"2":
+            name = posixpath.normpath(posixpath.join(posixpath.dirname(link.name), link.link))
+        if name not in self._places:
+            return TarEntry(link.name, bytes, f"a link to {link.link}, which is not before it in the archive")
+        self._places[link.name] = place = self._places[name]
+        return TarEntry(link.name, functools.partial(_read_at, self._file, *place, max_size))
+
+
+def _headers(file: IO[bytes]) -> Iterator[_Header]:
+    """All members from here on. Wherever the caller has read meanwhile, the next one is looked for behind the last one's content."""
+    at, hole = file.tell(), 0
+    extensions: dict[str, str] = {}
+    while True:
+        block = _read(file, BLOCK)
+        at += len(block)
+        if not any(block):
+            at, zeros, block = _past_zeros(file, at, len(block))
+            hole, extensions = max(hole, zeros), {}
+            if not block:
+                break
+        header = _parse(block, at, extensions)
+        while header.kind == b"S" and block[-30 if block[257:262] == b"ustar" else -8]:  # its map goes on
+            block = _exactly(file, BLOCK)
+            at += BLOCK
+        at += header.length + -header.length % BLOCK
+        if header.kind in _EXTENSIONS:
+            extensions |= _extension(file, header)
+        else:
+            yield header
+            if header.kind != b"g":
+                extensions = {}
+        _go_to(file, at)
+    if hole > LONGEST_END:
+        raise ArchiveError(
+            f"{hole:,} bytes of zeros at its end: a download that was not finished, or padding"
+        )
+
+
+def _past_zeros(file: IO[bytes], at: int, zeros: int) -> tuple[int, int, bytes]:
+    """The first block behind a run of zeros: offset behind it, bytes of zeros before it, the block; it is empty at the file's end."""
+    if not zeros:
+        raise ArchiveError("it ends without an end mark: empty, or cut short")
+    while chunk := _read(file, 2**16):
+        if rest := chunk.lstrip(b"\0"):
+            start = (len(chunk) - len(rest)) // BLOCK * BLOCK
+            _go_to(file, at + start)
+            return at + start + BLOCK, zeros + start, _read(file, BLOCK)
+        at, zeros = at + len(chunk), zeros + len(chunk)
+        if zeros > _LONGEST_HOLE:
+            raise ArchiveError(f"more than {_LONGEST_HOLE:,} bytes of zeros")
+    return at, zeros, b""
+
+
+def _parse(block: bytes, data: int, extensions: dict[str, str]) -> _Header:
+    if len(block) < BLOCK:
+        raise ArchiveError("cut short inside a header")
+    if not _checksum_holds(block):
+        raise ArchiveError("a header is damaged, or it is no tar: its checksum is wrong")
+    kind = block[156:157]
+    length = 0 if kind == b"1" else _number(block[124:136])
+    if "size" in extensions and kind not in _EXTENSIONS + b"1":
+        length = _decimal(extensions["size"])
+    if length > _MAX_SIZE:
+        raise ArchiveError("a member of absurd length")
+    name = extensions.get("GNU.sparse.name") or extensions.get("path") or _ustar_name(block)
+    if kind in b"0\0" and name.endswith("/"):  # a folder, before there was a kind for it
+        kind = b"5"
+    is_sparse = kind == b"S" or any(key.startswith("GNU.sparse.") for key in extensions)
+    link = extensions.get("linkpath") or _text(block[157:257])
+    return _Header(_plain(name), kind, link, data, length, is_sparse)
+
+
+def _extension(file: IO[bytes], header: _Header) -> dict[str, str]:
+    """What an extension header says of the next member: its name, the name it links to, its size, its sparseness."""
+    if header.length > _MAX_EXTENSION:
+        raise ArchiveError("a member name of absurd length")
+    body = _exactly(file, header.length)
+    if header.kind in b"xX":
+        return _pax(body)
+    return {"path" if header.kind == b"L" else "linkpath": _text(body)}
+
+
+def _pax(body: bytes) -> dict[str, str]:
+    records, at = {}, 0
+    while at < len(body):
+        match = _PAX_LENGTH.match(body, at)
+        end = at + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(body) or body[end - 1 : end] != b"\n":
+            if not any(body[at:]):  # padding, as some writers have it
+                break
+            raise ArchiveError("a pax header is damaged")
+        key, _, value = body[match.end() : end - 1].partition(b"=")
+        records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        at = end
+    return records
+
+
+def _decimal(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ArchiveError(f"a pax header is damaged: size={text[:30]!r}")
+    return int(text)
+
+
+def _number(field: bytes) -> int:
+    if field[0] == 0x80:  # GNU base 256; 0xff begins a negative number
+        return int.from_bytes(field[1:], "big")
+    if match := _OCTAL.fullmatch(field.partition(b"\0")[0]):
+        return int(match[1] or b"0", 8)
+    raise ArchiveError("a header is damaged: its size is no number")
+
+
+def _checksum_holds(block: bytes) -> bool:
+    """Whether the sum of the bytes is the one that is written; of signed ones too, as old Sun tars have it."""
+    written = _number(block[148:156])
+    spaced = block[:148] + b"        " + block[156:]
+    # The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
+    if (zlib.adler32(spaced) & 0xFFFF) == (written + 1) % 65521:
+        return True
+    return sum(byte - 256 if byte > 127 else byte for byte in spaced) == written
+
+
+def _ustar_name(block: bytes) -> str:
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    return f"{prefix}/{name}" if prefix and block[257:263] == b"ustar\0" else name
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _plain(name: str) -> str:
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
+def _read_at(file: IO[bytes], offset: int, length: int, max_size: int) -> bytes:
+    if length > max_size:
+        return b""
+    _go_to(file, offset)
+    return _exactly(file, length)
+
+
+def _read(file: IO[bytes], length: int) -> bytes:
+    try:
+        return file.read(length)
+    except _BROKEN_GZIP as error:
+        raise ArchiveError(f"compressed data: {error}") from error
+
+
+def _exactly(file: IO[bytes], length: int) -> bytes:
+    data = _read(file, length)
+    if len(data) < length:
+        raise ArchiveError(f"cut short inside a member, {length - len(data):,} bytes are missing")
+    return data
+
+
+def _go_to(file: IO[bytes], offset: int) -> None:
+    """Forward by reading where that is faster. A place behind the end of the file passes unnoticed; the next read finds nothing."""
+    try:
+        if 0 < (gap := offset - file.tell()) <= _SEEK_FROM:
+            _read(file, gap)
+        elif gap:
+            file.seek(offset)
+    except _BROKEN_GZIP as error:
+        raise ArchiveError(f"compressed data: {error}") from error
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, 22):
+            raise
+        raise ArchiveError(f"a member that ends at byte {offset:,}: {error}") from error
