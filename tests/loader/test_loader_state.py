@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from loader import LatentDataset, make_loader
+from tests.support.waiting import wait_until
 
 WORLDS = [1, 2, 3, 4, 8]
 OPTIONS: dict[str, Any] = {
@@ -292,12 +292,8 @@ def test_no_thread_process_or_file_is_left_when_the_loader_is_dropped(shards: Pa
         assert left()[1:] > before[1:]
         del loader, iterator, batch
         gc.collect()
-        deadline = time.monotonic() + 5  # a killed worker takes a moment
-        while (
-            any(now > then for now, then in zip(left(), before, strict=True)) and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
-        assert all(now <= then for now, then in zip(left(), before, strict=True)), (left(), before)
+        # A killed worker takes a moment.
+        wait_until(lambda: all(now <= then for now, then in zip(left(), before, strict=True)), seconds=60)
 
 
 def test_a_program_may_end_with_the_loader_still_open(shards: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from precompute.verify import Config as VerifyConfig
@@ -16,9 +17,11 @@ from tests.support.launching import leftovers, tars
 from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
+from tests.support.waiting import wait_until
 
 UNITS, ROWS = 12, 7
 KILLS, KILLS_A_RUN = 60, 16
+WRITES_A_UNIT = 12  # at least
 SLOW = 0.002  # seconds a write: a unit takes about 0.2 s, as long as a process needs to start
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGSTOP is POSIX's")
@@ -57,11 +60,12 @@ def check(output: Path, undisturbed: Path) -> None:
     assert not list(verify(VerifyConfig(str(output)), Report(str(output), "all")))
 
 
-def wait_for(output: Path, pattern: str, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not list(output.glob(pattern)):
-        assert time.monotonic() < end, f"no {pattern} in {seconds} s"
-        time.sleep(0.002)
+def wait_for(output: Path, pattern: str) -> None:
+    wait_until(lambda: list(output.glob(pattern)))
+
+
+def wait_for_a_stop(process: Any) -> None:
+    wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
 
 
 def test_killed_at_random_instants(tmp_path: Path, data: Path, undisturbed: Path, start: Any) -> None:
@@ -81,7 +85,7 @@ def test_killed_at_random_instants(tmp_path: Path, data: Path, undisturbed: Path
                 killed += 1
                 processes[victim] = start(output, data, slow=SLOW, timeout=2.0)
         for process in processes:
-            process.join(timeout=60)
+            process.join(timeout=300)
         assert {process.exitcode for process in processes} == {0}
         print(f"seed {seed}: {count} processes, {killed} kills")
         check(output, undisturbed)
@@ -94,7 +98,7 @@ def test_disk_that_fills_up(tmp_path: Path, data: Path, undisturbed: Path, start
     output = tmp_path / "out"
     processes = [start(output, data, full_disk=2 * seed + i) for i in range(2)]
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert 1 in {process.exitcode for process in processes}, "at least one ran into it, and said so"
     assert tars(output).items() <= tars(undisturbed).items()
     if leftovers(output):  # of a whole run, or of one that stopped and tidied up
@@ -103,54 +107,52 @@ def test_disk_that_fills_up(tmp_path: Path, data: Path, undisturbed: Path, start
     check(output, undisturbed)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("write", [1, 7, WRITES_A_UNIT + 1])
 def test_sigterm_gives_the_work_back(
-    tmp_path: Path, data: Path, undisturbed: Path, start: Any, seed: int
+    tmp_path: Path, data: Path, undisturbed: Path, start: Any, write: int
 ) -> None:
     """The other process takes it up at once: the leases of both would only go stale in an hour."""
     output = tmp_path / "out"
-    first, second = (start(output, data, slow=SLOW, timeout=3600) for _ in range(2))
-    wait_for(output, "train-*.json")
-    time.sleep(random.Random(seed).uniform(0, 0.2))
-    first.terminate()
-    first.join(timeout=10)
+    first = start(output, data, slow=SLOW, timeout=3600, signal_at=(write, signal.SIGTERM))
+    wait_for(output, ".work/*.lease-1")
+    second = start(output, data, slow=SLOW, timeout=3600)
+    first.join(timeout=300)
     assert first.exitcode == 128 + signal.SIGTERM
-    second.join(timeout=60)
+    second.join(timeout=300)
     assert second.exitcode == 0
     check(output, undisturbed)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("write", [1, 7, WRITES_A_UNIT + 1])
 def test_stopped_process_is_overtaken_and_wakes_to_find_it_out(
-    tmp_path: Path, data: Path, undisturbed: Path, start: Any, seed: int
+    tmp_path: Path, data: Path, undisturbed: Path, start: Any, write: int
 ) -> None:
     output = tmp_path / "out"
-    asleep = start(output, data, slow=SLOW, timeout=0.6)
-    wait_for(output, ".work/train-*.1-*/0.tar")
-    time.sleep(random.Random(seed).uniform(0, 0.2))
-    os.kill(asleep.pid, signal.SIGSTOP)
+    asleep = start(output, data, timeout=0.6, signal_at=(write, signal.SIGSTOP))
+    wait_for_a_stop(asleep)
     held = [path.name for path in (output / ".work").glob("*.lease-1")]
     assert held, "it was to be stopped with a unit in its hands"
     finish(start, output, data, timeout=0.6)
     assert asleep.is_alive()
     os.kill(asleep.pid, signal.SIGCONT)
-    asleep.join(timeout=30)
+    asleep.join(timeout=300)
     assert asleep.exitcode == 0, "it finds all done, and nothing of its own to add"
     check(output, undisturbed)
 
 
-@pytest.mark.parametrize("after", [0.1, 0.7, 1.3])
+@pytest.mark.parametrize(
+    "seen", [".work/train-*.lease-2", ".work/train-*.2-*/0.tar", ".work/train-*.2-*/1.tar"]
+)
 def test_stopped_process_wakes_while_the_other_works_on_its_unit(
-    tmp_path: Path, data: Path, undisturbed: Path, start: Any, after: float
+    tmp_path: Path, data: Path, undisturbed: Path, start: Any, seen: str
 ) -> None:
     output = tmp_path / "out"
-    asleep = start(output, data, slow=SLOW, timeout=0.6)
-    wait_for(output, ".work/train-*.1-*/0.tar")
-    os.kill(asleep.pid, signal.SIGSTOP)
+    asleep = start(output, data, slow=SLOW, timeout=0.6, signal_at=(7, signal.SIGSTOP))
+    wait_for_a_stop(asleep)
     awake = start(output, data, slow=SLOW, timeout=0.6)
-    time.sleep(0.6 + after)
+    wait_until(lambda: list(output.glob(seen)) or not awake.is_alive())
     os.kill(asleep.pid, signal.SIGCONT)
     for process in (asleep, awake):
-        process.join(timeout=60)
+        process.join(timeout=300)
         assert process.exitcode == 0
     check(output, undisturbed)

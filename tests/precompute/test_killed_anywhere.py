@@ -54,7 +54,7 @@ def test_killed_at_any_change_to_the_disk(
         if options:
             shutil.copytree(undisturbed, output)
         killed = start(output, data, die_at=number, timeout=1.0, **options)
-        killed.join(timeout=60)
+        killed.join(timeout=300)
         finish(start, output, data, timeout=1.0, **options)
         assert tars(output) == tars(undisturbed), number
         for path in [*undisturbed.glob("*.parquet"), undisturbed / "manifest.json"]:

@@ -16,12 +16,10 @@ from tests.support.worker import work
 @pytest.fixture(scope="module")
 def start() -> Iterator[Any]:
     """Start a process on a folder. All that still run at the end are killed."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/precompute")]
-    )
+    os.environ["PYTHONPATH"] = str(ROOT)
     os.environ["HF_HUB_OFFLINE"] = environment()["HF_HUB_OFFLINE"]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["worker"])
+    context.set_forkserver_preload(["tests.support.worker"])
     started: list[BaseProcess] = []
 
     def start(output: Path, data: Path, **options: Any) -> BaseProcess:
@@ -39,5 +37,5 @@ def start() -> Iterator[Any]:
 def finish(start: Any, output: Path, data: Path, **options: Any) -> None:
     """One more process, until all is done."""
     process = start(output, data, **options)
-    process.join(timeout=60)
+    process.join(timeout=300)
     assert process.exitcode == 0

@@ -33,6 +33,7 @@ def work(
     slow: float = 0.0,
     full_disk: int | None = None,
     die_at: int | None = None,
+    signal_at: tuple[int, int] | None = None,
     hub: str | None = None,
     timeout: float = 60.0,
     **options: Any,
@@ -41,6 +42,7 @@ def work(
 
     slow: seconds that each write to a tar takes longer. full_disk: seed; the disk is full at a random write.
     die_at: the process is gone at the n-th change to the output folder.
+    signal_at: at the n-th write to a tar the process sends itself this signal, and at no other time.
     hub: where the Hub is, which is asked often. options: more of run.Config.
     """
     torch.set_num_threads(1)
@@ -50,13 +52,16 @@ def work(
     sys.stdout = open(os.devnull, "w")
     sys.stderr = sys.stdout if full_disk is None else sys.stderr
     left = random.Random(full_disk).randrange(1, 400) if full_disk is not None else -1
-    put = TarWriter._put
+    put, writes = TarWriter._put, itertools.count(1)
+    number, name = signal_at or (0, 0)
 
     def hindered(self: TarWriter, data: bytes) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if next(writes) == number:
+            os.kill(os.getpid(), name)
         time.sleep(slow)
         put(self, data)
 

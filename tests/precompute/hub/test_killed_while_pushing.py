@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import random
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 from precompute.verify import Config as VerifyConfig
 from precompute.verify import Report, verify
 from tests.precompute.hub.test_push import REPO
+from tests.support.disk import Watch
 from tests.support.launching import leftovers, tars
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import finish
@@ -41,33 +40,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path, start: Any
     return tars(output)
 
 
-class Watch:
-    """The most bytes of tars that were in a folder at once, those in work included."""
-
-    def __init__(self, folder: Path) -> None:
-        self.most, self._folder, self._done = 0, folder, threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-
-    def stop(self) -> int:
-        self._done.set()
-        self._thread.join()
-        return self.most
-
-    def _look(self) -> None:
-        while not self._done.wait(0.002):
-            sizes = {}  # by inode: one may be renamed into place meanwhile
-            for folder, _, names in os.walk(self._folder):
-                for name in names:
-                    if name.endswith(".tar"):
-                        try:
-                            status = os.stat(os.path.join(folder, name))
-                        except FileNotFoundError:
-                            continue
-                        sizes[status.st_ino] = status.st_size
-            self.most = max(self.most, sum(sizes.values()))
-
-
 def test_killed_while_they_push(
     hub: LoopbackHub, tmp_path: Path, data: Path, undisturbed: dict[str, bytes], start: Any
 ) -> None:
@@ -91,7 +63,7 @@ def test_killed_while_they_push(
             killed += 1
             processes[victim] = start(output, data, **options)
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     most = watch.stop()
     assert {process.exitcode for process in processes} == {0}
     print(f"{killed} kills, {most / unit:.2f} units of disk at most")

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from precompute import push, run
 from precompute.errors import UsageError
 from precompute.hub.retry import PushError
 from tests.precompute.hub.test_push import REPO
+from tests.support.disk import Watch, bytes_of_tars
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.waiting import wait_until
 
 
 def config(output: Path, **options: Any) -> run.Config:
@@ -46,26 +47,16 @@ def test_pushed_tars_are_deleted_and_never_more_are_here_than_fit(
     sizes = [path.stat().st_size for path in (tmp_path / "first").glob("*.tar")]
     limit = 2.5 * max(sizes)
     hub.repos.clear()
-    most, done = [0], threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            found = 0
-            for path in (tmp_path / "out").glob("*.tar"):
-                found += path.stat().st_size if path.exists() else 0
-            most[0] = max(most[0], found)
-            time.sleep(0.001)
-
-    every = push.Config
+    every, there = push.Config, [0]
     monkeypatch.setattr(push, "Config", lambda *a, **k: every(*a, **{**k, "every": 0.0}))
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    # What a commit holds is still here while the Hub is at it.
+    hub.on_commit = lambda: there.append(bytes_of_tars(tmp_path / "out"))
+    watch = Watch(tmp_path / "out")
     run.run(config(tmp_path / "out", delete_pushed=True, max_disk=limit / 1e9))
-    done.set()
-    watcher.join()
+    most = max(watch.stop(), *there)
     assert tars_there(hub) == ALL
     assert not list((tmp_path / "out").glob("*.tar"))
-    assert max(sizes) <= most[0] <= limit
+    assert max(sizes) <= most <= limit
     # The markers stay, so that the next run knows; there is nothing to do.
     run.run(config(tmp_path / "out", delete_pushed=True, max_disk=limit / 1e9))
     assert Manifest.from_json((tmp_path / "out" / MANIFEST).read_bytes()).splits["train"].complete
@@ -140,12 +131,11 @@ def test_run_ends_when_another_process_has_pushed_all_though_it_goes_on(
     lease = hold_the_push_lease(tmp_path)
     thread = threading.Thread(target=run.run, args=(config(tmp_path, lease_timeout=600.0),))
     thread.start()
-    while len(list(tmp_path.glob("train-*.json"))) < len(ALL):
-        time.sleep(0.02)
+    wait_until(lambda: len(list(tmp_path.glob("train-*.json"))) == len(ALL))
     thread.join(0.5)
     assert thread.is_alive(), "nothing is on the Hub yet"
     push.push(push.Config(tmp_path, REPO))
-    thread.join(20)
+    thread.join(200)
     assert not thread.is_alive() and tars_there(hub) == ALL and lease.exists()
 
 

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from precompute.runtime.disk_budget import Room
 from precompute.runtime.leases import Leases
 from precompute.runtime.owner import this_process
 from precompute.shards.unit_writer import WORK
+from tests.support.waiting import Clock
 
 UNITS = [Unit(index, index) for index in range(100)]
 NOBODY = 2**22 + 5  # no process has a number so high
@@ -69,12 +69,14 @@ def test_killed_processes_hold_no_room(tmp_path: Path, leases: Leases) -> None:
     assert not room.is_left(), "by the process that is at it now"
 
 
-def test_silent_process_of_another_machine_holds_room_until_its_time_is_over(tmp_path: Path) -> None:
-    leases = Leases(tmp_path, "train", UNITS, timeout=0.3)
+def test_silent_process_of_another_machine_holds_room_until_its_time_is_over(
+    tmp_path: Path, clock: Clock
+) -> None:
+    leases = Leases(tmp_path, "train", UNITS, timeout=60)
     lease(tmp_path, "train-00000.lease-1", host="elsewhere")
     room = Room(leases, 1.0)
     assert not room.is_left()
-    time.sleep(0.4)
+    clock.advance(61)
     assert room.is_left()
     leases.close()
 
@@ -129,7 +131,7 @@ def test_processes_that_look_at_once_take_what_there_is_room_for(
     processes = [context.Process(target=take_all, args=arguments) for _ in range(8)]
     for process in processes:
         process.start()
-    units = [unit for _ in processes for unit in taken.get(timeout=20)]
+    units = [unit for _ in processes for unit in taken.get(timeout=200)]
     end.set()
     for process in processes:
         process.join()

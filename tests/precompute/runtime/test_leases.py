@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from precompute.input.units import Unit
 from precompute.runtime import leases as plan
 from precompute.runtime.leases import Lease, Leases
 from precompute.shards.unit_writer import WORK, Row, UnitWriter
+from tests.support.waiting import Clock, wait_until
 
 UNITS = [Unit(index, index) for index in range(3)]
 
@@ -110,39 +110,43 @@ def test_step_of_the_clock_kills_nobody(process, monkeypatch: pytest.MonkeyPatch
     lease.check()
 
 
-def test_process_of_another_machine_is_judged_by_its_heartbeat(process) -> None:
-    beating, other = process(timeout=0.6), process(timeout=0.6)
-    lease = beating.claim()
+def test_process_of_another_machine_is_judged_by_its_heartbeat(process, clock: Clock) -> None:
+    lease, other = process(timeout=3600).claim(), process(timeout=60, units=UNITS[:1])
     rewrite(lease, host="elsewhere", pid=2**22 + 1)
-    end = time.monotonic() + 1.2
-    while time.monotonic() < end:
-        assert index_of(other.claim()) != 0, "it was beating"
-        time.sleep(0.05)
-    beating._stop.set()
-    end = time.monotonic() + 5
-    while (taken := other.claim()) is None and time.monotonic() < end:
-        time.sleep(0.05)
+    for beat in range(1, 5):
+        os.utime(lease.path, (beat, beat))  # by a clock of its own, and not ours
+        assert other.claim() is None, "it was beating"
+        clock.advance(50)
+    assert other.claim() is None
+    clock.advance(11)
+    taken = other.claim()
     assert (index_of(taken), taken.turn) == (0, 2)
 
 
-def test_lease_that_died_before_its_owner_was_written_goes_stale(process, tmp_path: Path) -> None:
-    leases = process(timeout=0.3, units=UNITS[:1])
+def test_a_lease_in_use_is_touched(process) -> None:
+    lease = process(timeout=0.3).claim()
+    os.utime(lease.path, (0, 0))
+    wait_until(lambda: lease.path.stat().st_mtime > 0)
+
+
+def test_lease_that_died_before_its_owner_was_written_goes_stale(
+    process, tmp_path: Path, clock: Clock
+) -> None:
+    leases = process(timeout=60, units=UNITS[:1])
     (tmp_path / WORK / "train-00000.lease-1").touch()
     assert leases.claim() is None
-    time.sleep(0.4)
+    clock.advance(61)
     assert index_of(leases.claim()) == 0
 
 
 @pytest.fixture
-def taken_over(process) -> tuple[Leases, Lease, Leases, Lease]:
+def taken_over(process, clock: Clock) -> tuple[Leases, Lease, Leases, Lease]:
     """A process that fell asleep over unit 0, and the one that took it over."""
-    asleep, awake = process(timeout=0.2), process(timeout=0.2)
+    asleep, awake = process(timeout=3600), process(timeout=60)
     old = asleep.claim()
     old.check()
-    asleep._stop.set()
-    asleep._heart.join()
     awake.claim()  # unit 1, and a first look at the lease of unit 0
-    time.sleep(0.3)
+    clock.advance(61)
     new = awake.claim()
     assert (index_of(new), new.turn) == (0, 2)
     return asleep, old, awake, new
@@ -171,13 +175,12 @@ def writer(folder: Path, lease: Lease) -> UnitWriter:
     return UnitWriter(folder, "train", lease.unit.index, ["txt"], 10, lease.owner)
 
 
-def test_owner_that_wakes_up_can_make_nothing_visible(tmp_path: Path, process) -> None:
-    asleep, awake = process(timeout=0.2), process(timeout=0.2)
+def test_owner_that_wakes_up_can_make_nothing_visible(tmp_path: Path, process, clock: Clock) -> None:
+    asleep, awake = process(timeout=3600), process(timeout=60)
     old = writer(tmp_path, asleep.claim())
     old.write(Row("a"), {"txt": b"old"})
-    asleep._stop.set()
     awake.claim()
-    time.sleep(0.3)
+    clock.advance(61)
     new = writer(tmp_path, awake.claim())
     new.write(Row("a"), {"txt": b"new"})
     with pytest.raises(FileNotFoundError):
@@ -193,10 +196,12 @@ def test_all_waits_for_the_units_of_others(process, tmp_path: Path) -> None:
     first, second = process(), process()
     mine = first.claim()
     seen: list[int] = []
+    none_to_be_had = threading.Event()
 
     def work() -> None:
         for lease in second.all(threading.Event()):
-            if lease is None:  # none to be had for now
+            if lease is None:
+                none_to_be_had.set()
                 continue
             finish(tmp_path, lease.unit.index)
             second.release(lease)
@@ -204,10 +209,9 @@ def test_all_waits_for_the_units_of_others(process, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.4)
-    assert seen == [1, 2] and thread.is_alive()
+    assert none_to_be_had.wait(200) and seen == [1, 2] and thread.is_alive()
     first.release(mine)  # given up unfinished
-    thread.join(timeout=10)
+    thread.join(timeout=200)
     assert seen == [1, 2, 0] and not thread.is_alive()
 
 

@@ -23,6 +23,7 @@ from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
 from precompute.shards.unit_writer import Row, UnitWriter
 from tests.support.raw.photos import jpeg
+from tests.support.waiting import wait_until
 
 ROWS, SLOW = 12, 0.04
 PHOTO = jpeg(0, (64, 64))
@@ -114,10 +115,16 @@ def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
     other = Leases(tmp_path, "train", Made().units)
     held = other.claim()
     assert held is not None
-    timer = threading.Timer(2.0, lambda: other.release(held))
-    timer.start()
+
+    def give_back() -> None:
+        wait_until((tmp_path / "train-00001.json").exists)  # all but ours is done
+        time.sleep(1.0)
+        other.release(held)
+
+    thread = threading.Thread(target=give_back)
+    thread.start()
     stats = run(tmp_path, encoder)
-    timer.join()
+    thread.join()
     other.close()
     assert stats.images == 2 * ROWS
     assert stats.idle > 0.5 and stats.bottleneck == "the device" and stats.waited < 0.5
