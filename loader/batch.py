@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from loader.counter_rng import keyed, normal, uniform
-from loader.format import Field, FormatError, npy_header, parse_npy
+from loader.format import Field, FormatError, npy_header
+from loader.npy import npy_array
 from loader.order import I64
 from loader.source import DataError, OpenShard
 
@@ -246,11 +247,12 @@ def _read_member(descriptor: int, offset: int, size: int, field: Field) -> Array
     data = bytearray(size)
     if os.preadv(descriptor, [data], offset) != size:
         raise FormatError(f"{field.member} ends early")
-    dtype, shape, start = parse_npy(memoryview(data))
+    array = npy_array(data)
+    dtype, shape = array.dtype, array.shape
     if len(shape) != len(field.shape) or any(
         n not in (None, m) for n, m in zip(field.shape, shape, strict=True)
     ):
         raise FormatError(f"{field.member} is of shape {shape}, not {field.shape}")
     if dtype.kind != "f":
         raise FormatError(f"{field.member} is of dtype {dtype}, not float")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(np.float16)
+    return array.astype(np.float16)

@@ -10,19 +10,25 @@ become *latents*, `(raw - shift) * scale`, so that nothing random and no scale i
     OUT/train-00000.json     Marker: the unit is finished. Written last
 """
 
-import ast
-import functools
-import hashlib
-import io
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from math import prod
+from typing import Any, Literal, Self, get_args
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+
+from loader import border
+from loader.border import FormatError as FormatError
+from loader.npy import npy_bytes as npy_bytes
+from loader.npy import npy_header as npy_header
+from loader.npy import npy_parts as npy_parts
+from loader.npy import parse_npy as parse_npy
+from loader.printable import printable
+from loader.recipe import as_json as as_json
+from loader.recipe import fingerprint as fingerprint
+from loader.recipe import recipe_differences as recipe_differences
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -31,12 +37,16 @@ KEY = re.compile(r"[A-Za-z0-9_-]+")
 FOLDER = re.compile(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+|")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5,}(-\d{2,})?")
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+FIELD_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+REASON = re.compile(r"[A-Za-z0-9_-]{1,100}")
+BUCKET = re.compile(r"(\d{1,6}x\d{1,6}(\+\d{1,6}x\d{1,6}){0,9})?")
+DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+LARGEST_MEMBER = 1 << 28  # bytes of one array: no field of any model comes near
+LARGEST_SHARD = 1 << 48
+MOST_SHARDS = 10_000_000
 
 Kind = Literal["moments", "latents", "caption_latents", "caption_pooled"]
-
-
-class FormatError(ValueError):
-    """A manifest, marker, sidecar or member that breaks the contract above, or is of a newer one."""
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -62,19 +72,43 @@ class Field:
     def member(self) -> str:
         return f"{self.name}.npy"
 
-    @classmethod
-    def from_json(cls, obj: dict[str, Any]) -> Self:
-        def number(value: Any) -> Any:
-            return tuple(value) if isinstance(value, list) else value
+    @property
+    def known_bytes(self) -> int:
+        """Bytes that the data of a sample takes at least."""
+        return prod(n for n in self.shape if n is not None) * DTYPES.get(self.dtype, 1)
 
-        return cls(
-            name=obj["name"],
-            kind=obj["kind"],
-            dtype=obj["dtype"],
-            shape=tuple(obj["shape"]),
-            scale=number(obj.get("scale")),
-            shift=number(obj.get("shift")),
+    @classmethod
+    def from_json(cls, obj: Any, place: str = "field") -> Self:
+        """Raises FormatError for what no reader could make an array of."""
+        obj = border.mapping(obj, place)
+        name = border.text(border.part(obj, "name", place), f"{place}.name", FIELD_NAME)
+        place = f"field {name}"
+        axes = border.sequence(border.part(obj, "shape", place), f"{place}.shape", 8)
+        shape = tuple(None if n is None else border.count(n, f"{place}.shape", LARGEST_MEMBER) for n in axes)
+        made = cls(
+            name=name,
+            kind=border.one_of(border.part(obj, "kind", place), f"{place}.kind", get_args(Kind)),
+            dtype=border.one_of(border.part(obj, "dtype", place), f"{place}.dtype", DTYPES),
+            shape=shape,
+            scale=_per_channel(obj.get("scale"), f"{place}.scale", shape),
+            shift=_per_channel(obj.get("shift"), f"{place}.shift", shape),
         )
+        if 0 in shape or not shape or made.known_bytes > LARGEST_MEMBER:
+            raise FormatError(
+                f"{place}: an array of shape {list(shape)} is not of 1 to {LARGEST_MEMBER} bytes"
+            )
+        return made
+
+
+def _per_channel(value: Any, place: str, shape: tuple[int | None, ...]) -> float | tuple[float, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        return border.number(value, place)
+    numbers = tuple(border.number(v, place) for v in value)
+    if len(shape) != 3 or shape[0] not in (len(numbers), 2 * len(numbers)):
+        raise FormatError(f"{place}: {len(numbers)} numbers do not fit the channels of shape {list(shape)}")
+    return numbers
 
 
 def image_field_name(kind: Literal["moments", "latents"], resolution: int, flipped: bool = False) -> str:
@@ -85,61 +119,6 @@ def image_field_name(kind: Literal["moments", "latents"], resolution: int, flipp
 def text_field_name(kind: Literal["latents", "pooled"], encoder: str = "") -> str:
     """`caption_latents` of the first text encoder, `caption_latents_NAME` of one called NAME."""
     return f"caption_{kind}" + (f"_{encoder}" if encoder else "")
-
-
-# --- members ----------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=4096)
-def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Header of a version 1.0, C-ordered, little-endian `.npy` file; its length is a multiple of 64 bytes."""
-    out = io.BytesIO()
-    descr = np.dtype(dtype).newbyteorder("<").str
-    np.lib.format.write_array_header_1_0(out, {"descr": descr, "fortran_order": False, "shape": shape})
-    return out.getvalue()
-
-
-def npy_parts(array: npt.NDArray[Any]) -> tuple[bytes, memoryview]:
-    """Header and data of a `.npy` file that `numpy.load(..., allow_pickle=False)` opens. Nothing is copied, if it is
-    contiguous."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return npy_header(little.dtype.str, array.shape), little.reshape(-1).view(np.uint8).data
-
-
-def npy_bytes(array: npt.NDArray[Any]) -> bytes:
-    """The array as a `.npy` file, whole."""
-    return b"".join(npy_parts(array))
-
-
-@functools.lru_cache(maxsize=4096)
-def _parse_npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    meta = ast.literal_eval(header.decode("latin1"))
-    dtype, shape = np.dtype(meta["descr"]), meta["shape"]
-    if dtype.hasobject or meta["fortran_order"] or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"dtype {dtype}, shape {shape}")
-    return dtype, shape
-
-
-def parse_npy(buffer: bytes | memoryview) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """dtype, shape and byte offset of the data in a `.npy` file, without unpickling or copying anything.
-
-    Raises FormatError unless it is version 1.0, C-ordered, of a plain dtype, and exactly as long as its header says.
-    """
-    if bytes(buffer[:8]) != b"\x93NUMPY\x01\x00":
-        raise FormatError("not a version 1.0 .npy file")
-    start = 10 + int.from_bytes(buffer[8:10], "little")
-    try:
-        dtype, shape = _parse_npy_header(bytes(buffer[10:start]))
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        raise FormatError(f"unreadable .npy header: {error}") from error
-    count = 1
-    for n in shape:
-        count *= n
-    if len(buffer) != start + count * dtype.itemsize:
-        raise FormatError(
-            f".npy of {dtype} {shape} holds {len(buffer)} bytes, not {start + count * dtype.itemsize}"
-        )
-    return dtype, shape, start
 
 
 def sidecar_schema(members: Sequence[str]) -> pa.Schema:
@@ -153,37 +132,6 @@ def sidecar_schema(members: Sequence[str]) -> pa.Schema:
     for member in members:
         columns += [(f"offset_{member}", pa.int64()), (f"size_{member}", pa.int64())]
     return pa.schema(columns)
-
-
-# --- recipe -----------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(recipe: dict[str, Any]) -> str:
-    """sha256 of the recipe as canonical JSON: equal for equal values, whatever the order of the keys."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def as_json(value: Any) -> Any:
-    """The value as it comes back from a file: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(value))
-
-
-def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """One line for each value that differs, as `image_encoder.weights: 'a1..' there, 'b2..' here`.
-
-    Both are compared as JSON, for one of them comes from a file."""
-    if not prefix:
-        old, new = as_json(old), as_json(new)
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for name in sorted(old.keys() | new.keys()):
-            lines += recipe_differences(
-                old.get(name), new.get(name), f"{prefix}.{name}" if prefix else str(name)
-            )
-        return lines
-    return [] if old == new else [f"{prefix}: {old!r} there, {new!r} here"]
 
 
 # --- marker and manifest ----------------------------------------------------------------------------------------------
@@ -209,17 +157,22 @@ class Shard:
     folder: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not SHARD_NAME.fullmatch(self.name):
-            raise FormatError(f"shard name {self.name!r} is not like 'train-00000' or 'train-00000-01'")
-        if not FOLDER.fullmatch(self.folder):
-            raise FormatError(f"shard {self.name}: its folder {self.folder!r} is not like 'train/0000'")
-        for count in (self.samples, self.rows, self.bytes):
-            if not isinstance(count, int) or count < 0:
-                raise FormatError(f"shard {self.name}: {count!r} is no count")
+        if not isinstance(self.name, str) or len(self.name) > 200 or not SHARD_NAME.fullmatch(self.name):
+            raise FormatError(
+                f"shard name {printable(self.name)!r} is not like 'train-00000' or 'train-00000-01'"
+            )
+        if not isinstance(self.folder, str) or len(self.folder) > 200 or not FOLDER.fullmatch(self.folder):
+            raise FormatError(
+                f"shard {self.name}: its folder {printable(self.folder)!r} is not like 'train/0000'"
+            )
+        for name in ("samples", "rows", "bytes"):
+            border.count(getattr(self, name), f"shard {self.name}: {name}", LARGEST_SHARD)
         # They become the names of files in the loader's cache.
         for name, digest in (("sha256", self.sha256), ("parquet_sha256", self.parquet_sha256)):
             if not isinstance(digest, str) or (digest and not SHA256.fullmatch(digest)):
-                raise FormatError(f"shard {self.name}: {name} {digest!r} is not 64 hexadecimal digits")
+                raise FormatError(
+                    f"shard {self.name}: {name} {printable(digest)!r} is not 64 hexadecimal digits"
+                )
 
     @property
     def path(self) -> str:
@@ -262,31 +215,26 @@ class Marker:
     def from_json(cls, text: str | bytes) -> Self:
         """Raises FormatError where the text is no marker, is of a newer format, or its counts contradict."""
         obj = _load(text, "marker")
-        try:
-            marker = cls(
-                split=obj["split"],
-                unit=obj["unit"],
-                recipe=obj["recipe"],
-                fields=tuple(Field.from_json(f) for f in obj["fields"]),
-                plan=obj["plan"],
-                shards=tuple(map(_finished_shard, obj["shards"])),
-                rejected=obj["rejected"],
-                timings=obj["timings"],
-                format=obj["format"],
-            )
-            counts = {
-                "samples": marker.samples,
-                "rows": marker.rows,
-                "fingerprint": fingerprint(marker.recipe),
-            }
-            wrong = [
-                f"{name} {obj[name]!r} is not {value!r}"
-                for name, value in counts.items()
-                if obj[name] != value
-            ]
-            rejected = sum(marker.rejected.values())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"not a marker: {error!r}") from error
+        split = border.text(border.part(obj, "split", "marker"), "marker.split", SPLIT_NAME)
+        fields = _fields(obj, "marker")
+        marker = cls(
+            split=split,
+            unit=border.count(border.part(obj, "unit", "marker"), "marker.unit"),
+            recipe=border.mapping(border.part(obj, "recipe", "marker"), "marker.recipe"),
+            fields=fields,
+            plan=border.mapping(border.part(obj, "plan", "marker"), "marker.plan"),
+            shards=_shards(obj, "marker", fields),
+            rejected=_rejected(obj, "marker"),
+            timings=border.mapping(border.part(obj, "timings", "marker"), "marker.timings"),
+            format=obj["format"],
+        )
+        counts = {"samples": marker.samples, "rows": marker.rows, "fingerprint": fingerprint(marker.recipe)}
+        wrong = [
+            f"{name} {printable(obj.get(name))!r} is not {value!r}"
+            for name, value in counts.items()
+            if obj.get(name) != value
+        ]
+        rejected = sum(marker.rejected.values())
         if marker.rows != marker.samples + rejected:
             wrong.append(f"{marker.samples} written + {rejected} rejected != {marker.rows} rows")
         if wrong:
@@ -347,34 +295,68 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Self:
         """Raises FormatError where the text is no manifest, or one of a newer format."""
         obj = _load(text, "manifest")
-        try:
-            splits = {
-                name: Split(
-                    s["plan"], s["units_done"], tuple(map(_finished_shard, s["shards"])), s["rejected"]
-                )
-                for name, s in obj["splits"].items()
-            }
-            manifest = cls(
-                obj["recipe"], tuple(Field.from_json(f) for f in obj["fields"]), splits, obj["format"]
-            )
-            recorded = obj["fingerprint"]
-            for split in splits.values():
-                _ = (
-                    split.units_done > split.plan["units"],
-                    sum(split.rejected.values()),
-                )  # numbers, or TypeError
-        except (KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"not a manifest: {error!r}") from error
-        if manifest.fingerprint != recorded:
+        fields = _fields(obj, "manifest")
+        splits = {}
+        for name, split in border.mapping(border.part(obj, "splits", "manifest"), "manifest.splits").items():
+            border.text(name, "manifest.splits", SPLIT_NAME)
+            splits[name] = _split(split, f"split {name}", fields)
+        recipe = border.mapping(border.part(obj, "recipe", "manifest"), "manifest.recipe")
+        manifest = cls(recipe, fields, splits, obj["format"])
+        if manifest.fingerprint != (recorded := border.part(obj, "fingerprint", "manifest")):
             raise FormatError(
-                f"manifest of fingerprint {recorded!r} holds a recipe of {manifest.fingerprint!r}"
+                f"manifest of fingerprint {printable(recorded)!r} holds a recipe of {manifest.fingerprint!r}"
             )
         return manifest
 
 
-def _finished_shard(obj: dict[str, Any]) -> Shard:
+def _split(obj: Any, place: str, fields: tuple[Field, ...]) -> Split:
+    obj = border.mapping(obj, place)
+    plan = border.mapping(border.part(obj, "plan", place), f"{place}: plan")
+    border.count(border.part(plan, "units", f"{place}: plan"), f"{place}: plan.units")
+    done = border.count(border.part(obj, "units_done", place), f"{place}: units_done")
+    return Split(plan, done, _shards(obj, place, fields), _rejected(obj, place))
+
+
+def _fields(obj: dict[str, Any], place: str) -> tuple[Field, ...]:
+    listed = border.sequence(border.part(obj, "fields", place), f"{place}.fields", 1000)
+    fields = tuple(Field.from_json(one, f"{place}.fields") for one in listed)
+    if len({one.name for one in fields}) != len(fields):
+        raise FormatError(f"{place}.fields: two of the same name")
+    return fields
+
+
+def _rejected(obj: dict[str, Any], place: str) -> dict[str, int]:
+    rejected = border.mapping(border.part(obj, "rejected", place), f"{place}: rejected")
+    for reason, rows in rejected.items():
+        border.text(reason, f"{place}: reason", REASON)
+        border.count(rows, f"{place}: rejected {reason}")
+    return rejected
+
+
+def _shards(obj: dict[str, Any], place: str, fields: tuple[Field, ...]) -> tuple[Shard, ...]:
+    """The shards of a marker or split. Samples do not fill more bytes than there are."""
+    listed = border.sequence(border.part(obj, "shards", place), f"{place}: shards", MOST_SHARDS)
+    shards = tuple(_finished_shard(one, place) for one in listed)
+    if len({shard.name for shard in shards}) != len(shards):
+        raise FormatError(f"{place}: two shards of the same name")
+    least = max(1, sum(one.known_bytes for one in fields))
+    for shard in shards:
+        if shard.samples * least > shard.bytes:
+            raise FormatError(
+                f"shard {shard.name}: {shard.samples} samples of at least {least} bytes do not fit in {shard.bytes}"
+            )
+    return shards
+
+
+def _finished_shard(obj: Any, place: str) -> Shard:
     """A shard that a marker or manifest lists: its files have hashes."""
-    shard = Shard(**obj)
+    try:
+        shard = Shard(**border.mapping(obj, f"{place}: shard"))
+    except TypeError as error:
+        raise FormatError(f"{place}: not a shard: {printable(error)}") from error
+    border.text(shard.bucket, f"shard {shard.name}: bucket", BUCKET)
+    if shard.samples > shard.rows:
+        raise FormatError(f"shard {shard.name}: {shard.samples} samples of {shard.rows} rows")
     for name, digest in (
         ("sha256", shard.sha256 or not shard.samples),
         ("parquet_sha256", shard.parquet_sha256),
@@ -385,13 +367,10 @@ def _finished_shard(obj: dict[str, Any]) -> Shard:
 
 
 def _load(text: str | bytes, what: str) -> dict[str, Any]:
-    try:
-        obj = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not a {what}: {error}") from error
-    if not isinstance(obj, dict) or not isinstance(obj.get("format"), int):
+    obj = border.json_object(text, what)
+    if not isinstance(obj.get("format"), int):
         raise FormatError(f"not a {what}: no format number")
-    if obj["format"] > FORMAT:
+    if border.count(obj["format"], "format") > FORMAT:
         raise FormatError(
             f"{what} of format {obj['format']}: this latentmill reads up to {FORMAT}; update it"
         )

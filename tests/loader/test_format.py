@@ -21,8 +21,8 @@ from loader.format import (
 )
 
 PLAN = {"units": 1}
-SHARD = Shard("train-00000", samples=2, rows=3, bytes=10240, sha256="a" * 64, parquet_sha256="b" * 64)
-FIELD = Field("moments_256", "moments", "float16", (8, 32, 32), scale=(1.0, 2.0), shift=0.5)
+SHARD = Shard("train-00000", samples=2, rows=3, bytes=102400, sha256="a" * 64, parquet_sha256="b" * 64)
+FIELD = Field("moments_256", "moments", "float16", (8, 32, 32), scale=(1.0, 2.0, 3.0, 4.0), shift=0.5)
 MARKER = Marker("train", 0, {"vae": "toy"}, (FIELD,), PLAN, (SHARD,), {"too_small": 1})
 MANIFEST = Manifest({"vae": "toy"}, (FIELD,), {"train": Split(PLAN, 1, (SHARD,), {"too_small": 1})})
 ODD: list[Any] = [None, -1, 10**30, "x", [], {}, [[]], {"a": "b"}, 1.5, True]
