@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 
@@ -47,6 +47,13 @@ LARGEST_SHARD = 1 << 48
 MOST_SHARDS = 10_000_000
 
 Kind = Literal["moments", "latents", "caption_latents", "caption_pooled"]
+# Of each kind: how its fields are named, and how many axes they have, least and most.
+KINDS = {
+    "moments": (re.compile(r"moments_\d{1,6}(_flipped)?"), 3, 3),
+    "latents": (re.compile(r"latents_\d{1,6}(_flipped)?"), 3, 3),
+    "caption_latents": (re.compile(r"caption_latents(_.+)?"), 2, 2),
+    "caption_pooled": (re.compile(r"caption_pooled(_.+)?"), 1, 2),
+}
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -87,13 +94,20 @@ class Field:
         shape = tuple(None if n is None else border.count(n, f"{place}.shape", LARGEST_MEMBER) for n in axes)
         made = cls(
             name=name,
-            kind=border.one_of(border.part(obj, "kind", place), f"{place}.kind", get_args(Kind)),
+            kind=border.one_of(border.part(obj, "kind", place), f"{place}.kind", KINDS),
             dtype=border.one_of(border.part(obj, "dtype", place), f"{place}.dtype", DTYPES),
             shape=shape,
             scale=_per_channel(obj.get("scale"), f"{place}.scale", shape),
             shift=_per_channel(obj.get("shift"), f"{place}.shift", shape),
         )
-        if 0 in shape or not shape or made.known_bytes > LARGEST_MEMBER:
+        names, least, most = KINDS[made.kind]
+        if not names.fullmatch(name) or not least <= len(shape) <= most:
+            raise FormatError(f"{place}: shape {list(shape)} or name is not one of kind {made.kind}")
+        if made.kind == "moments" and (not shape[0] or shape[0] % 2):
+            raise FormatError(
+                f"{place}: shape {list(shape)} does not begin with means and as many deviations"
+            )
+        if 0 in shape or made.known_bytes > LARGEST_MEMBER:
             raise FormatError(
                 f"{place}: an array of shape {list(shape)} is not of 1 to {LARGEST_MEMBER} bytes"
             )

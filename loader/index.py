@@ -1,14 +1,17 @@
-"""Where each member of each sample lies in its tar: from the parquet sidecar, or else from the tar's own headers.
+"""Where each member of each sample lies in a tar that has no sidecar: from the tar's own headers.
 
-A table is read when the first sample of its shard is. Tars without a sidecar are scanned once, header by header, and the
-result is kept in the cache folder under their path, size and time of change.
+Such tars are scanned once, header by header, and the result is kept in the cache folder under their path, size and time of
+change.
 """
 
+import functools
 import hashlib
 import logging
 import os
 import re
-import tarfile
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,82 +19,25 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from loader.format import FormatError
+from loader.printable import printable
+from loader.private_files import make_private_folder, open_private
+from loader.sidecar import Table
+from loader.tar_headers import tar_members
 
 I64 = npt.NDArray[np.int64]
 
 log = logging.getLogger("loader")
 
+VERSION = 2  # of what is remembered
 SAMPLE = re.compile(
     r"((?:.*/)?[^./]+)\.([^/]+)"
 )  # WebDataset's rule: the key ends at the first dot of the file name
 
 
-@dataclass(frozen=True)
-class Table:
-    """The samples of one shard. offset, size: of member M of each, in bytes. keys, captions: of all rows, as Arrow columns.
-
-    rows: which rows the samples are.
-    """
-
-    offset: dict[str, I64]
-    size: dict[str, I64]
-    rows: I64
-    keys: Any
-    captions: Any = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def key(self, sample: int) -> str:
-        return str(self.keys[int(self.rows[sample])])
-
-    def caption(self, sample: int) -> str | None:
-        """None where the tar itself has it."""
-        return None if self.captions is None else str(self.captions[int(self.rows[sample])])
-
-
-def read_sidecar(file: Any, members: Sequence[str], captions: bool) -> Table:
-    """The ok rows of a sidecar. Raises FormatError where it lacks the members."""
-    with pq.ParquetFile(file) as parquet:
-        columns = ["status", "key"] + ["caption"] * captions
-        columns += [f"{what}_{m}" for m in members for what in ("offset", "size")]
-        missing = set(columns) - set(parquet.schema_arrow.names)
-        if missing:
-            raise FormatError(f"the sidecar has no column {sorted(missing)}")
-        rows = parquet.read(columns, use_threads=False)
-    ok = np.flatnonzero([status == "ok" for status in rows["status"].to_pylist()])
-    places = {
-        column: _integers(rows[column])[ok] for column in columns if column.startswith(("offset_", "size_"))
-    }
-    for column, values in places.items():
-        if values.min(initial=0) < 0:
-            raise FormatError(f"the sidecar has an ok row without {column}")
-    return Table(
-        offset={m: places[f"offset_{m}"] for m in members},
-        size={m: places[f"size_{m}"] for m in members},
-        rows=ok,
-        keys=rows["key"],
-        captions=rows["caption"] if captions else None,
-    )
-
-
-def _integers(column: Any) -> I64:
-    """Values of an int64 column, -1 for null. Arrow's own way imports pandas, a tenth of a second before the first batch."""
-    out = []
-    for chunk in column.chunks:
-        valid, values = chunk.buffers()
-        numbers = np.frombuffer(values, np.int64, len(chunk), 8 * chunk.offset)
-        if valid is not None:
-            bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
-            numbers = np.where(bits[chunk.offset : chunk.offset + len(chunk)], numbers, -1)
-        out.append(numbers)
-    return np.concatenate([np.empty(0, np.int64), *out])
-
-
-# --- tars without a sidecar -------------------------------------------------------------------------------------------
+class DoubledMember(FormatError):
+    """Two members of one name: which of them is meant, nobody can say."""
 
 
 @dataclass(frozen=True)
@@ -116,25 +62,31 @@ class Scan:
         )
 
 
-def scan(file: BinaryIO, size: int) -> Scan:
-    """Read the headers of a tar. What lies beyond a truncation is left out. Raises FormatError for a doubled member."""
+def scan(file: BinaryIO, size: int, name: str) -> Scan:
+    """Read the headers of a tar. What lies beyond a cut or damage is left out, with a line in the log.
+
+    Raises FormatError for what is no tar, and for a doubled member.
+    """
     rows: dict[str, dict[str, tuple[int, int]]] = {}
-    file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                match = SAMPLE.fullmatch(info.name)
-                if not match or not info.isreg() or info.offset_data + info.size > size:
-                    continue
-                members = rows.setdefault(match[1], {})
-                name = match[2].removesuffix(".npy")
-                if name in members:
-                    raise FormatError(f"two members {info.name!r}")
-                members[name] = info.offset_data, info.size
-    except tarfile.TarError as error:
+        for path, offset, length in tar_members(file, size):
+            match = SAMPLE.fullmatch(path)
+            if not match:
+                continue
+            members = rows.setdefault(match[1], {})
+            extension = match[2].removesuffix(".npy")
+            if extension in members:
+                raise DoubledMember(f"two members {printable(path)}")
+            members[extension] = offset, length
+    except DoubledMember:
+        raise
+    except FormatError as error:
         if not rows:
-            raise FormatError(f"not a tar: {error}") from error
-        log.warning("%s: %s; the %d samples before it stay", file.name, error, len(rows))
+            raise
+        log.warning(
+            "%s is cut or damaged: %s; of its samples only those before it are read, %d of them",
+            *(printable(name), error, len(rows)),
+        )
     names = sorted({name for members in rows.values() for name in members})
     places = {
         n: np.array([m.get(n, (-1, -1)) for m in rows.values()], np.int64).reshape(-1, 2) for n in names
@@ -144,31 +96,65 @@ def scan(file: BinaryIO, size: int) -> Scan:
 
 
 def scan_cached(path: Path, cache: Path) -> Scan:
-    """`scan`, remembered in the cache folder for as long as the tar's size and time of change stay."""
+    """`scan`, remembered in the cache folder for as long as the tar's size and time of change stay.
+
+    What is remembered is read only if it is whole; where nothing can be remembered, the tar is scanned at every start.
+    """
     status = path.stat()
-    identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()
+    identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {VERSION}".encode()
     kept = cache / "index" / f"{hashlib.sha256(identity).hexdigest()}.npz"
+    if (known := _remembered(kept, status.st_size)) is not None:
+        return known
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
+        with path.open("rb") as file:
+            found = scan(file, status.st_size, str(path))
+    except FormatError as error:
+        raise FormatError(f"{printable(path)}: {error}") from error
+    try:
+        _remember(kept, found)
+    except OSError as error:
+        _told_once(
+            f"{cache}: {error}; tars without a sidecar are scanned again at every start. Set cache_dir"
+        )
+    return found
+
+
+def _remembered(kept: Path, size: int) -> Scan | None:
+    try:
+        with open(open_private(kept), "rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = [name.removeprefix("offset ") for name in arrays.files if name.startswith("offset ")]
-            return Scan(
+            found = Scan(
                 arrays["keys"],
                 {n: arrays[f"offset {n}"] for n in names},
                 {n: arrays[f"size {n}"] for n in names},
             )
     except FileNotFoundError:
-        pass
-    try:
-        with path.open("rb") as file:
-            found = scan(file, status.st_size)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-    arrays = {"keys": found.keys}
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        log.warning("%s: %s; scanning the tar again", printable(kept), printable(error))
+        return None
+    columns = [*found.offset.values(), *found.size.values()]
+    whole = all(
+        c.dtype == np.int64 and c.shape == found.keys.shape and c.max(initial=0) <= size for c in columns
+    )
+    return found if whole and found.keys.dtype.kind == "U" and found.keys.ndim == 1 else None
+
+
+def _remember(kept: Path, found: Scan) -> None:
+    arrays: dict[str, Any] = {"keys": found.keys}
     arrays |= {f"offset {n}": values for n, values in found.offset.items()}
     arrays |= {f"size {n}": values for n, values in found.size.items()}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as out:
-        np.savez(out, **arrays)
-    temporary.replace(kept)
-    return found
+    make_private_folder(kept.parent)
+    descriptor, temporary = tempfile.mkstemp(suffix=".tmp", dir=kept.parent)
+    try:
+        with open(descriptor, "wb") as out:
+            np.savez(out, **arrays)
+        os.replace(temporary, kept)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@functools.cache
+def _told_once(message: str) -> None:
+    log.warning("%s", printable(message))

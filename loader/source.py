@@ -4,6 +4,7 @@ Opening a dataset reads its manifest and nothing else, however many shards there
 manifest, is scanned instead (index.py).
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -15,15 +16,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from loader.folders import Files, LocalFolder
-from loader.format import MANIFEST, Field, FormatError, Kind, Manifest, parse_npy
-from loader.index import Table, read_sidecar, scan, scan_cached
+from loader.format import MANIFEST, Field, FormatError, Kind, Manifest
+from loader.index import DoubledMember, Scan, scan, scan_cached
+from loader.npy import npy_array
+from loader.printable import printable
+from loader.sidecar import Table, read_sidecar
 
 log = logging.getLogger("loader")
 
 IMAGE_MEMBER = re.compile(r"(moments|latents)_\d+(_flipped)?")
+GUESSES = 16  # samples that are tried for the shape of a field
 TEXT_MEMBER = re.compile(r"(caption_latents|caption_pooled)(_.+)?")
 
 
@@ -116,15 +120,14 @@ class ManifestSource:
                 "%s/%s.parquet is missing: reading the headers of the tar", self.files.url, shard.path
             )
             with os.fdopen(os.dup(tar), "rb") as file:
-                table = scan(file, shard.bytes).table(members, captions)
+                table = scan(file, shard.bytes, f"{self.files.url}/{shard.path}.tar").table(members, captions)
         else:
-            try:
-                with os.fdopen(sidecar, "rb") as file:
-                    table = read_sidecar(file, members, captions)
-            except pa.ArrowException as error:
-                raise FormatError(f"{shard.name}.parquet: {error}") from error
-        ends = [(table.offset[m] + table.size[m]).max(initial=0) for m in members]
-        if len(table) != shard.samples or max(ends, default=0) > shard.bytes:
+            with os.fdopen(sidecar, "rb") as file:
+                try:
+                    table = read_sidecar(file, members, captions, shard.rows, shard.bytes)
+                except (OSError, FormatError) as error:
+                    raise FormatError(f"{shard.name}.parquet: {printable(error)}") from error
+        if len(table) != shard.samples:
             raise FormatError(f"{shard.name}.parquet does not belong to {shard.name}.tar")
         return table
 
@@ -136,10 +139,11 @@ class TarSource:
         self.files, self._cache = files, cache
         self.recipe: dict[str, Any] = {}
         self.fingerprint = ""
-        self._paths = sorted(files.path.rglob("*.tar"))
+        self._paths = _tars_below(files.path)
         self.names = self.paths = [str(path.relative_to(files.path)) for path in self._paths]
         if not self._paths:
             raise ValueError(f"{files.url}: no {MANIFEST} and no .tar there")
+        self._unreadable: dict[Path, str] = {}
         self.buckets = [""] * len(self._paths)
         self.fields = self._guess_fields()
 
@@ -159,17 +163,30 @@ class TarSource:
         return False
 
     def _scan(self, path: Path, members: Sequence[str], captions: bool) -> Table:
-        return scan_cached(path, self._cache).table(members, captions)
+        return self._found(path).table(members, captions)
+
+    def _found(self, path: Path) -> Scan:
+        """What the headers say; nothing of a file that is no tar, which is told once. Raises FormatError for a doubled member."""
+        try:
+            return scan_cached(path, self._cache)
+        except DoubledMember:
+            raise
+        except FormatError as error:
+            if path not in self._unreadable:
+                self._unreadable[path] = str(error)
+                log.warning("%s; it is left out, and the other tars are read", error)
+            return Scan(np.empty(0, np.str_), {}, {})
 
     def _guess_fields(self) -> tuple[Field, ...]:
         """Fields by their member names, dtypes and shapes by the first sample that has them."""
         for path in self._paths:
-            found = scan_cached(path, self._cache)
+            found = self._found(path)
             guesses = [self._guess(path, name, found.offset[name], found.size[name]) for name in found.offset]
             if fields := tuple(guess for guess in guesses if guess is not None):
                 return fields
         raise ValueError(
             f"{self.files.url}: no tar there holds latents_R.npy, moments_R.npy or caption_latents.npy"
+            + "".join(f"; {reason}" for reason in list(self._unreadable.values())[:1])
         )
 
     def _guess(
@@ -180,15 +197,39 @@ class TarSource:
             return None
         kinds: dict[str, Kind] = {"moments": "moments", "latents": "latents"}
         kinds |= {"caption_latents": "caption_latents", "caption_pooled": "caption_pooled"}
-        first = int(np.flatnonzero(offset >= 0)[0])
-        with path.open("rb") as file:
-            file.seek(int(offset[first]))
-            dtype, shape, _ = parse_npy(file.read(int(size[first])))
+        first = _first_array(path, offset, size)
+        if first is None:
+            return None
         ragged = len(np.unique(size[offset >= 0])) > 1
+        shape: tuple[int, ...] = first.shape
         axes: tuple[int | None, ...] = (
             (None, *shape[1:]) if ragged and match[1] == "caption_latents" else shape
         )
-        return Field(name, kinds[match[1]], dtype.name, axes)
+        return Field(name, kinds[match[1]], first.dtype.name, axes)
+
+
+def _first_array(
+    path: Path, offset: npt.NDArray[np.int64], size: npt.NDArray[np.int64]
+) -> npt.NDArray[Any] | None:
+    """The first of a few members that is a readable .npy."""
+    with path.open("rb") as file:
+        for index in np.flatnonzero(offset >= 0)[:GUESSES].tolist():
+            file.seek(int(offset[index]))
+            with contextlib.suppress(FormatError):
+                return npy_array(file.read(int(size[index])))
+    return None
+
+
+def _tars_below(folder: Path) -> list[Path]:
+    """All tars, sorted; links to folders are followed, each folder once. macOS's `._` files are none."""
+    found, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(parent, name) for name in files if name.endswith(".tar") and not name.startswith("._")]
+    return sorted(found)
 
 
 Source = ManifestSource | TarSource
