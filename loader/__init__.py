@@ -6,8 +6,8 @@ for batch in batches: ...            # batches.state_dict() / load_state_dict(st
 """
 
 from loader.as_webdataset import as_webdataset
-from loader.batch import noise
 from loader.dataset import LatentDataset
+from loader.draw import noise
 from loader.format import FormatError
 from loader.loader import Loader, make_loader
 from loader.source import DataError

@@ -4,24 +4,18 @@ Threads (the default) fill batches in this process: reading releases the interpr
 processes. `num_workers` processes do the same through torch's DataLoader.
 """
 
-import itertools
-import logging
 import time
 import weakref
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
-
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from typing import Any, Literal, Unpack
 
 from loader.batch import Batch
-from loader.dataset import LatentDataset, Path_, State
-
-log = logging.getLogger("loader")
-
-STALL = 30.0  # seconds
-Counted = tuple[Batch, Counter[str]]
+from loader.dataset import LatentDataset
+from loader.options import Options, Path_
+from loader.samples import BatchSampler, Samples
+from loader.state import State
+from loader.streams import Counted, as_it_is, in_processes, in_threads
 
 
 def make_loader(
@@ -31,18 +25,18 @@ def make_loader(
     num_workers: int = 0,
     num_threads: int = 2,
     prefetch: int = 2,
-    pin_memory: bool = False,
     multiprocessing_context: str | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> "Loader":
     """An endlessly repeatable iterable of batches: each `for` gives the rest of the present epoch, the next one the next epoch.
+
+    What a batch holds: see `LatentDataset`.
 
     num_workers: processes that read; 0, the fastest for shards at hand: threads of this process.
     num_threads: without workers, batches made at the same time.
     prefetch: batches ready ahead (of each worker); also across the end of an epoch.
-    pin_memory: for `.to(device, non_blocking=True)`.
     multiprocessing_context: "fork", "spawn" or "forkserver".
-    options: as of LatentDataset.
+    options: see `loader.options.Options`.
     """
     for name, value, least in (
         ("num_workers", num_workers, 0),
@@ -51,16 +45,22 @@ def make_loader(
     ):
         if value < least:
             raise ValueError(f"{name}={value} is less than {least}")
+    pin_memory = options.get("pin_memory", False)
+    if num_workers:  # the process that gets a worker's batch pins it
+        options["pin_memory"] = False
     dataset = LatentDataset(paths, batch_size, **options)
-    dataset.pin_memory = pin_memory and not num_workers
     return Loader(dataset, num_workers, num_threads, prefetch, pin_memory, multiprocessing_context)
 
 
 class Loader:
     """What make_loader returns. `accelerator.prepare` leaves it as it is: ranks already get their own batches.
 
-    It offers what `accelerator.register_for_checkpointing` asks for: state_dict and load_state_dict.
+    It offers what `accelerator.register_for_checkpointing` asks for, state_dict and load_state_dict, and what scripts and
+    `accelerator.skip_first_batches` look for on a DataLoader: batch_size, drop_last, dataset, batch_sampler, set_epoch.
     """
+
+    sampler = None
+    collate_fn = staticmethod(as_it_is)
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Loader:
         pin_memory: bool,
         multiprocessing_context: str | None,
     ) -> None:
-        self.dataset = dataset
+        self._batches = dataset
         self._workers, self._threads, self._prefetch = num_workers, num_threads, prefetch
         self._pin_memory, self._context = pin_memory, multiprocessing_context
         self._stream: Generator[Counted] | None = None
@@ -81,36 +81,53 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on every rank."""
-        return len(self.dataset)
+        return len(self._batches)
+
+    @property
+    def batch_size(self) -> int:
+        return self._batches.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        return self._batches.drop_last
+
+    @property
+    def dataset(self) -> Samples:
+        """The samples of the present epoch, of all ranks: `len(loader.dataset)` is how many they are."""
+        return Samples(self._batches, self._take)
+
+    @property
+    def batch_sampler(self) -> BatchSampler:
+        """Positions of this rank's batches in the present epoch, from its beginning."""
+        return BatchSampler(self._batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of `epoch`, unless it is the present one. No loop needs it: epochs follow each other."""
+        before = self._batches.epoch
+        self._batches.set_epoch(epoch)
+        if epoch != before:
+            self.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        dataset = self.dataset
-        if self._stream is None:
-            self._stream = self._start()
-            # At the end of the program too, while threads can still be told to stop.
-            self._finalizer = weakref.finalize(self, self._stream.close)
-        stream = self._stream
+        dataset = self._batches
+        if dataset.begin():
+            self.close()
+        stream = self._open_stream()
         for _ in range(dataset.batches_left(dataset.position)):
-            asked = time.perf_counter()
-            try:
-                batch, counts = next(stream)
-            except BaseException:
-                self._stream = None
-                raise
-            self._waited += time.perf_counter() - asked
-            self._counts.update(counts)
-            dataset.step_over_batch()
-            yield batch
+            yield self._next(stream)
             if self._stream is not stream:  # load_state_dict was called in the middle of the epoch
                 return
 
     def state_dict(self) -> State:
         """A few integers, the same on every rank. Batches that are ready but not yet handed out do not count."""
-        return self.dataset.state_dict()
+        return self._batches.state_dict()
 
-    def load_state_dict(self, state: State) -> None:
-        """Go on where `state` was taken, with any number of ranks and workers. Raises ValueError for another order."""
-        self.dataset.load_state_dict(state)
+    def load_state_dict(self, state: State, shards: Literal["same", "added"] = "same") -> None:
+        """Go on where `state` was taken, with any number of ranks and workers. Raises ValueError for another order.
+
+        shards: "added": there may be more shards than there were; then at the beginning of a new epoch, with all of them.
+        """
+        self._batches.load_state_dict(state, shards)
         self.close()
 
     def close(self) -> None:
@@ -135,7 +152,7 @@ class Loader:
             "waiting": self._waited,
             "substitutes": counts["substitutes"],
             "mixture": {
-                url: counts[f"path {n}"] / max(samples, 1) for n, url in enumerate(self.dataset.urls)
+                url: counts[f"path {n}"] / max(samples, 1) for n, url in enumerate(self._batches.urls)
             },
             **{
                 name: n
@@ -144,71 +161,40 @@ class Loader:
             },
         }
 
-    def _start(self) -> Generator[Counted]:
-        if self._workers == 0:
-            return _in_threads(self.dataset, self._threads, self._prefetch)
-        return _in_processes(self.dataset, self._workers, self._prefetch, self._pin_memory, self._context)
+    def _take(self, position: int) -> Batch:
+        """The batch that begins at `position` of the present epoch; the next one is ready ahead."""
+        if self._batches.position != position:
+            self._batches.go_to(position)
+            self.close()
+        return self._next(self._open_stream())
 
+    def _next(self, stream: Generator[Counted]) -> Batch:
+        asked = time.perf_counter()
+        try:
+            batch, counts = next(stream)
+        except BaseException:
+            self._stream = None
+            raise
+        self._waited += time.perf_counter() - asked
+        self._counts.update(counts)
+        self._batches.step_over_batch()
+        return batch
 
-def _in_threads(dataset: LatentDataset, threads: int, prefetch: int) -> Generator[Counted]:
-    turns, reader, ahead = dataset.turns(), dataset.reader, dataset.fetch_ahead()
-    ready = deque[Future[Counted]]()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
-    try:
-        while True:
-            while len(ready) <= prefetch:
-                ready.append(pool.submit(reader.read, *next(turns)))
-                if ahead:
-                    ahead.advance()
-            yield _wait_for(ready.popleft(), dataset)
-    finally:
-        dataset.cache.stop.set()
-        if ahead:
-            ahead.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+    def _open_stream(self) -> Generator[Counted]:
+        if self._stream is None:
+            if self._workers == 0:
+                stream = in_threads(self._batches, self._threads, self._prefetch)
+            else:
+                stream = in_processes(
+                    self._batches, self._workers, self._prefetch, self._pin_memory, self._context
+                )
+            self._stream = stream
+            # At the end of the program too, while threads can still be told to stop.
+            self._finalizer = weakref.finalize(self, stream.close)
+        return self._stream
 
-
-def _wait_for(batch: Future[Counted], dataset: LatentDataset) -> Counted:
-    """With a line in the log for every so many seconds without it."""
-    for number in itertools.count(1):
-        wait([batch], timeout=STALL)
-        if batch.done():
-            break
-        log.warning(
-            "waiting since %.0f s for the batch at epoch %d, position %d; being fetched: %s",
-            number * STALL,
-            dataset.epoch,
-            dataset.position,
-            ", ".join(sorted(dataset.cache.busy)) or "nothing",
-        )
-    return batch.result()
-
-
-class _Turns(IterableDataset[Counted]):
-    """A worker's batches, without end."""
-
-    def __init__(self, dataset: LatentDataset) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Counted]:
-        worker = get_worker_info()
-        assert worker is not None
-        share = worker.id, worker.num_workers
-        reader, ahead = self.dataset.reader, self.dataset.fetch_ahead(*share)
-        for turn in self.dataset.turns(*share):
-            yield reader.read(*turn)
-            if ahead:
-                ahead.advance()
-
-
-def _in_processes(
-    dataset: LatentDataset, workers: int, prefetch: int, pin_memory: bool, context: str | None
-) -> Generator[Counted]:
-    yield from DataLoader(
-        _Turns(dataset),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=prefetch,
-        pin_memory=pin_memory,
-        multiprocessing_context=context,
-    )
+    def __getstate__(self) -> dict[str, Any]:
+        """Where it is; what it has ready stays behind, and the copy starts threads or workers of its own."""
+        state = {**self.__dict__, "_stream": None, "_started": time.perf_counter(), "_counts": Counter()}
+        state.pop("_finalizer", None)
+        return {**state, "_waited": 0.0}

@@ -16,17 +16,19 @@ four shards into every batch, and the source positions of neighbours correlate b
 (about one over the shards of a window). A window that is not several shards long does little for shards that are sorted.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from math import gcd, lcm
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.counter_rng import keyed, permute
+from loader.proportions import Parts, cut_into_parts, integer_weights, mix_in, weights_by_path
+
+log = logging.getLogger("loader")
 
 I64 = npt.NDArray[np.int64]
 SHARDS, WINDOWS, DETOURS = 1, 2, 3  # what a hash is for
@@ -63,6 +65,10 @@ class Order:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_epochs", OrderedDict())
+        parts = cut_into_parts(
+            self.shards, self.groups, self.weights, self.lengths, self.unit, self.partitions
+        )
+        object.__setattr__(self, "_parts", parts)
 
     @property
     def num_samples(self) -> int:
@@ -71,40 +77,44 @@ class Order:
 
     def locate(self, epoch: int, positions: I64, attempt: int = 0) -> Places:
         """The samples at `positions` of `epoch`; with `attempt` > 0, a substitute for each, the same at every call."""
-        unit, offset = np.divmod(positions % self.num_samples, self.unit)
-        partition, index = self._deal(unit)
-        index += epoch * (
-            self._cut(sum(self.lengths), partition + 1) - self._cut(sum(self.lengths), partition)
-        )
-        group, index = _mix(index, self.weights)
-        shard, row = np.empty_like(index), np.empty_like(index)
-        for number in np.unique(group):
-            mine = group == number
-            length = self.lengths[number]
-            start = self._cut(length, partition[mine])
-            size = self._cut(length, partition[mine] + 1) - start
-            group_epoch, turn = np.divmod(index[mine], size)
-            for one in np.unique(group_epoch):
-                now = group_epoch == one
-                at = np.flatnonzero(mine)[now]
-                place = self._place(
-                    int(number), int(one), partition[at], turn[now] * self.unit + offset[at], attempt
-                )
-                shard[at], row[at] = self._look_up(int(number), int(one), place)
+        shard, row = np.empty_like(positions), np.empty_like(positions)
+        for group, partition, group_epoch, turn, at in self._turns(epoch, positions):
+            place = self._place(group, group_epoch, partition, turn, attempt)
+            shard[at], row[at] = self._look_up(group, group_epoch, place)
         return Places(shard, row)
 
-    def _cut(self, total: int, number: I64) -> I64:
-        """Where partition `number` begins in `total` positions."""
-        return number * total // self.partitions
+    def is_padding(self, epoch: int, positions: I64) -> npt.NDArray[np.bool_]:
+        """True where a position only fills up a batch: the sample there is another position's as well."""
+        padding = positions >= self.num_samples
+        for group, partition, _, turn, at in self._turns(epoch, positions):
+            padding[at] |= turn >= np.diff(vars(self)["_parts"].bounds[group])[partition]
+        return padding
+
+    def _turns(self, epoch: int, positions: I64) -> Iterator[tuple[int, I64, int, I64, I64]]:
+        """(group, partition, epoch of the group, turn in samples, which positions) of the positions, group by group."""
+        unit, offset = np.divmod(positions % self.num_samples, self.unit)
+        partition, index = self._deal(unit)
+        parts: Parts = vars(self)["_parts"]
+        index += epoch * parts.totals[partition]
+        group = np.empty_like(index)
+        for one in np.unique(partition):
+            at = np.flatnonzero(partition == one)
+            group[at], index[at] = mix_in(index[at], parts.weights[one])
+        for number in np.unique(group):
+            mine = group == number
+            group_epoch, turn = np.divmod(index[mine], parts.units[number][partition[mine]])
+            for now in np.unique(group_epoch):
+                at = np.flatnonzero(mine)[group_epoch == now]
+                turns = turn[group_epoch == now] * self.unit + offset[at]
+                yield int(number), partition[at], int(now), turns, at
 
     def _deal(self, unit: I64) -> tuple[I64, I64]:
         """(partition, index in it). Full rounds first; then what is left of each partition, one after another."""
-        total, parts, stride = sum(self.lengths), self.partitions, self.stride
-        rounds = total // parts // stride
+        totals, parts, stride = vars(self)["_parts"].totals, self.partitions, self.stride
+        rounds = int(totals.min()) // stride
         turn, inside = np.divmod(unit, stride)
         partition, index = turn % parts, turn // parts * stride + inside
-        bounds = np.arange(parts + 1, dtype=np.int64)
-        rest = np.diff(self._cut(total, bounds)) - rounds * stride
+        rest = totals - rounds * stride
         ends = rounds * stride * parts + np.cumsum(rest)
         tail = unit >= rounds * stride * parts
         last = np.searchsorted(ends, unit[tail], side="right")
@@ -117,9 +127,9 @@ class Order:
 
         A substitute takes the place of another turn, of the same window as long as there is hope.
         """
-        total = int(self.shards[self.groups[group]].sum())
-        first = self._cut(total, partition)
-        size = self._cut(total, partition + 1) - first
+        bounds = vars(self)["_parts"].bounds[group]
+        first = bounds[partition]
+        size = bounds[partition + 1] - first
         turn = turn % size
         window, start, length = self._window(turn, size)
         if attempt:
@@ -163,29 +173,6 @@ class Order:
         return known
 
 
-def _mix(index: I64, weights: Sequence[int]) -> tuple[I64, I64]:
-    """(group, how many times the group came before) of each index. Any stretch of n holds `n * weight / total` of a group, give or take one or two.
-
-    A group takes its share of the whole as evenly as integers allow (Bresenham's line), the next its share of the rest, ...
-    """
-    group = np.full_like(index, len(weights) - 1)
-    rest, todo = index.copy(), np.ones(len(index), bool)
-    for number, weight in enumerate(weights[:-1]):
-        total = sum(weights[number:])
-        before, after = _share(rest, weight, total), _share(rest + 1, weight, total)
-        mine = todo & (after > before)
-        group[mine], rest[mine] = number, before[mine]
-        todo &= ~mine
-        rest[todo] -= before[todo]
-    return group, rest
-
-
-def _share(count: I64, weight: int, total: int) -> I64:
-    """`count * weight / total`, rounded; in two parts, so that nothing overflows."""
-    whole, part = np.divmod(count, total)
-    return whole * weight + (part * weight + total // 2) // total
-
-
 def mixture(counts: Sequence[I64], weights: Sequence[float] | None, **options: Any) -> Order:
     """The order of one or several datasets, given the samples of each one's shards; weighted, or all of each once."""
     ends = np.cumsum([len(count) for count in counts])
@@ -204,37 +191,47 @@ def mixture(counts: Sequence[I64], weights: Sequence[float] | None, **options: A
     return Order(np.concatenate(counts), groups, integer_weights(weights), lengths, **options)
 
 
-def bucketed(counts: I64, buckets: Sequence[str], batch_size: int, drop_last: bool, **options: Any) -> Order:
+def bucketed(
+    counts: I64,
+    buckets: Sequence[str],
+    batch_size: int,
+    drop_last: bool,
+    *,
+    paths: Sequence[int] = (),
+    weights: Sequence[float] | None = None,
+    **options: Any,
+) -> Order:
     """The order of shards of several image shapes: every batch is of one bucket, and all buckets are spread over the epoch.
 
     What does not fill the last batch of a bucket is left out of the epoch, or padded from the bucket's beginning.
+    paths: number of the path of each shard. With `weights`, one for each path, a batch is of one path as well.
     """
     names = np.array(buckets)
     if (counts[names == ""] > 0).any():
         raise ValueError(
             "the images are of several shapes, and the manifest does not say which shard is of which bucket"
         )
-    if options["partitions"] > 1:
-        raise ValueError(
-            f"partitions={options['partitions']}: shards of several buckets cannot be partitioned"
-        )
-    groups = tuple(np.flatnonzero(names == name) for name in sorted(set(buckets)))
+    shares = weights if weights is not None and len(weights) > 1 else None
+    mixed = shares is not None
+    path = np.array(paths) if mixed else np.zeros(len(counts), np.int64)
+    kinds = sorted({(int(p), str(n)) for p, n in zip(path, names, strict=True)})
+    groups = [np.flatnonzero((path == p) & (names == n)) for p, n in kinds]
     sizes = [int(counts[group].sum()) for group in groups]
     batches = [size // batch_size if drop_last else -(-size // batch_size) for size in sizes]
-    groups = tuple(group for group, number in zip(groups, batches, strict=True) if number)
-    lengths = tuple(number for number in batches if number)
-    return Order(counts, groups, lengths, lengths, unit=batch_size, **options)
-
-
-def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    """The smallest integers in the given proportion: [0.1, 0.9] and [1, 9] are (1, 9)."""
-    try:
-        exact = [Fraction(str(weight)) for weight in weights]
-    except ValueError as error:
-        raise ValueError(f"weights={list(weights)!r}: each must be a number") from error
-    scale = lcm(*(weight.denominator for weight in exact))
-    whole = [int(weight * scale) for weight in exact]
-    common = gcd(*whole)
-    if min(whole) <= 0 or sum(whole) // common >= 2**31:
-        raise ValueError(f"weights={list(weights)!r}: each must be above 0, and of at most nine digits")
-    return tuple(weight // common for weight in whole)
+    for (_, name), size, number in zip(kinds, sizes, batches, strict=True):
+        if size and not number:
+            log.warning(
+                "bucket %s holds %d samples, which never fill a batch of %d and are not read; lower batch_size, or give "
+                "drop_last=False",
+                *(name, size, batch_size),
+            )
+    kept = [index for index, number in enumerate(batches) if number]
+    lengths = tuple(batches[index] for index in kept)
+    mixing = weights_by_path([kinds[index][0] for index in kept], lengths, shares) if shares else lengths
+    smallest = min(lengths, default=0) if mixed else sum(lengths)
+    if lengths and smallest < options["partitions"]:
+        raise ValueError(
+            f"partitions={options['partitions']}: {smallest} batches of {'a bucket' if mixed else 'all buckets'} "
+            "are too few for them"
+        )
+    return Order(counts, tuple(groups[index] for index in kept), mixing, lengths, unit=batch_size, **options)

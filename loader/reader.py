@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from loader.batch import Batch, Draw, Work
+from loader.batch import Batch, Work
 from loader.buffers import Buffers
 from loader.cache import Cache
+from loader.draw import Draw
 from loader.format import FormatError
 from loader.order import ATTEMPTS, I64, Order
 from loader.select import Selection

@@ -53,30 +53,57 @@ def select_image(source: Source, resolution: int | None, scale: Scale | None, sh
     return field
 
 
+def find_flipped(source: Source, image: Field) -> Field | None:
+    """The field of the mirror images, if the shards have one."""
+    return next((field for field in source.fields if field.name == f"{image.name}_flipped"), None)
+
+
 def select_flipped(source: Source, image: Field) -> Field:
-    for field in source.fields:
-        if field.name == f"{image.name}_flipped":
-            return field
+    if field := find_flipped(source, image):
+        return field
     raise ValueError(
         f"flip_prob: {source.files.url} has no {image.name}_flipped; make it with precompute's --flip"
     )
 
 
-def select_text(
-    source: Source, encoders: Sequence[str] | None, kind: Literal["latents", "pooled"]
-) -> tuple[Field, ...]:
-    """The caption fields of the named encoders, in that order; None: all there are. Of those not all may be pooled."""
-    stem = text_field_name(kind)
-    found = {f.name.removeprefix(stem).removeprefix("_"): f for f in source.fields if f.kind == stem}
+def select_text(source: Source, encoders: Sequence[str] | None) -> tuple[Field, ...]:
+    """The `caption_latents` of the named encoders, in that order; None: all there are."""
+    found = _by_encoder(source, "latents")
     wanted = list(found) if encoders is None else encoders
     for name in wanted:
-        if name not in found and kind == "latents":
+        if name not in found:
             raise ValueError(f"text_encoders={list(wanted)}: {source.files.url} has {sorted(found)}")
-    if kind == "pooled" and not any(name in found for name in wanted):
+    return tuple(found[name] for name in wanted)
+
+
+def select_pooled(
+    source: Source, encoders: Sequence[str] | None, pooled: bool | Sequence[str] | str
+) -> tuple[Field, ...]:
+    """The `caption_pooled` of the encoders that `pooled` names; True: of those of `encoders` that have one."""
+    if pooled is False:
+        return ()
+    found = _by_encoder(source, "pooled")
+    if pooled is True:
+        names = [name for name in (found if encoders is None else encoders) if name in found]
+    else:
+        names = [pooled] if isinstance(pooled, str) else list(pooled)
+    make = "make it with precompute's --text-encoder ID?pooled"
+    if not names:
+        raise ValueError(f"pooled={pooled!r}: {source.files.url} has no caption_pooled of them; {make}")
+    if not found.keys() >= set(names):
         raise ValueError(
-            f"pooled=True: {source.files.url} has no {stem} of them; make it with precompute's --text-encoder ID?pooled"
+            f"pooled={pooled!r}: {source.files.url} has caption_pooled of {sorted(found)}; name these, or {make}"
         )
-    return tuple(found[name] for name in wanted if name in found)
+    return tuple(found[name] for name in names)
+
+
+def encoder_of(field: Field) -> str:
+    """The name of the text encoder that made a field, "" the unnamed one."""
+    return field.name.removeprefix(field.kind).removeprefix("_")
+
+
+def _by_encoder(source: Source, kind: Literal["latents", "pooled"]) -> dict[str, Field]:
+    return {encoder_of(field): field for field in source.fields if field.kind == text_field_name(kind)}
 
 
 def check_alike(

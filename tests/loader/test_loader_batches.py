@@ -19,7 +19,13 @@ from tests.support.made_up_shards import FIELDS, SCALE, D, T, arrays, write_shar
 
 
 def one_epoch(path: Path, batch_size: int = 10, **options: Any) -> list[dict[str, Any]]:
-    options = {"resolution": 256, "text_encoders": [""], "extras": ["key", "caption"], **options}
+    options = {
+        "resolution": 256,
+        "text_encoders": [""],
+        "extras": ["key", "caption"],
+        "flip_prob": 0,
+        **options,
+    }
     return list(LatentDataset(path, batch_size, **options))
 
 
@@ -231,13 +237,15 @@ def test_a_damaged_sample_is_replaced_counted_and_named(
 ) -> None:
     path = write_shards(tmp_path / "a", [20, 20])
     spoil(path, "k000005")
-    loader = make_loader(path, 10, resolution=256, text_encoders=[""], extras=["key"])
+    loader = make_loader(path, 10, resolution=256, text_encoders=[""], extras=["key"], flip_prob=0)
     keys = [key for batch in loader for key in batch["key"]]
     assert len(keys) == 40 and "k000005" not in keys and len(set(keys)) == 39
     assert loader.stats()["substitutes"] == 1
     assert "train-00000, key k000005: not a version 1.0 .npy file" in caplog.text
     assert keys == [
-        k for b in make_loader(path, 10, resolution=256, text_encoders=[""], extras=["key"]) for k in b["key"]
+        key
+        for batch in make_loader(path, 10, resolution=256, text_encoders=[""], extras=["key"], flip_prob=0)
+        for key in batch["key"]
     ]
 
 
@@ -336,7 +344,7 @@ def test_nothing_readable_is_an_error_not_a_hang(tmp_path: Path) -> None:
             {"text_encoders": "t5", "pooled": True},
             r"pooled=True: .* has no caption_pooled of them; make it with",
         ),
-        ({"extras": "caption_latents"}, r"extras=\('caption_latents',\) is out of range"),
+        ({"extras": "caption_latents"}, "extras='caption_latents': expected 'key', 'caption' or a list"),
         ({"text_encoders": ["llama"]}, r"text_encoders=\['llama'\]: .* has \['', 't5'\]"),
         ({"resolution": 512, "flip_prob": 0.5}, "has no latents_512_flipped"),
         ({"scale": 0.5}, "scale=0.5"),
@@ -371,3 +379,126 @@ def test_unmixable_recipes_are_refused_with_what_differs(shards: Path, tmp_path:
     with pytest.raises(ValueError, match="vae: 'made-up' there, 'another' here"):
         make_loader([shards, other], 10, resolution=256)
     make_loader([shards, other], 10, resolution=256, may_differ=["dataset", "vae"])
+
+
+# --- guidance: what stands for a dropped caption, and which encoders lose theirs --------------------------------------
+
+NULL = {
+    "caption_latents": np.full((T, D), 0.5, np.float16),
+    "caption_latents_t5": np.full((2, D), 0.25, np.float16),
+    "caption_pooled": np.full(D, 0.75, np.float16),
+}
+
+
+def test_a_dropped_caption_is_the_empty_captions_embedding_if_so_asked(tmp_path: Path) -> None:
+    path = write_shards(tmp_path / "a", [20, 20])
+    np.savez(path / "null_caption.npz", **NULL)
+    options = {"text_encoders": ["", "t5"], "pooled": True, "caption_drop_prob": 0.4}
+    dropped = 0
+    for batch in one_epoch(path, dropped="null", **options):
+        for index, key in enumerate(batch["key"]):
+            keep = bool(batch["drop_caption_mask"][index])
+            values = arrays(key) if keep else NULL
+            dropped += not keep
+            tokens = len(values["caption_latents_t5"])
+            assert np.array_equal(batch["caption_latents"][index, 0], values["caption_latents"])
+            assert np.array_equal(batch["caption_pooled"][index], values["caption_pooled"])
+            assert np.array_equal(
+                batch["caption_latents_t5"][index, 0, :tokens], values["caption_latents_t5"]
+            )
+            assert not batch["caption_latents_t5"][index, 0, tokens:].any()
+            assert batch["caption_mask_t5"][index].tolist() == [
+                n < tokens for n in range(batch["caption_mask_t5"].shape[1])
+            ]
+    assert 8 < dropped < 24
+
+
+def test_captions_are_dropped_by_encoder(shards: Path) -> None:
+    """Each by a chance of its own; what is not named is never dropped."""
+    options = {"text_encoders": ["", "t5"], "pooled": True}
+    batches = one_epoch(shards, caption_drop_prob={"": 0.5, "t5": 0.25}, **options)
+    masks = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0] if "drop" in name}
+    assert masks.keys() == {"drop_caption_mask", "drop_caption_mask_t5"}
+    first, second = masks["drop_caption_mask"] == 0, masks["drop_caption_mask_t5"] == 0
+    assert 35 < first.sum() < 65 and 12 < second.sum() < 40
+    assert (first & second).any() and (first & ~second).any() and (~first & second).any()
+    for batch in batches:
+        for index, key in enumerate(batch["key"]):
+            keep, keep_t5 = (int(batch[f"drop_caption_mask{name}"][index]) for name in ("", "_t5"))
+            assert np.array_equal(batch["caption_latents"][index, 0], arrays(key)["caption_latents"] * keep)
+            assert np.array_equal(batch["caption_pooled"][index], arrays(key)["caption_pooled"] * keep)
+            assert bool(batch["caption_latents_t5"][index].any()) == bool(keep_t5)
+    only = one_epoch(shards, caption_drop_prob={"t5": 1.0}, **options)
+    assert all(batch["drop_caption_mask"].all() and not batch["drop_caption_mask_t5"].any() for batch in only)
+
+
+def test_what_guidance_cannot_do_is_refused(tmp_path: Path) -> None:
+    path = write_shards(tmp_path / "a", [20])
+    with pytest.raises(ValueError, match="'llama' is not read; there are \\['', 't5'\\]"):
+        one_epoch(path, text_encoders=None, caption_drop_prob={"llama": 0.1})
+    one_epoch(path, dropped="null")  # nothing is dropped, and nothing needed
+    with pytest.raises(ValueError, match=r"there is no .*null_caption.npz; .* give dropped='zeros'"):
+        one_epoch(path, dropped="null", caption_drop_prob=0.1)
+    np.savez(path / "null_caption.npz", caption_latents=np.zeros((T + 1, D), np.float16))
+    with pytest.raises(ValueError, match=r"caption_latents is float16 of shape \(5, 6\), not \(4, 6\)"):
+        one_epoch(path, dropped="null", caption_drop_prob=0.1)
+    (path / "null_caption.npz").write_bytes(b"PK\3\4 cut")
+    with pytest.raises(ValueError, match=r"dropped='null': .* run it again"):
+        one_epoch(path, dropped="null", caption_drop_prob=0.1)
+
+
+def test_half_is_mirrored_where_mirrored_fields_are(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flips(path: Any, **options: Any) -> int:
+        batches = make_loader(
+            path, 10, resolution=256, text_encoders=[""], extras="key", posterior="mean", **options
+        )
+        return sum(
+            np.array_equal(
+                batch["image_latents"][index],
+                (arrays(key)["moments_256_flipped"][:4].astype(np.float32) * np.float32(SCALE)).astype(np.float16),
+            )
+            for batch in batches
+            for index, key in enumerate(batch["key"])
+        )  # fmt: skip
+
+    assert 30 < flips(shards) < 70
+    assert flips(shards, flip_prob=0.0) == 0
+    plain = [field for field in FIELDS if not field.name.endswith("_flipped")]
+    upright = write_shards(tmp_path / "b", [20], prefix="m", fields=plain)
+    assert flips(upright) == 0 and not caplog.text
+    assert flips([shards, upright]) == 0
+    assert f"{upright} has no mirrored fields, other paths have: nothing is flipped" in caplog.text
+
+
+def test_a_pooled_vector_is_read_without_the_states_of_its_encoder(shards: Path) -> None:
+    for pooled in ([""], ""):
+        batch = next(
+            iter(make_loader(shards, 5, resolution=256, text_encoders="t5", pooled=pooled, extras="key"))
+        )
+        assert set(batch) == {
+            "image_latents", "drop_caption_mask", "caption_latents_t5", "caption_mask_t5", "caption_pooled", "key"
+        }  # fmt: skip
+        for index, key in enumerate(batch["key"]):
+            assert np.array_equal(batch["caption_pooled"][index], arrays(key)["caption_pooled"])
+    with pytest.raises(ValueError, match=r"pooled=\['t5'\]: .* has caption_pooled of \[''\]; name these"):
+        make_loader(shards, 5, resolution=256, pooled=["t5"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"posterior": "mode"}, "posterior='mode': expected 'sample' or 'mean'"),
+        ({"dropped": "empty"}, "dropped='empty': expected 'zeros' or 'null'"),
+        ({"extras": ["url"]}, "extras=\\['url'\\]: expected 'key', 'caption' or a list"),
+        ({"caption_drop_prob": 10}, "caption_drop_prob=10: expected a share from 0 to 1, 0.1 for a tenth"),
+        ({"caption_drop_prob": {"": "0.1"}}, "expected a share from 0 to 1"),
+        ({"flip_prob": -1}, "flip_prob=-1: expected a share"),
+        ({"seed": None}, "seed=None: expected an int"),
+        ({"caption_tokens": 0}, "caption_tokens=0: expected an int of at least 1"),
+    ],
+)
+def test_errors_say_what_was_expected(shards: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_loader(shards, 10, **{"resolution": 256, **options})

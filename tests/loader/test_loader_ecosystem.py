@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-import loader.loader
+import loader.streams
 from loader import LatentDataset, as_webdataset, make_loader
 from loader.reader import BatchReader
 from tests.support.made_up_shards import arrays
@@ -135,7 +135,7 @@ def test_memory_stays_flat_over_epochs(shards: Path) -> None:
 def test_a_stall_shows_in_the_log(
     shards: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loader.loader, "STALL", 0.1)
+    monkeypatch.setattr(loader.streams, "STALL", 0.1)
     read = BatchReader.read
 
     def slow(self: BatchReader, epoch: int, positions: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_a_path_smaller_than_the_partitions_cannot_have_a_weight(shards: Path, t
 SIZES = {"512x512": (8, 8), "384x640": (6, 10), "640x384": (10, 6)}
 
 
-def write_buckets(folder: Path, counts: dict[str, list[int]]) -> Path:
+def write_buckets(folder: Path, counts: dict[str, list[int]], prefix: str = "") -> Path:
     """One shard for each number, all of one bucket; the manifest says which."""
     fields = [Field("latents_512", "latents", "float16", (4, None, None))]
     folder.mkdir()
@@ -62,7 +63,7 @@ def write_buckets(folder: Path, counts: dict[str, list[int]]) -> Path:
         writer = UnitWriter(folder, "train", unit, ["latents_512"], 1 << 20, "test")
         for _ in range(count):
             height, width = SIZES[bucket]
-            key = f"{bucket}-{number:04d}"
+            key = f"{prefix}{bucket}-{number:04d}"
             number += 1
             rng = np.random.default_rng(number)
             array = rng.normal(size=(4, height, width)).astype(np.float16)
@@ -114,12 +115,60 @@ def test_a_state_among_buckets_goes_on_exactly(tmp_path: Path) -> None:
         make_loader(path, 2).load_state_dict(state)
 
 
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("partitions", [2, 4])
+def test_buckets_are_partitioned_with_each_key_once(tmp_path: Path, drop_last: bool, partitions: int) -> None:
+    """Rank after rank, over several epochs: a whole epoch holds what it holds without partitions, each key once."""
+    path = write_buckets(tmp_path / "a", {"512x512": [30, 34], "384x640": [9, 12], "640x384": [13]})
+    expected = (16 + 5 + 3) * 4 if drop_last else 98  # (64, 21 and 13 samples; 24 batches on 4 ranks)
+    loaders = [
+        make_loader(
+            path, 4, extras=["key"], partitions=partitions, rank=rank, world_size=4, drop_last=drop_last
+        )
+        for rank in range(4)
+    ]
+    for epoch in range(3):
+        batches = [batch for loader in loaders for batch in loader]
+        assert {len({key.split("-")[0] for key in batch["key"]}) for batch in batches} == {1}
+        keys = [
+            key
+            for batch in batches
+            for key, real in zip(batch["key"], batch.get("sample_mask", [True] * 4), strict=True)
+            if real
+        ]
+        assert len(keys) == len(set(keys)) == expected, epoch
+
+
+def test_buckets_are_mixed_by_weight(tmp_path: Path) -> None:
+    """Each path has its share of the batches, over any stretch; inside of it each bucket its own."""
+    a = write_buckets(tmp_path / "a", {"512x512": [40], "384x640": [20]}, prefix="a")
+    b = write_buckets(tmp_path / "b", {"512x512": [8], "384x640": [16]}, prefix="b")
+    batches = make_loader([a, b], 4, weights=[1, 3], extras=["key"])
+    counts: Counter[str] = Counter()
+    for _ in range(20):
+        for batch in batches:
+            kinds = {key[:2] for key in batch["key"]}
+            assert len(kinds) == 1  # one path, one bucket
+            counts[kinds.pop()] += 1
+    assert sum(counts.values()) == 20 * len(batches) == 420
+    assert [counts[kind] for kind in ("a5", "a3", "b5", "b3")] == pytest.approx([70, 35, 105, 210], abs=2)
+    with pytest.raises(ValueError, match="path number 1 fills no batch"):
+        make_loader([a, b], 20, weights=[1, 1])
+
+
+def test_a_bucket_that_never_fills_a_batch_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_buckets(tmp_path / "a", COUNTS)
+    make_loader(path, 4)
+    assert "bucket 640x384 holds 3 samples, which never fill a batch of 4" in caplog.text
+    caplog.clear()
+    seen = {key for batch in make_loader(path, 4, drop_last=False, extras="key") for key in batch["key"]}
+    assert len(seen) == 61 and not caplog.text
+
+
 def test_what_buckets_cannot_do_is_refused(tmp_path: Path, shards: Path) -> None:
     path = write_buckets(tmp_path / "a", COUNTS)
-    with pytest.raises(ValueError, match="cannot be mixed by weight"):
-        make_loader([path, path], 4, weights=[1, 1])
-    with pytest.raises(ValueError, match="cannot be partitioned"):
-        make_loader(path, 4, partitions=2, rank=0, world_size=2)
     manifest = json.loads((path / MANIFEST).read_text())
     for shard in manifest["splits"]["train"]["shards"]:
         del shard["bucket"]

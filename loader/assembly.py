@@ -1,0 +1,196 @@
+"""What the options make of the shards at some paths: their sources, the order of samples, what is read of each and drawn.
+
+Opening reads manifests and nothing else, however many shards there are; tars without one are scanned.
+"""
+
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from loader.cache import Cache, cache_folder
+from loader.draw import Draw
+from loader.format import NULL_CAPTION, Field
+from loader.members import Array
+from loader.options import Path_, Settings
+from loader.order import I64, Order, bucketed, mixture
+from loader.proportions import integer_weights
+from loader.remote import RemoteFolder, open_files
+from loader.select import (
+    Selection,
+    check_alike,
+    encoder_of,
+    find_flipped,
+    select_flipped,
+    select_image,
+    select_pooled,
+    select_text,
+)
+from loader.source import ManifestSource, Source, open_source
+from loader.state import Part, ShardSet
+
+log = logging.getLogger("loader")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """sources: each with the number of its first shard in the order. shards: which ones, for the state. cache: of remote ones."""
+
+    sources: Sequence[tuple[int, Source]]
+    order: Order
+    select: Selection
+    draw: Draw
+    cache: Cache
+    shards: ShardSet
+
+    @property
+    def remote(self) -> bool:
+        """Whether any shards come over a network."""
+        return bool(_remote([source for _, source in self.sources]))
+
+    def with_stride(self, stride: int) -> "Assembly":
+        """The same, with so many units in turn for each partition."""
+        return replace(self, order=replace(self.order, stride=stride))
+
+
+def assemble(paths: Path_ | Sequence[Path_], settings: Settings, world_size: int) -> Assembly:
+    """Raises ValueError for an option that does not fit the shards, FormatError for an unreadable manifest."""
+    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    folder = cache_folder(settings.cache_dir)
+    cache = Cache(folder, settings.cache_limit)
+    sources = [
+        open_source(open_files(path, cache, settings.patience), settings.split, folder) for path in listed
+    ]
+    _check_cache(sources, settings)
+    select = _select(sources, settings)
+    counts = [source.samples(select.members, "caption" in select.extras) for source in sources]
+    firsts = np.cumsum([0, *(len(count) for count in counts)]).tolist()
+    return Assembly(
+        list(zip(firsts, sources, strict=False)),
+        _order(sources, counts, select, settings, world_size),
+        select,
+        _draw(sources[0], select, settings),
+        cache,
+        ShardSet(
+            [
+                Part(s.files.url, s.fingerprint, s.names, c.tolist())
+                for s, c in zip(sources, counts, strict=True)
+            ]
+        ),
+    )
+
+
+def stride_of(settings: Settings, unit: int, world_size: int) -> int:
+    """Units in turn that go to each partition: those of its ranks."""
+    return settings.batch_size * world_size // settings.partitions // unit
+
+
+def _select(sources: Sequence[Source], settings: Settings) -> Selection:
+    images = [select_image(s, settings.resolution, settings.scale, settings.shift) for s in sources]
+    mirrored = [find_flipped(s, image) for s, image in zip(sources, images, strict=True)]
+    flip = settings.flip_prob
+    if flip is None and any(mirrored) and not all(mirrored):
+        without = sources[mirrored.index(None)].files.url
+        log.warning("%s has no mirrored fields, other paths have: nothing is flipped", without)
+    flip = float(flip is None and all(mirrored)) if flip is None else flip
+    selections = [
+        Selection(
+            image,
+            select_flipped(source, image) if flip else None,
+            select_text(source, settings.encoders),
+            select_pooled(source, settings.encoders, settings.pooled),
+            settings.words,
+            settings.caption_tokens,
+        )
+        for source, image in zip(sources, images, strict=True)
+    ]
+    check_alike(sources, selections, settings.may_differ)
+    return selections[0]
+
+
+def _order(
+    sources: Sequence[Source], counts: Sequence[I64], select: Selection, settings: Settings, world_size: int
+) -> Order:
+    options: dict[str, Any] = {
+        "seed": settings.seed,
+        "shuffle": settings.shuffle,
+        "window": settings.shuffle_window,
+        "partitions": settings.partitions,
+    }
+    weights = settings.weights
+    if weights is not None and len(weights) != len(counts):
+        raise ValueError(f"weights={list(weights)!r}: {len(counts)} paths need as many weights")
+    if None in select.image.shape:
+        options["stride"] = stride_of(settings, settings.batch_size, world_size)
+        buckets = [bucket for source in sources for bucket in source.buckets]
+        paths = [number for number, count in enumerate(counts) for _ in count]
+        size, drop_last = settings.batch_size, settings.drop_last
+        return bucketed(
+            np.concatenate(counts), buckets, size, drop_last, paths=paths, weights=weights, **options
+        )
+    options["stride"] = stride_of(settings, 1, world_size)
+    return mixture(counts, weights, **options)
+
+
+def weights_of(settings: Settings, sources: int) -> tuple[int, ...]:
+    """The integers that a mixture keeps to, for the state; (1,) where there is none."""
+    return (1,) if settings.weights is None or sources == 1 else integer_weights(settings.weights)
+
+
+def _draw(source: Source, select: Selection, settings: Settings) -> Draw:
+    text = [*select.text, *select.pooled]
+    encoders = {encoder_of(field) for field in text}
+    chances = settings.caption_drop_prob
+    if isinstance(chances, Mapping):
+        if unknown := sorted(set(chances) - encoders):
+            raise ValueError(
+                f"caption_drop_prob={dict(chances)!r}: {unknown[0]!r} is not read; there are {sorted(encoders)}"
+            )
+        chances = {name: float(chances.get(name, 0.0)) for name in sorted(encoders)}
+    dropping = any(chances.values()) if isinstance(chances, Mapping) else chances > 0
+    null = _null_caption(source, text) if settings.dropped == "null" and dropping else {}
+    flip = 0.5 if settings.flip_prob is None else settings.flip_prob
+    return Draw(settings.seed, settings.posterior, chances, flip, null, not settings.drop_last)
+
+
+def _null_caption(source: Source, text: Sequence[Field]) -> dict[str, Array]:
+    """The empty caption's arrays by field name, float16."""
+    where = f"{source.files.url}/{NULL_CAPTION}"
+    cure = "precompute/run.py writes it; run it again on the folder, or give dropped='zeros'"
+    try:
+        with np.load(io.BytesIO(source.files.read(NULL_CAPTION)), allow_pickle=False) as file:
+            arrays = {field.name: file[field.name] for field in text}
+    except FileNotFoundError:
+        raise ValueError(f"dropped='null': there is no {where}; {cure}") from None
+    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"dropped='null': {where}: {error}; {cure}") from error
+    for field in text:
+        array = arrays[field.name]
+        fits = len(array.shape) == len(field.shape) and all(
+            n in (None, m) for n, m in zip(field.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype.kind != "f":
+            raise ValueError(
+                f"dropped='null': {where}: {field.name} is {array.dtype} of shape {array.shape}, not {field.shape}; {cure}"
+            )
+    return {name: array.astype(np.float16) for name, array in arrays.items()}
+
+
+def _remote(sources: Sequence[Source]) -> list[ManifestSource]:
+    return [s for s in sources if isinstance(s, ManifestSource) and isinstance(s.files, RemoteFolder)]
+
+
+def _check_cache(sources: Sequence[Source], settings: Settings) -> None:
+    """A cache that does not hold what a window reads would fetch the same shards over and over."""
+    limit, window = settings.cache_limit, settings.shuffle_window
+    need = sum((source.shards_at_once(window) + 1) * source.largest for source in _remote(sources))
+    if limit is not None and limit < need:
+        raise ValueError(
+            f"cache_limit={limit}: with shuffle_window={window} it takes {need} bytes to hold the shards of a window "
+            "and the next one; raise cache_limit or lower shuffle_window"
+        )

@@ -1,0 +1,108 @@
+"""Members of an open shard into arrays: one system call each where a member is just what its field says."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loader.format import Field, FormatError
+from loader.npy import npy_array, npy_header
+from loader.order import I64
+from loader.source import OpenShard
+
+Array = npt.NDArray[Any]
+
+
+class Rows:
+    """The rows of a batch that is being read. Fields of one shape are filled in place, others listed."""
+
+    def __init__(self, size: int, counts: Counter[str]) -> None:
+        self.size, self.counts = size, counts
+        self.arrays: dict[str, torch.Tensor] = {}
+        self.listed: dict[str, list[Array | None]] = {}
+        self.keys, self.captions = [""] * size, [""] * size
+
+    def read_field(
+        self,
+        shard: OpenShard,
+        field: Field,
+        member: str,
+        indexes: I64,
+        rows: I64,
+        errors: dict[int, Exception],
+    ) -> None:
+        """Rows of a shard's table to indexes of the batch: one system call, header compared, data in its final place.
+
+        An error of a row goes to `errors`, by index.
+        """
+        sizes = shard.table.size[member][rows].tolist()
+        places = zip(indexes.tolist(), shard.table.offset[member][rows].tolist(), sizes, strict=True)
+        self.counts["bytes"] += sum(sizes)
+        array, listed = self.arrays.get(field.name), self.listed.get(field.name)
+        header, expected, length, full = bytearray(), b"", 0, -1
+        if array is not None:
+            target = memoryview(array.numpy().data).cast("B")
+            length, expected = len(target) // self.size, npy_header("float16", known_axes(field))
+            header, full = bytearray(len(expected)), len(expected) + length
+        for index, offset, size in places:
+            try:
+                if size == full:
+                    row = target[index * length : (index + 1) * length]
+                    if os.preadv(shard.descriptor, [header, row], offset) == size and header == expected:
+                        continue
+                value = _read_member(shard.descriptor, offset, size, field)
+                if array is not None:
+                    array[index] = torch.from_numpy(value)
+                elif listed is not None:
+                    listed[index] = value
+            except (OSError, FormatError) as error:
+                errors[index] = error
+
+    def read_words(
+        self,
+        shard: OpenShard,
+        extras: Sequence[str],
+        indexes: I64,
+        rows: I64,
+        errors: dict[int, Exception],
+    ) -> None:
+        """Keys and captions."""
+        table = shard.table
+        for index, row in zip(indexes.tolist(), rows.tolist(), strict=True):
+            self.keys[index] = table.key(row)
+            if "caption" not in extras:
+                continue
+            caption = table.caption(row)
+            if caption is None:
+                size, offset = int(table.size["txt"][row]), int(table.offset["txt"][row])
+                try:
+                    caption = os.pread(shard.descriptor, size, offset).decode("utf-8", errors="replace")
+                except OSError as error:
+                    errors[index] = error
+                    continue
+            self.captions[index] = caption
+
+
+def known_axes(field: Field) -> tuple[int, ...]:
+    """The axes of fixed length."""
+    return tuple(n for n in field.shape if n is not None)
+
+
+def _read_member(descriptor: int, offset: int, size: int, field: Field) -> Array:
+    """A member as float16. Raises FormatError unless it is a whole .npy of its field's shape."""
+    data = bytearray(size)
+    if os.preadv(descriptor, [data], offset) != size:
+        raise FormatError(f"{field.member} ends early")
+    array = npy_array(data)
+    dtype, shape = array.dtype, array.shape
+    if len(shape) != len(field.shape) or any(
+        n not in (None, m) for n, m in zip(field.shape, shape, strict=True)
+    ):
+        raise FormatError(f"{field.member} is of shape {shape}, not {field.shape}")
+    if dtype.kind != "f":
+        raise FormatError(f"{field.member} is of dtype {dtype}, not float")
+    return array.astype(np.float16)

@@ -1,0 +1,161 @@
+"""What can be asked of a loader: the options by name and type, their defaults, and what is wrong whatever the shards are."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, Literal, TypedDict
+
+from loader.select import Scale
+
+Path_ = str | os.PathLike[str]
+Extra = Literal["key", "caption"]
+Chance = float | Mapping[str, float]
+
+
+class Options(TypedDict, total=False):
+    """Options of `make_loader` and `LatentDataset`.
+
+    weights: of each path in the mixture. Each path then has epochs of its own, and an epoch of the mixture is as long as
+        all samples together. None: every sample of every path once an epoch.
+    split: which split of the paths.
+    may_differ: parts of the recipe (`seed`, `image_encoder.weights`) in which the paths may differ.
+    resolution: pixels, shorter edge; may be left out where the shards have one only.
+    text_encoders: names of those whose `caption_latents` are read, "" the unnamed first; None: all.
+    pooled: read `caption_pooled` as well: True: of the text_encoders; or names of encoders, whose states need not be read.
+    extras: "key", "caption" or both: lists of str in the batch.
+    posterior: "sample": (mean + std * noise - shift) * scale; "mean": without noise. Of `moments` only.
+    scale, shift: for moments in tars without a manifest; one number, or one per channel.
+    caption_drop_prob: share of captions that are dropped, and not read; or a share for each encoder by name, drawn one by one.
+    dropped: what stands for them: "zeros", or "null": the empty caption's embedding, from null_caption.npz.
+    flip_prob: share of images taken from the flipped field; None: half where the shards have one, else none.
+    caption_tokens: pad or cut text of varying length to so many tokens; None: pad to the longest of a batch.
+    seed: of the order, the noise, the dropped captions and the flips.
+    shuffle: order shards, and samples inside of windows, anew each epoch. False: as they lie in the shards.
+    shuffle_window: samples; the window's shards are read from at the same time.
+    partitions: as many as nodes, if each is to read its own part of remote shards only; divides the world size.
+    drop_last: leave out what does not fill a batch on every rank. False: fill up from the epoch's beginning, and mark it.
+    from_start: for validation: every `for` begins at the beginning of the same epoch, also after a break.
+    on_error: "substitute" an unreadable sample by another of the same dataset, counted and logged, or "raise" DataError.
+    rank, world_size: default to torch.distributed's, else to the launcher's environment, asked when iteration begins.
+    pin_memory: of batches that are made in this process.
+    cache_dir: remote shards, and the indexes of tars without a manifest; default $LATENTMILL_CACHE or ~/.cache/latentmill.
+    cache_limit: bytes that remote shards may take there, for all processes of a machine; None: no limit.
+    patience: seconds to keep trying to reach a remote shard, before it counts as unreadable.
+    """
+
+    weights: Sequence[float] | None
+    split: str
+    may_differ: Sequence[str]
+    resolution: int | None
+    text_encoders: Sequence[str] | str | None
+    pooled: bool | Sequence[str] | str
+    extras: Sequence[Extra] | Extra
+    posterior: Literal["sample", "mean"]
+    scale: Scale | None
+    shift: Scale | None
+    caption_drop_prob: Chance
+    dropped: Literal["zeros", "null"]
+    flip_prob: float | None
+    caption_tokens: int | None
+    seed: int
+    shuffle: bool
+    shuffle_window: int
+    partitions: int
+    drop_last: bool
+    from_start: bool
+    on_error: Literal["substitute", "raise"]
+    rank: int | None
+    world_size: int | None
+    pin_memory: bool
+    cache_dir: Path_ | None
+    cache_limit: int | None
+    patience: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options with their defaults. Raises ValueError for a value that no shards would fit."""
+
+    batch_size: int
+    weights: Sequence[float] | None = None
+    split: str = "train"
+    may_differ: Sequence[str] = ("dataset",)
+    resolution: int | None = None
+    text_encoders: Sequence[str] | str | None = None
+    pooled: bool | Sequence[str] | str = False
+    extras: Sequence[Extra] | Extra = ()
+    posterior: Literal["sample", "mean"] = "sample"
+    scale: Scale | None = None
+    shift: Scale | None = None
+    caption_drop_prob: Chance = 0.0
+    dropped: Literal["zeros", "null"] = "zeros"
+    flip_prob: float | None = None
+    caption_tokens: int | None = None
+    seed: int = 0
+    shuffle: bool = True
+    shuffle_window: int = 16384
+    partitions: int = 1
+    drop_last: bool = True
+    from_start: bool = False
+    on_error: Literal["substitute", "raise"] = "substitute"
+    rank: int | None = None
+    world_size: int | None = None
+    pin_memory: bool = False
+    cache_dir: Path_ | None = None
+    cache_limit: int | None = None
+    patience: float = 900.0
+    encoders: Sequence[str] | None = field(init=False)
+    words: tuple[Extra, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        one_name = isinstance(self.text_encoders, str)
+        object.__setattr__(self, "encoders", [self.text_encoders] if one_name else self.text_encoders)
+        words = (self.extras,) if isinstance(self.extras, str) else tuple(self.extras)
+        object.__setattr__(self, "words", words)
+        for name, least in (
+            ("batch_size", 1),
+            ("shuffle_window", 1),
+            ("partitions", 1),
+            ("caption_tokens", 1),
+        ):
+            number = getattr(self, name)
+            if number is not None and (not _whole(number) or number < least):
+                raise ValueError(f"{name}={number!r}: expected an int of at least {least}")
+        for name, choices in (
+            ("posterior", ("sample", "mean")),
+            ("dropped", ("zeros", "null")),
+            ("on_error", ("substitute", "raise")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {choices[0]!r} or {choices[1]!r}")
+        for word in self.words:
+            if word not in ("key", "caption"):
+                raise ValueError(f"extras={self.extras!r}: expected 'key', 'caption' or a list of them")
+        if not _whole(self.seed):
+            raise ValueError(f"seed={self.seed!r}: expected an int")
+        chances = self.caption_drop_prob
+        for chance in chances.values() if isinstance(chances, Mapping) else [chances]:
+            _check_chance("caption_drop_prob", chances, chance, ", or a dict of such by encoder")
+        _check_chance("flip_prob", self.flip_prob, 0.0 if self.flip_prob is None else self.flip_prob, "")
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, Integral)
+
+
+def _check_chance(name: str, given: Any, chance: Any, more: str) -> None:
+    if isinstance(chance, bool) or not isinstance(chance, Real) or not 0 <= float(chance) <= 1:
+        raise ValueError(f"{name}={given!r}: expected a share from 0 to 1, 0.1 for a tenth{more}")
+
+
+def settings_of(batch_size: int, options: Options) -> Settings:
+    """Raises TypeError for an option that is none, with the one that may have been meant."""
+    known = [f.name for f in fields(Settings) if f.init]
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise TypeError(f"{name} is no option of a loader; {hint}")
+    return Settings(batch_size, **options)
