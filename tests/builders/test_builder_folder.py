@@ -280,3 +280,13 @@ def test_a_broken_table_is_named(build, photos, name, content):
     (photos / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{name}.*cannot be read"):
         build("folder", data_dir=str(photos))
+
+
+@pytest.mark.parametrize("cleaning", ["none", "light"])
+@pytest.mark.parametrize("table", [False, True])
+def test_a_byte_order_mark_is_no_caption_whatever_the_cleaning(build, photos, cleaning, table):
+    (photos / "a.jpg").write_bytes(jpeg(1))
+    text = "file_name,caption\na.jpg,A red car" if table else "A red car"
+    (photos / ("metadata.csv" if table else "a.txt")).write_text("\ufeff" + text, encoding="utf-8")
+    rows = build("folder", data_dir=str(photos), caption_cleaning=cleaning)
+    assert [row["caption"] for row in rows] == ["A red car"]
