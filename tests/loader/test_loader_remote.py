@@ -18,6 +18,7 @@ import pytest
 
 import loader.cache
 import loader.remote
+import loader.transport
 from loader import DataError, make_loader
 from loader.cache import Cache
 from tests.support.faulty_server import (
@@ -40,7 +41,7 @@ ONE_FIELD = [field for field in FIELDS if field.name == "moments_256"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader.remote, "TIMEOUT", 0.5)
+    monkeypatch.setattr(loader.transport, "TIMEOUT", 0.5)
     monkeypatch.setattr(loader.remote, "LONGEST_WAIT", 0.05)
 
 
@@ -325,6 +326,7 @@ def test_hub_address_is_pinned_and_the_token_stays_at_the_hub(
     commit = "c0ffee" * 6 + "c0ff"
     with serve(folder) as hub, serve(folder) as storage:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
         hub.texts["/api/datasets/me/latents/revision/main"] = f'{{"sha": "{commit}"}}'.encode()
         hub.texts["/api/datasets/me/latents/revision/v1"] = b'{"sha": "1234"}'
