@@ -64,7 +64,9 @@ def assemble(paths: Path_ | Sequence[Path_], settings: Settings, world_size: int
     folder = cache_folder(settings.cache_dir)
     cache = Cache(folder, settings.cache_limit)
     sources = [
-        open_source(open_files(path, cache, settings.patience, settings.storage_options), settings.split, folder)
+        open_source(
+            open_files(path, cache, settings.patience, settings.storage_options), settings.split, folder
+        )
         for path in listed
     ]
     _check_cache(sources, settings)

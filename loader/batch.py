@@ -86,7 +86,9 @@ class Work:
             return {}
         row_of = dict(zip(indexes.tolist(), rows.tolist(), strict=True))
         return {
-            index: DataError(f"{self.reader.name(number)}, key {printable(shard.table.key(row_of[index]))}: {error}")
+            index: DataError(
+                f"{self.reader.name(number)}, key {printable(shard.table.key(row_of[index]))}: {error}"
+            )
             for index, error in errors.items()
         }
 
