@@ -10,12 +10,12 @@ punctuation and every script stay, and cleaning twice changes nothing. `deepfloy
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from builders.core import deepfloyd, light
 from builders.core.errors import ConfigError
 
-__all__ = ["LONGEST", "PROFILES", "clean_caption", "says_something"]
+__all__ = ["LONGEST", "PROFILES", "clean_caption", "clean_captions", "says_something", "whole"]
 
 LONGEST = (
     2**14
@@ -34,6 +34,30 @@ def clean_caption(text: str, profile: str = "light") -> str:
     except KeyError:
         raise ConfigError(f"caption_cleaning={profile!r}: choose one of {', '.join(PROFILES)}") from None
     return clean(text)
+
+
+def clean_captions(
+    captions: Sequence[object] | None, profile: str
+) -> tuple[list[tuple[int, str]], str | None]:
+    """(position, cleaned caption) of each that says something; where there is none, a reason out of base.REASONS.
+
+    What is no text (None, NaN, bytes, an object) is no caption, and what is longer than LONGEST is not cleaned at all.
+    """
+    texts = [(position, text) for position, text in enumerate(captions or ()) if isinstance(text, str)]
+    if not texts:
+        return [], "missing_caption"
+    short = [(position, text) for position, text in texts if len(text) <= LONGEST]
+    cleaned = [(position, clean_caption(whole(text), profile)) for position, text in short]
+    kept = [(position, text) for position, text in cleaned if says_something(text)]
+    if kept:
+        return kept, None
+    return [], "empty_caption" if len(short) == len(texts) else "caption_too_long"
+
+
+def whole(text: str) -> str:
+    """The text with `?` for each half a character (a lone surrogate), which JSON can hold and nothing else, and without a byte order mark."""
+    text = text.removeprefix("\ufeff")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def says_something(text: str) -> bool:
