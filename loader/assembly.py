@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from loader.cache import Cache, cache_folder
+from loader.condition import Condition, select_samples
 from loader.draw import Draw
 from loader.format import NULL_CAPTION, Field
 from loader.members import Array
@@ -39,7 +40,10 @@ log = logging.getLogger("loader")
 
 @dataclass(frozen=True)
 class Assembly:
-    """sources: each with the number of its first shard in the order. shards: which ones, for the state. cache: of remote ones."""
+    """sources: each with the number of its first shard in the order. shards: which ones, for the state. cache: of remote ones.
+
+    chosen: for each shard of the order the numbers of the samples that are read; None: all.
+    """
 
     sources: Sequence[tuple[int, Source]]
     order: Order
@@ -47,6 +51,7 @@ class Assembly:
     draw: Draw
     cache: Cache
     shards: ShardSet
+    chosen: Sequence[I64] | None
 
     @property
     def remote(self) -> bool:
@@ -64,14 +69,19 @@ def assemble(paths: Path_ | Sequence[Path_], settings: Settings, world_size: int
     folder = cache_folder(settings.cache_dir)
     cache = Cache(folder, settings.cache_limit)
     sources = [
-        open_source(
-            open_files(path, cache, settings.patience, settings.storage_options), settings.split, folder
-        )
-        for path in listed
+        open_source(open_files(path, cache, settings.patience), settings.split, folder) for path in listed
     ]
-    _check_cache(sources, settings)
     select = _select(sources, settings)
-    counts = [source.samples(select.members, "caption" in select.extras) for source in sources]
+    captions = "caption" in select.extras
+    chosen = None
+    if settings.condition:
+        parts = [select_samples(s, settings.condition, folder, select.members, captions) for s in sources]
+        chosen = [samples for part in parts for samples in part]
+        counts = [np.array([len(samples) for samples in part], np.int64) for part in parts]
+        _check_chosen(counts, settings.condition)
+    else:
+        counts = [source.samples(select.members, captions) for source in sources]
+    _check_cache(sources, counts, settings)
     firsts = np.cumsum([0, *(len(count) for count in counts)]).tolist()
     return Assembly(
         list(zip(firsts, sources, strict=False)),
@@ -81,10 +91,11 @@ def assemble(paths: Path_ | Sequence[Path_], settings: Settings, world_size: int
         cache,
         ShardSet(
             [
-                Part(s.files.url, s.fingerprint, s.names, c.tolist())
+                Part(s.files.url, s.fingerprint + settings.condition.identity, s.names, c.tolist())
                 for s, c in zip(sources, counts, strict=True)
             ]
         ),
+        chosen,
     )
 
 
@@ -188,10 +199,22 @@ def _remote(sources: Sequence[Source]) -> list[ManifestSource]:
     return [s for s in sources if isinstance(s, ManifestSource) and isinstance(s.files, RemoteFolder)]
 
 
-def _check_cache(sources: Sequence[Source], settings: Settings) -> None:
+def _check_chosen(counts: Sequence[I64], condition: Condition) -> None:
+    if not sum(int(count.sum()) for count in counts):
+        raise ValueError(
+            f"where={condition.where!r}, keys, subset={condition.subset!r}: no sample fulfils them; loosen one"
+        )
+
+
+def _check_cache(sources: Sequence[Source], counts: Sequence[I64], settings: Settings) -> None:
     """A cache that does not hold what a window reads would fetch the same shards over and over."""
     limit, window = settings.cache_limit, settings.shuffle_window
-    need = sum((source.shards_at_once(window) + 1) * source.largest for source in _remote(sources))
+    remote = [(s, c) for s, c in zip(sources, counts, strict=True) if _remote([s])]
+    need = sum(
+        (source.shards_at_once(window, count) + 1) * source.largest
+        for source, count in remote
+        if isinstance(source, ManifestSource)
+    )
     if limit is not None and limit < need:
         raise ValueError(
             f"cache_limit={limit}: with shuffle_window={window} it takes {need} bytes to hold the shards of a window "

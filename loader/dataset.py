@@ -263,7 +263,8 @@ class LatentDataset(IterableDataset[Batch]):
         if self._reader is None or self._reader[0] != os.getpid():
             made, settings = self._assembly, self._settings
             reader = BatchReader(
-                made.sources, made.order, made.select, made.draw, settings.on_error, settings.pin_memory, made.cache
+                made.sources, made.order, made.select, made.draw, settings.on_error, settings.pin_memory, made.cache,
+                made.chosen,
             )  # fmt: skip
             self._reader = os.getpid(), reader
             made.cache.stop = threading.Event()

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
+from loader.condition import Condition, Keys
 from loader.select import Scale
 
 Path_ = str | os.PathLike[str]
@@ -20,6 +21,10 @@ class Options(TypedDict, total=False):
     weights: of each path in the mixture. Each path then has epochs of its own, and an epoch of the mixture is as long as
         all samples together. None: every sample of every path once an epoch.
     split: which split of the paths.
+    where: only samples for which this SQL is true, over key, caption, width, height (pixels), source and the extras by name;
+        needs the [select] extra. keys: only these, or those of a file: parquet or csv with a column `key`, text with one a line.
+        subset: (a, b): only keys whose hash, as a share of all hashes, is at least a and below b: (0, 0.99) to train on,
+        (0.99, 1) to hold out. Together: samples that fulfil all.
     may_differ: parts of the recipe (`seed`, `image_encoder.weights`) in which the paths may differ.
     resolution: pixels, shorter edge; may be left out where the shards have one only.
     text_encoders: names of those whose `caption_latents` are read, "" the unnamed first; None: all.
@@ -43,11 +48,13 @@ class Options(TypedDict, total=False):
     cache_dir: remote shards, and the indexes of tars without a manifest; default $LATENTMILL_CACHE or ~/.cache/latentmill.
     cache_limit: bytes that remote shards may take there, for all processes of a machine; None: no limit.
     patience: seconds to keep trying to reach a remote shard, before it counts as unreadable.
-    storage_options: of fsspec's file system for s3://, gs://, az:// and their like (`endpoint_url`, `key`, ...).
     """
 
     weights: Sequence[float] | None
     split: str
+    where: str | None
+    keys: Keys | None
+    subset: tuple[float, float] | None
     may_differ: Sequence[str]
     resolution: int | None
     text_encoders: Sequence[str] | str | None
@@ -73,7 +80,6 @@ class Options(TypedDict, total=False):
     cache_dir: Path_ | None
     cache_limit: int | None
     patience: float
-    storage_options: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,9 @@ class Settings:
     batch_size: int
     weights: Sequence[float] | None = None
     split: str = "train"
+    where: str | None = None
+    keys: Keys | None = None
+    subset: tuple[float, float] | None = None
     may_differ: Sequence[str] = ("dataset",)
     resolution: int | None = None
     text_encoders: Sequence[str] | str | None = None
@@ -108,15 +117,16 @@ class Settings:
     cache_dir: Path_ | None = None
     cache_limit: int | None = None
     patience: float = 900.0
-    storage_options: dict[str, Any] | None = None
     encoders: Sequence[str] | None = field(init=False)
     words: tuple[Extra, ...] = field(init=False)
+    condition: Condition = field(init=False)
 
     def __post_init__(self) -> None:
         one_name = isinstance(self.text_encoders, str)
         object.__setattr__(self, "encoders", [self.text_encoders] if one_name else self.text_encoders)
         words = (self.extras,) if isinstance(self.extras, str) else tuple(self.extras)
         object.__setattr__(self, "words", words)
+        object.__setattr__(self, "condition", Condition(self.where, self.keys, self.subset))
         for name, least in (
             ("batch_size", 1),
             ("shuffle_window", 1),

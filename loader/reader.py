@@ -15,7 +15,6 @@ from loader.cache import Cache
 from loader.draw import Draw
 from loader.format import FormatError
 from loader.order import ATTEMPTS, I64, Order
-from loader.printable import printable
 from loader.select import Selection
 from loader.source import DataError, OpenShard, Source
 
@@ -29,6 +28,7 @@ class BatchReader:
     """Makes batches of one order over some sources. Threads may share it, processes may not.
 
     sources: each with the number of its first shard in the order.
+    chosen: for each shard of the order the numbers of the samples that are read; None: all.
     """
 
     def __init__(
@@ -40,11 +40,12 @@ class BatchReader:
         on_error: Literal["substitute", "raise"],
         pin_memory: bool,
         cache: Cache,
+        chosen: Sequence[I64] | None = None,
     ) -> None:
         self.order, self.select, self.draw, self.cache = order, select, draw, cache
         self.buffers = Buffers(pin_memory)
         cache.reclaim = self._forget
-        self._sources, self._on_error = sources, on_error
+        self._sources, self._on_error, self._chosen = sources, on_error, chosen
         self._lock = threading.Lock()
         self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
         self._epoch = 0
@@ -52,12 +53,7 @@ class BatchReader:
     def read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
         """The samples at `positions` of `epoch`, and counts for stats()."""
         self._forgive(epoch)
-        try:
-            work = Work(self, epoch, positions)
-        except MemoryError as full:
-            raise DataError(
-                f"batch_size={len(positions)}: no memory for a batch of the shapes that the manifest says: {full}"
-            ) from full
+        work = Work(self, epoch, positions)
         failed = work.fill(np.arange(len(positions)), 0)
         work.counts["substitutes"] = len(failed)
         for attempt in range(1, ATTEMPTS + 1):
@@ -82,6 +78,8 @@ class BatchReader:
             source, local = self._source(number)
             try:
                 known = source.open(local, self.select.members, "caption" in self.select.extras)
+                if self._chosen is not None:
+                    known.keep(self._chosen[number])
             except (OSError, FormatError) as error:
                 if isinstance(error, PermissionError) or getattr(error, "errno", None) in HOPELESS:
                     raise
@@ -127,7 +125,7 @@ class BatchReader:
 
     def name(self, number: int) -> str:
         source, local = self._source(number)
-        return f"{source.files.url}, shard {printable(source.names[local])}"
+        return f"{source.files.url}, shard {source.names[local]}"
 
     def samples_by_path(self, shards: I64) -> dict[str, int]:
         firsts = np.array([first for first, _ in self._sources])

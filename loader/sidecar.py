@@ -5,7 +5,7 @@ Read in small batches of rows, so that memory follows what was read and not what
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,15 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def only(self, samples: I64) -> "Table":
+        """These samples, by their numbers, in this order."""
+        return replace(
+            self,
+            offset={member: values[samples] for member, values in self.offset.items()},
+            size={member: values[samples] for member, values in self.size.items()},
+            rows=self.rows[samples],
+        )
 
     def key(self, sample: int) -> str:
         return str(self.keys[int(self.rows[sample])])

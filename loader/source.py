@@ -22,7 +22,7 @@ from loader.format import MANIFEST, Field, FormatError, Kind, Manifest
 from loader.index import DoubledMember, Scan, scan, scan_cached
 from loader.npy import npy_array
 from loader.printable import printable
-from loader.sidecar import Table, read_sidecar
+from loader.sidecar import I64, Table, read_sidecar
 
 log = logging.getLogger("loader")
 
@@ -41,6 +41,10 @@ class OpenShard:
     def __init__(self, descriptor: int, table: Table) -> None:
         self.descriptor, self.table = descriptor, table
         weakref.finalize(self, os.close, descriptor)
+
+    def keep(self, samples: I64) -> None:
+        """Only these, by their numbers, are samples of the shard from now on."""
+        self.table = self.table.only(samples)
 
 
 def open_source(files: Files, split: str, cache: Path) -> "Source":
@@ -74,16 +78,21 @@ class ManifestSource:
         self.buckets = [shard.bucket for shard in self._shards]
         self.names = [shard.name for shard in self._shards]
         self.paths = [f"{shard.path}.tar" for shard in self._shards]
+        self.sidecars = [shard.parquet_sha256 for shard in self._shards]
+
+    def open_sidecar(self, number: int) -> int:
+        """A descriptor of the shard's parquet, which the caller closes. Raises OSError or FormatError."""
+        return self.files.open(f"{self._shards[number].path}.parquet", 0, self.sidecars[number])
 
     @property
     def largest(self) -> int:
         """Bytes of the largest tar."""
         return max((shard.bytes for shard in self._shards), default=0)
 
-    def shards_at_once(self, window: int) -> int:
-        """Shards that a window of so many samples touches, on average and rounded up."""
-        samples = sum(shard.samples for shard in self._shards)
-        return min(len(self._shards), -(-window * len(self._shards) // max(samples, 1)) + 1)
+    def shards_at_once(self, window: int, samples: I64) -> int:
+        """Shards that a window of so many samples touches, on average and rounded up. samples: that are read of each shard."""
+        shards, total = int(np.count_nonzero(samples)), int(samples.sum())
+        return min(shards, -(-window * shards // max(total, 1)) + 1)
 
     def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
         """Number of samples with all of `members` in each shard."""
@@ -114,7 +123,7 @@ class ManifestSource:
     def _table(self, number: int, tar: int, members: Sequence[str], captions: bool) -> Table:
         shard = self._shards[number]
         try:
-            sidecar = self.files.open(f"{shard.path}.parquet", 0, shard.parquet_sha256)
+            sidecar = self.open_sidecar(number)
         except FileNotFoundError:
             log.warning(
                 "%s/%s.parquet is missing: reading the headers of the tar", self.files.url, shard.path

@@ -43,6 +43,7 @@ VERBS = {
     "verify",
     "preview",
     "make",
+    "choose",
 }  # commands: only they and `follow`, which pushes, import one
 
 
@@ -132,6 +133,11 @@ def test_precompute_holds_commands_and_builders_holds_datasets() -> None:
     for path in (ROOT / "builders").glob("*.py"):
         if path.stem != "__init__":
             assert "DEFAULT_CONFIG_NAME" in path.read_text() or "Builder)" in path.read_text(), path
+
+
+def test_no_command_hides_a_module_of_python() -> None:
+    """A script's own folder comes first on its path: precompute/select.py would be what `import select` finds."""
+    assert not {path.stem for path in (ROOT / "precompute").iterdir()} & set(sys.stdlib_module_names)
 
 
 def test_the_wheel_holds_every_package() -> None:

@@ -1,0 +1,112 @@
+"""See how many samples a condition takes, of what, before anything trains on them.
+
+    python precompute/choose.py latents/cc12m --where "width >= 512 and aesthetic > 5" --subset 0 0.99
+    python precompute/choose.py latents/cc12m --keys reviewed.csv --output kept.parquet
+
+Its name is not `select`, which is a module of Python that a script beside it would hide. The same `where=`, `keys=` and `subset=` go to `make_loader`; `kept.parquet` goes to its `keys=`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+from loader.cache import Cache, cache_folder
+from loader.condition import Condition, ok_rows, select_samples
+from loader.remote import open_files
+from loader.sidecar import I64
+from loader.source import ManifestSource, open_source
+from precompute.errors import UsageError, one_line_errors
+
+PATIENCE = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Config:
+    path: tyro.conf.Positional[str]
+    """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
+
+    where: str | None = None
+    """SQL over key, caption, width, height, source and the extras by name, as in "width >= 512 and aesthetic > 5"."""
+
+    keys: Path | None = None
+    """File of keys: parquet or csv with a column `key`, or text with one a line."""
+
+    subset: tuple[float, float] | None = None
+    """Keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
+
+    split: str = "train"
+    """Split of the shards."""
+
+    output: Path | None = None
+    """Parquet file to write the keys of the chosen samples to."""
+
+
+def choose(config: Config) -> str:
+    """The table. Raises UsageError for a condition, a path or a file that cannot be."""
+    folder = cache_folder()
+    try:
+        source = open_source(open_files(config.path, Cache(folder, None), PATIENCE), config.split, folder)
+        if not isinstance(source, ManifestSource):
+            raise UsageError(
+                f"{config.path}: it has no manifest.json, so nothing is known of its samples but their keys"
+            )
+        whole = Condition(config.where, config.keys, config.subset)
+        total = int(source.samples([], False).sum())
+        lines = [_line("all", total, total)]
+        for name, condition in _parts(whole):
+            lines.append(
+                _line(name, sum(map(len, select_samples(source, condition, folder, [], False))), total)
+            )
+        chosen = select_samples(source, whole, folder, [], False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{config.path}: {error}") from error
+    count = sum(map(len, chosen))
+    read = sum(1 for part in chosen if len(part))
+    lines.append(_line("together", count, total) + f"  in {read:,} of {len(chosen):,} shards")
+    if config.output is not None:
+        _write(config.output, keys_of(source, chosen))
+        lines.append(f"{config.output}: {count:,} keys")
+    return "\n".join(lines)
+
+
+def _parts(condition: Condition) -> list[tuple[str, Condition]]:
+    """Each given condition alone, under its name."""
+    given = {
+        f.name: v for f in dataclasses.fields(condition) if (v := getattr(condition, f.name)) is not None
+    }
+    return [(f"{name} {value}", Condition(**{name: value})) for name, value in given.items()]
+
+
+def _line(name: str, count: int, total: int) -> str:
+    return f"{name:40} {count:>14,}  {count / max(total, 1):>7.2%}"
+
+
+def keys_of(source: ManifestSource, chosen: list[I64]) -> pa.ChunkedArray:
+    """Keys of the chosen samples, in the order of the shards, out of the sidecars."""
+    parts = [
+        ok_rows(source, n, ["key", "status"])["key"].take(part) for n, part in enumerate(chosen) if len(part)
+    ]
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
+
+
+def _write(path: Path, keys: pa.ChunkedArray) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        pq.write_table(pa.table({"key": keys}), temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"--output {path}: {error}") from error
+
+
+def main() -> None:
+    with one_line_errors():
+        print(choose(tyro.cli(Config, description=__doc__)))
+
+
+if __name__ == "__main__":
+    main()

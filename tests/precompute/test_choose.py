@@ -1,0 +1,68 @@
+"""The command: how many samples of what, and a file of keys that the loader, pandas and DuckDB read."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from precompute import choose
+from precompute.choose import Config
+from precompute.errors import UsageError
+from tests.support.faulty_server import serve
+from tests.support.launching import ROOT, environment
+from tests.support.made_up_shards import write_shards
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
+    return write_shards(tmp_path / "shards", [20, 13, 0, 17])
+
+
+def test_the_table_says_how_many_of_what(folder: Path, tmp_path: Path) -> None:
+    where, kept = "key < 'k000010'", tmp_path / "kept.parquet"
+    said = choose.choose(Config(str(folder), where=where, subset=(0, 0.5), output=kept))
+    lines = said.splitlines()
+    assert lines[0].split() == ["all", "50", "100.00%"]
+    counted = duckdb.sql(
+        f"select count(*) from '{folder}/*.parquet' where status = 'ok' and {where}"
+    ).fetchall()
+    assert int(lines[1].split()[-2]) == counted[0][0] == 9
+    keys = pq.read_table(kept)["key"].to_pylist()
+    assert int(lines[3].split()[1]) == len(keys) and "of 4 shards" in lines[3]
+    assert all(key < "k000010" for key in keys) and len(set(keys)) == len(keys)
+    again = choose.choose(Config(str(folder), keys=kept))
+    assert int(again.splitlines()[-1].split()[1]) == len(keys)
+
+
+def test_a_remote_dataset_is_asked_for_its_sidecars_alone(folder: Path, tmp_path: Path) -> None:
+    with serve(folder) as server:
+        said = choose.choose(Config(server.url, where="width is null", output=tmp_path / "kept.parquet"))
+        asked = {Path(request[0]).suffix for request in server.requests}
+    assert said.splitlines()[0].split()[:2] == ["all", "50"]
+    assert asked == {".json", ".parquet"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"where": "widht > 3"}, "widht.*There are: key, caption, width"),
+        ({"keys": Path("nowhere.parquet")}, "keys='nowhere.parquet'"),
+        ({"subset": (0.5, 0.5)}, "subset=.*0 <= a < b <= 1"),
+        ({"split": "test"}, "split='test'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(folder: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        choose.choose(Config(str(folder), **options))  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_from_the_shell(folder: Path) -> None:
+    command = [sys.executable, "precompute/choose.py", str(folder), "--subset", "0", "0.5"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("together")
