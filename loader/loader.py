@@ -59,7 +59,7 @@ class Loader:
     `accelerator.skip_first_batches` look for on a DataLoader: batch_size, drop_last, dataset, batch_sampler, set_epoch.
     """
 
-    sampler = None
+    sampler = prefetch_factor = None
     collate_fn = staticmethod(as_it_is)
 
     def __init__(
@@ -94,12 +94,12 @@ class Loader:
     @property
     def dataset(self) -> Samples:
         """The samples of the present epoch, of all ranks: `len(loader.dataset)` is how many they are."""
-        return Samples(self._batches, self._take)
+        return Samples(self._batches, self._take, self.set_epoch)
 
     @property
     def batch_sampler(self) -> BatchSampler:
         """Positions of this rank's batches in the present epoch, from its beginning."""
-        return BatchSampler(self._batches)
+        return BatchSampler(self._batches, self.set_epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`, unless it is the present one. No loop needs it: epochs follow each other."""

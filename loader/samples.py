@@ -26,8 +26,9 @@ class BatchPositions(list[int]):
 class BatchSampler(Sampler[list[int]]):
     """Each batch of this rank as the positions of its samples in the epoch."""
 
-    def __init__(self, dataset: LatentDataset) -> None:
+    def __init__(self, dataset: LatentDataset, set_epoch: Callable[[int], None]) -> None:
         self._dataset = dataset
+        self.set_epoch = set_epoch
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -43,8 +44,11 @@ class BatchSampler(Sampler[list[int]]):
 class Samples(Dataset[Batch]):
     """Every sample of the present epoch by its position: `samples[0]` is a batch of one, without the first axis."""
 
-    def __init__(self, dataset: LatentDataset, take: Callable[[int], Batch]) -> None:
+    def __init__(
+        self, dataset: LatentDataset, take: Callable[[int], Batch], set_epoch: Callable[[int], None]
+    ) -> None:
         self._dataset, self._take = dataset, take
+        self.set_epoch = set_epoch
 
     def __len__(self) -> int:
         return self.num_samples
@@ -60,9 +64,6 @@ class Samples(Dataset[Batch]):
         if isinstance(positions, BatchPositions) and not torch.utils.data.get_worker_info():
             return self._take(positions.begin)
         return [self[position] for position in positions]
-
-    def set_epoch(self, epoch: int) -> None:
-        self._dataset.set_epoch(epoch)
 
     @property
     def num_samples(self) -> int:
