@@ -17,6 +17,7 @@ from builders.archives.members import group_by_key, read_facts
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core.base import Row, make_key
 from builders.core.config import NumberedConfig, parse_parts
+from builders.core.text_file import decode_text
 
 _REPOSITORY = "pixparse/cc12m-wds"
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -48,11 +49,16 @@ class Cc12m(ArchiveBuilder):
         part = shard.path.removesuffix(".tar").rpartition("-")[2]
         for name, parts in group_by_key(self._members(shard)):
             facts = read_facts(parts)
-            caption = parts["txt"].decode("utf-8", "replace") if "txt" in parts else facts.get("caption")
+            caption, reject = facts.get("caption"), None
+            try:
+                caption = decode_text(parts["txt"]) if "txt" in parts else caption
+            except ValueError:
+                reject = "unreadable_text"
             yield Row(
                 make_key(f"{part}-{name}"),
                 next((parts[kind] for kind in _IMAGES if kind in parts), None),
-                None if caption is None else [str(caption)],
+                None if caption is None else [caption],
                 f"{shard.path}/{name}",
                 {column: facts.get(column) for column in _EXTRAS},
+                reject,
             )

@@ -8,7 +8,6 @@ Safety scores lie in one table apart from the images and are joined by image nam
 (blurred by Stable Diffusion's own filter) never passes, whatever the threshold.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from builders.archives.annotation_db import OTHERS, Join, count_others
 from builders.archives.members import basename, iter_members, stem
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.core import shallow_json
 from builders.core.base import Row, make_key
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.errors import ArchiveError, ConfigError
@@ -99,7 +99,7 @@ class Diffusiondb(ArchiveBuilder):
         is_safe = scores is not None and all(
             score is not None and score <= limit for score in scores
         )  # NaN is not
-        captions = None if found is None or found.get("p") is None else [str(found["p"])]
+        captions = None if found is None or found.get("p") is None else [found["p"]]
         return Row(
             make_key(stem(name)),
             read() if is_safe else None,
@@ -147,7 +147,10 @@ def _path(part: int, is_2m: bool) -> str:
 def _read_parameters(files: list[bytes]) -> dict[str, dict[str, Any]]:
     try:
         (data,) = files
-        return dict(json.loads(data))
+        found = shallow_json.load(data)
+        if not isinstance(found, dict):
+            raise ValueError(f"not an object: {data[:60]!r}")
+        return {name: values if isinstance(values, dict) else {} for name, values in found.items()}
     except ValueError as error:
         raise ArchiveError(f"its one .json is not there or broken: {error}") from error
 

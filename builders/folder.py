@@ -4,23 +4,22 @@ load_dataset("builders/folder", data_dir="photos")
 
 photos/cat.jpg  photos/cat.txt (or .caption)               one caption a file
 photos/metadata.csv (or .jsonl, .parquet)                  columns file_name (relative to the table) and caption, text or prompt;
-                                                           several rows of one file_name are several captions
+                                                           several rows of one file_name are several captions; one table a
+                                                           folder
 photos/train/...  photos/validation/...  photos/test/...   the splits; without such sub-folders all is `train`
 """
 
-import csv
 import functools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import pyarrow.parquet
-
 from builders.core.base import ImageCaptionBuilder, Row, logger, make_key
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
+from builders.core.tables import read_table
+from builders.core.text_file import check_encoding, decode_text
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SIDECARS = (".txt", ".caption")
@@ -31,8 +30,8 @@ SPLITS = {  # the sub-folder names that imagefolder knows
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_HIDDEN = (".", "__MACOSX")
 _FILES_PER_SHARD = 1000
-_LONGEST_FIELD = 2**24  # characters of a CSV field
 _MIN_SHARDS = 4  # so that a small folder can be shared out too
 
 
@@ -46,9 +45,16 @@ class _File(NamedTuple):
 
 @dataclass
 class FolderConfig(ImageCaptionConfig):
-    """caption_column    the metadata table's caption column; default: the first there is of caption, text, prompt"""
+    """caption_column      the metadata table's caption column; default: the first there is of caption, text, prompt
+    caption_encoding    of caption files and tables without a byte order mark: "gbk", "cp1252", ...; default UTF-8
+    """
 
     caption_column: str | None = None
+    caption_encoding: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        check_encoding("caption_encoding", self.caption_encoding)
 
 
 class Folder(ImageCaptionBuilder):
@@ -89,18 +95,23 @@ class Folder(ImageCaptionBuilder):
     def _rows(self, shard: tuple[_File, ...]) -> Iterator[Row]:
         root, table = self.config.data_dir, self._captions()
         for file in shard:
-            captions = list(table.get(file.image or "", ()))
+            captions, reject = list(table.get(file.image or "", ())), None
             if file.sidecar and not captions:
-                with open(os.path.join(root, file.sidecar), encoding="utf-8-sig", errors="replace") as text:
-                    captions = [text.read()]
-            yield Row(
-                file.key, _read_image(root, file.image), captions or None, file.image or file.sidecar or ""
-            )
+                with open(os.path.join(root, file.sidecar), "rb") as text:
+                    data = text.read()
+                try:
+                    captions = [decode_text(data, self.config.caption_encoding)]
+                except ValueError:
+                    reject = "unreadable_text"
+            source = file.image or file.sidecar or ""
+            yield Row(file.key, _read_image(root, file.image), captions or None, source, reject=reject)
 
-    def _captions(self) -> dict[str, list[str]]:
+    def _captions(self) -> dict[str, list[object]]:
         """Captions of the metadata tables by image path, relative to data_dir."""
         config = self.config
-        return _read_tables(config.data_dir, config.caption_column, config.data_fingerprint)
+        return _read_tables(
+            config.data_dir, config.caption_column, config.caption_encoding, config.data_fingerprint
+        )
 
 
 def _read_image(root: str, path: str | None) -> bytes | None:
@@ -144,51 +155,37 @@ def _ranges(files: list[_File]) -> list[tuple[_File, ...]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_tables(root: str, column: str | None, fingerprint: str | None) -> dict[str, list[str]]:
+def _read_tables(
+    root: str, column: str | None, encoding: str | None, fingerprint: str | None
+) -> dict[str, list[object]]:
     """`fingerprint` is no input; it makes changed files a different call."""
-    captions: dict[str, list[str]] = {}
+    captions: dict[str, list[object]] = {}
     for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        for table in (name for name in _TABLES if name in names):
-            path = os.path.join(folder, table)
-            for row in _read_table(path):
-                picked = column or next((name for name in _CAPTION_COLUMNS if name in row), None)
-                if picked not in row or "file_name" not in row:
-                    raise ConfigError(
-                        f"{path}: needs the columns file_name and {column or ', '.join(_CAPTION_COLUMNS)}; has {', '.join(row)}. "
-                        "Name the caption column with caption_column=..."
-                    )
-                image = os.path.relpath(os.path.join(folder, str(row["file_name"])), root).replace(
-                    os.sep, "/"
-                )
-                value = row[picked]
-                texts = value if isinstance(value, list) else [value]
-                captions.setdefault(image, []).extend(str(text) for text in texts if text is not None)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(_HIDDEN))
+        tables = [os.path.join(folder, name) for name in _TABLES if name in names]
+        if len(tables) > 1:
+            raise ConfigError(f"{' and '.join(tables)}: two tables of one folder. Keep the one that is right")
+        for path in tables:
+            for file_name, texts in _read_captions(path, column, encoding):
+                image = os.path.relpath(os.path.join(folder, file_name), root).replace(os.sep, "/")
+                captions.setdefault(image, []).extend(texts)
     return captions
 
 
-def _read_table(path: str) -> Iterator[dict[str, Any]]:
-    """The rows of one metadata table. Raises ConfigError naming the file, and the line where there is one."""
-    line = 0
-    try:
-        if path.endswith(".parquet"):
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-                yield from batch.to_pylist()
+def _read_captions(path: str, column: str | None, encoding: str | None) -> Iterator[tuple[str, list[object]]]:
+    """File name and captions of each row; a row of JSON lines may lack a caption, all of them may not."""
+    row, has_captions = {}, False
+    for row in read_table(path, encoding):
+        picked = column or next((name for name in _CAPTION_COLUMNS if name in row), None)
+        if "file_name" not in row or (picked not in row and not path.endswith(".jsonl")):
+            break
+        has_captions |= picked in row
+        value = row.get(picked or "")
+        yield str(row["file_name"]), [] if value is None else value if isinstance(value, list) else [value]
+    else:
+        if has_captions or not row:
             return
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            csv.field_size_limit(_LONGEST_FIELD)
-            rows = (
-                csv.DictReader(file) if path.endswith(".csv") else (json.loads(x) for x in file if x.strip())
-            )
-            for row in rows:
-                line += 1
-                if not isinstance(row, dict):
-                    raise ValueError(f"not an object with file_name and a caption: {row!r:.60}")
-                yield row
-    except (ValueError, csv.Error, pyarrow.ArrowException) as error:
-        if isinstance(error, ConfigError):
-            raise
-        where = "" if path.endswith(".parquet") else f", behind row {line}"
-        raise ConfigError(
-            f"{path}{where}: cannot be read as {path.rpartition('.')[2]}, UTF-8: {error}"
-        ) from error
+    raise ConfigError(
+        f"{path}: needs the columns file_name and {column or ', '.join(_CAPTION_COLUMNS)}; has {', '.join(row)}. "
+        "Name the caption column with caption_column=..."
+    )

@@ -5,8 +5,9 @@
     load_dataset("builders/journeydb", "small")                                # the first two tgz of each split
 
 4,189,737 labelled images in train, 234,156 in validation; the test split has questions but no captions and is left out. Annotations
-lie in one file a split, in no order of the archives, and are joined on disk (see joins.py). Source rows are the images of the chosen
-archives and the annotations that name them; an annotation that names no archive counts as missing_image with archive 0.
+lie in one file a split, in no order of the archives, and are joined on disk. Source rows are the images of the chosen
+archives and the annotations that name them; an annotation that names no archive counts as missing_image with archive 0. Midjourney's own
+flags at the end of a prompt (--ar 2:3 --v 4 --no people) are cut off, but for caption_cleaning="none"; column `prompt` keeps them.
 """
 
 import json
@@ -23,9 +24,12 @@ import huggingface_hub
 
 from builders.archives.annotation_db import OTHERS, Join, count_others
 from builders.archives.members import stem
+from builders.archives.midjourney import without_flags
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.core import shallow_json
 from builders.core.base import Row, logger, make_key
+from builders.core.captions import LONGEST
 from builders.core.config import NumberedConfig, parse_parts
 
 _REPOSITORY = "JourneyDB/JourneyDB"
@@ -36,7 +40,6 @@ _TABLES = {  # the repathed ones: only their paths match the archives ("realease
 _QUESTIONS, _NUM_TEST = "data/test/test_questions.jsonl.tgz", 5402
 _NUM_PUBLISHED = 200
 _PATH = re.compile(r"(\d+)/([^/]+)")
-_FLAGS = re.compile(r"(?:\s+--?[a-z]+(?:\s+[\d.:]+)?)+\s*$")  # Midjourney's own: --ar 2:3 --v 4
 
 
 @dataclass
@@ -105,15 +108,19 @@ class Journeydb(ArchiveBuilder):
                 yield self._row(shard, name, None, shard.path, found)
 
     def _row(self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any]) -> Row:
-        sentence = (found.get("Task2") or {}).get("Caption")
-        caption = found.get("prompt") if self.config.caption_field == "prompt" else sentence
+        task, prompt = found.get("Task2"), _text(found.get("prompt"))
+        sentence = _text(task.get("Caption")) if isinstance(task, dict) else None
+        caption = sentence
+        if self.config.caption_field == "prompt":
+            plain = prompt is None or self.config.caption_cleaning == "none" or len(prompt) > LONGEST
+            caption = prompt if plain else without_flags(str(prompt))
         extras = {
-            "prompt": found.get("prompt"),
+            "prompt": prompt,
             "task1": _dumps(found.get("Task1")),
             "task2_caption": sentence,
             "task3": _dumps(found.get("Task3")),
         }
-        captions = None if caption is None else [_FLAGS.sub("", str(caption))]
+        captions = None if caption is None else [caption]
         return Row(make_key(f"{shard.split}-{stem(shard.path)}-{name}"), image, captions, source, extras)
 
     def _annotations(self, shard: Shard) -> Join:
@@ -158,7 +165,16 @@ def _records(file: IO[bytes]) -> Iterator[dict[str, Any]]:
     """The lines of the one .jsonl in a tgz; it is larger than memory, so not `Member.read`."""
     with tarfile.open(fileobj=file, mode="r|gz") as archive:
         for info in archive:
-            yield from (json.loads(line) for line in archive.extractfile(info) or () if line.strip())
+            for line in archive.extractfile(info) or ():
+                if line.strip():
+                    record = shallow_json.load(line)
+                    if not isinstance(record, dict):
+                        raise ValueError(f"a line is no object: {line[:60]!r}")
+                    yield record
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _dumps(value: Any) -> str | None:

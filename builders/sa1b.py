@@ -4,7 +4,7 @@
     load_dataset("builders/sa1b", links="links.txt", parts="20-22")      # Meta's list of links, as you got it for your acceptance
 
 11,185,362 images in 1,000 tars of 10.5 GB; about one in ten has no caption. Meta's links expire after some days. The captions are ten
-million files of another archive in another order, so the first use joins them on disk (see joins.py).
+million files of another archive in another order, so the first use joins them on disk.
 """
 
 import os
@@ -20,6 +20,7 @@ from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSource
 from builders.core.base import Row, make_key
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.errors import MissingSourceError, RefusedError
+from builders.core.text_file import decode_text
 
 LICENSE_PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"
 _CAPTIONS = Source(
@@ -79,13 +80,9 @@ class Sa1b(ArchiveBuilder):
                 masks.add(name)  # never read: several times what the caption task needs
                 continue
             images.add(name)
-            caption = captions.get("", name)
-            yield Row(
-                make_key(name),
-                member.read(),
-                None if caption is None else [caption],
-                f"{shard.path}/{member.name}",
-            )
+            found = captions.get("", name)
+            reject = "unreadable_text" if found == [] else None
+            yield Row(make_key(name), member.read(), found, f"{shard.path}/{member.name}", reject=reject)
         for name in sorted(masks - images):
             yield Row(make_key(name), None, None, f"{shard.path}/{name}.json")
 
@@ -99,7 +96,15 @@ class Sa1b(ArchiveBuilder):
         with open_source(location, self.token) as file:
             for member in iter_members(file):
                 if member.name.endswith(".txt"):
-                    yield "", stem(member.name), member.read().decode("utf-8-sig", "replace")
+                    yield "", stem(member.name), _texts(member.read())
+
+
+def _texts(data: bytes) -> list[str]:
+    """The caption, or none where it is in another encoding than UTF-8."""
+    try:
+        return [decode_text(data)]
+    except ValueError:
+        return []
 
 
 def expired(what: str) -> str:

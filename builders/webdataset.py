@@ -20,8 +20,10 @@ from builders.archives.members import group_by_key, read_facts
 from builders.archives.remote import is_local
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
 from builders.core.base import Row, make_key
+from builders.core.captions import whole
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
+from builders.core.text_file import check_encoding, decode_text
 from builders.folder import SPLITS
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -32,10 +34,16 @@ _CAPTIONS = ("txt", "caption", "json.caption", "json.prompt", "json.text")
 class WebdatasetConfig(ImageCaptionConfig):
     """image_field      extension of the image; default: the first there is of jpg, jpeg, png, webp, ...
     caption_field    extension of the caption, or json.FIELD; default: txt, caption, json.caption, json.prompt or json.text
+    caption_encoding    of caption files without a byte order mark: "gbk", "cp1252", ...; default UTF-8
     """
 
     image_field: str | None = None
     caption_field: str | None = None
+    caption_encoding: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        check_encoding("caption_encoding", self.caption_encoding)
 
 
 class Webdataset(ArchiveBuilder):
@@ -90,9 +98,23 @@ class Webdataset(ArchiveBuilder):
         for name, parts in group_by_key(self._members(shard)):
             facts = read_facts(parts)
             image = next((parts[kind] for kind in images if kind in parts), None)
-            captions = next((found for field in fields if (found := _captions(field, parts, facts))), None)
-            extras = {"json": json.dumps(facts, ensure_ascii=False) if facts else None}
-            yield Row(make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras)
+            captions, reject = None, None
+            try:
+                captions = next(
+                    (found for field in fields if (found := self._captions(field, parts, facts))), None
+                )
+            except ValueError:
+                reject = "unreadable_text"
+            extras = {"json": whole(json.dumps(facts, ensure_ascii=False)) if facts else None}
+            yield Row(make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras, reject)
+
+    def _captions(self, field: str, parts: dict[str, bytes], facts: dict[str, Any]) -> list[object]:
+        """The values of a field. Raises ValueError where its text is in another encoding."""
+        kind, _, key = field.partition(".")
+        if kind == "json" and key:
+            value = facts.get(key)
+            return [] if value is None else value if isinstance(value, list) else [value]
+        return [decode_text(parts[field], self.config.caption_encoding)] if field in parts else []
 
 
 def _published(url: str) -> str:
@@ -107,11 +129,3 @@ def _beginning(path: str) -> str:
             return hashlib.sha256(file.read(512)).hexdigest()
     except OSError:  # reading the tar will say so, and count it
         return ""
-
-
-def _captions(field: str, parts: dict[str, bytes], facts: dict[str, Any]) -> list[str]:
-    kind, _, key = field.partition(".")
-    if kind == "json" and key:
-        value = facts.get(key)
-        return [str(text) for text in (value if isinstance(value, list) else [value]) if text is not None]
-    return [parts[field].decode("utf-8-sig", "replace")] if field in parts else []

@@ -69,7 +69,10 @@ def assemble(paths: Path_ | Sequence[Path_], settings: Settings, world_size: int
     folder = cache_folder(settings.cache_dir)
     cache = Cache(folder, settings.cache_limit)
     sources = [
-        open_source(open_files(path, cache, settings.patience), settings.split, folder) for path in listed
+        open_source(
+            open_files(path, cache, settings.patience, settings.storage_options), settings.split, folder
+        )
+        for path in listed
     ]
     select = _select(sources, settings)
     captions = "caption" in select.extras

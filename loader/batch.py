@@ -15,6 +15,7 @@ from loader.draw import NOISE, Draw
 from loader.format import Field, FormatError
 from loader.members import Rows, known_axes
 from loader.order import I64, Order
+from loader.printable import printable
 from loader.select import Selection, encoder_of
 from loader.source import DataError, OpenShard
 
@@ -85,7 +86,9 @@ class Work:
             return {}
         row_of = dict(zip(indexes.tolist(), rows.tolist(), strict=True))
         return {
-            index: DataError(f"{self.reader.name(number)}, key {shard.table.key(row_of[index])}: {error}")
+            index: DataError(
+                f"{self.reader.name(number)}, key {printable(shard.table.key(row_of[index]))}: {error}"
+            )
             for index, error in errors.items()
         }
 

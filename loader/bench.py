@@ -27,10 +27,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     args = vars(parser.parse_args())
     shards, seconds = args.pop("shards"), args.pop("seconds")
+    if not seconds > 0:
+        parser.error(f"--seconds {seconds:g}: give more than 0")
     started = time.perf_counter()
     try:
         batches = make_loader(shards, **args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     first: dict[str, object] | None = None
     while time.perf_counter() - started < seconds:

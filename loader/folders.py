@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Protocol
 
 from loader.format import FormatError
+from loader.printable import printable
+
+LARGEST_MANIFEST = 1 << 28  # bytes that go into memory: 700,000 shards
 
 
 class Files(Protocol):
@@ -16,7 +19,7 @@ class Files(Protocol):
         """A path or URL that others can open."""
 
     def read(self, name: str) -> bytes:
-        """All of a small file. Raises FileNotFoundError where there is none."""
+        """All of a small file. Raises FileNotFoundError where there is none, FormatError where it is too large."""
 
     def open(self, name: str, size: int, sha256: str) -> int:
         """A file descriptor, for os.pread, of a file known to have `size` bytes. The caller closes it."""
@@ -33,20 +36,25 @@ class LocalFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.url = str(path)
+        self.url = printable(path)
 
     def address(self, name: str) -> str:
         return str(self.path / name)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        with (self.path / name).open("rb") as file:
+            data = file.read(LARGEST_MANIFEST + 1)
+        if len(data) > LARGEST_MANIFEST:
+            raise FormatError(f"it is larger than {LARGEST_MANIFEST} bytes")
+        return data
 
     def open(self, name: str, size: int, sha256: str) -> int:
-        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+        # A pipe where a file should be blocks nobody.
+        descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         found = os.fstat(descriptor).st_size
         if size and found != size:
             os.close(descriptor)
-            raise FormatError(f"{self.path / name} holds {found} bytes, the manifest says {size}")
+            raise FormatError(f"{self.url}/{name} holds {found} bytes, the manifest says {size}")
         return descriptor
 
     def prefetch(self, name: str, size: int, sha256: str) -> bool:

@@ -48,6 +48,7 @@ class Options(TypedDict, total=False):
     cache_dir: remote shards, and the indexes of tars without a manifest; default $LATENTMILL_CACHE or ~/.cache/latentmill.
     cache_limit: bytes that remote shards may take there, for all processes of a machine; None: no limit.
     patience: seconds to keep trying to reach a remote shard, before it counts as unreadable.
+    storage_options: of fsspec's file system for s3://, gs://, az:// and their like (`endpoint_url`, `key`, ...).
     """
 
     weights: Sequence[float] | None
@@ -80,6 +81,7 @@ class Options(TypedDict, total=False):
     cache_dir: Path_ | None
     cache_limit: int | None
     patience: float
+    storage_options: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Settings:
     cache_dir: Path_ | None = None
     cache_limit: int | None = None
     patience: float = 900.0
+    storage_options: dict[str, Any] | None = None
     encoders: Sequence[str] | None = field(init=False)
     words: tuple[Extra, ...] = field(init=False)
     condition: Condition = field(init=False)

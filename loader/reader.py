@@ -15,6 +15,7 @@ from loader.cache import Cache
 from loader.draw import Draw
 from loader.format import FormatError
 from loader.order import ATTEMPTS, I64, Order
+from loader.printable import printable
 from loader.select import Selection
 from loader.source import DataError, OpenShard, Source
 
@@ -53,7 +54,12 @@ class BatchReader:
     def read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
         """The samples at `positions` of `epoch`, and counts for stats()."""
         self._forgive(epoch)
-        work = Work(self, epoch, positions)
+        try:
+            work = Work(self, epoch, positions)
+        except MemoryError as full:
+            raise DataError(
+                f"batch_size={len(positions)}: no memory for a batch of the shapes that the manifest says: {full}"
+            ) from full
         failed = work.fill(np.arange(len(positions)), 0)
         work.counts["substitutes"] = len(failed)
         for attempt in range(1, ATTEMPTS + 1):
@@ -125,7 +131,7 @@ class BatchReader:
 
     def name(self, number: int) -> str:
         source, local = self._source(number)
-        return f"{source.files.url}, shard {source.names[local]}"
+        return f"{source.files.url}, shard {printable(source.names[local])}"
 
     def samples_by_path(self, shards: I64) -> dict[str, int]:
         firsts = np.array([first for first, _ in self._sources])

@@ -4,55 +4,31 @@ A fetch goes on at the byte where it broke off, waits as long as the server asks
 only when nothing at all arrived for `patience` seconds.
 """
 
-import contextlib
-import http.client
-import json
 import logging
 import os
 import random
 import re
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from loader import border
 from loader.cache import Cache, Fetch, Stopped
-from loader.folders import Files, LocalFolder
+from loader.folders import LARGEST_MANIFEST, Files, LocalFolder
 from loader.format import FormatError
+from loader.printable import printable
+from loader.transport import FsspecTransport, HttpTransport, Interrupted, Transport
 
 log = logging.getLogger("loader")
 
-CHUNK = 1 << 20
-TIMEOUT = 30.0  # seconds without a byte, after which a connection counts as dead
 LONGEST_WAIT = 60.0
+LARGEST_SIDECAR = 1 << 28  # bytes of a file whose size no manifest says
+LARGEST_ANSWER = 1 << 24  # bytes of what the Hub says about a revision
 HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
+COMMIT = re.compile(r"[0-9a-fA-F]{1,64}")
 WRONG_BYTES = 2  # times that a file whose hash is wrong is fetched again
-RETRIED = {408, 425, 429, 500, 502, 503, 504}
-
-
-class Interrupted(OSError):
-    """Worth another try. after: seconds the server asks to wait."""
-
-    def __init__(self, message: str, after: float | None = None) -> None:
-        super().__init__(message)
-        self.after = after
-
-
-class Transport(Protocol):
-    url: str
-
-    def address(self, name: str) -> str:
-        """A URL that others can open."""
-
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
-        """The bytes of a file from `start`; first b"" if the server begins at 0 instead.
-
-        Raises FileNotFoundError, PermissionError, or Interrupted.
-        """
 
 
 class RemoteFolder:
@@ -65,12 +41,15 @@ class RemoteFolder:
     def address(self, name: str) -> str:
         return self.transport.address(name)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit: int = LARGEST_MANIFEST) -> bytes:
+        """Raises FormatError where there is no end within `limit` bytes, FileNotFoundError where there is no such file."""
         data = bytearray()
         for chunk in self._stream(name, data.__len__):
             if not chunk:
                 data.clear()
             data += chunk
+            if len(data) > limit:
+                raise FormatError(f"it is larger than {limit} bytes")
         return bytes(data)
 
     def open(self, name: str, size: int, sha256: str) -> int:
@@ -92,11 +71,19 @@ class RemoteFolder:
 
         def fetch(descriptor: int) -> None:
             for chunk in self._stream(name, lambda: os.fstat(descriptor).st_size, size):
-                if chunk:
-                    os.pwrite(descriptor, chunk, os.fstat(descriptor).st_size)
-                    self.cache.count("fetched_bytes", len(chunk))
-                else:
+                if not chunk:
                     os.truncate(descriptor, 0)
+                    continue
+                have = os.fstat(descriptor).st_size
+                kept = memoryview(chunk)[: (size or LARGEST_SIDECAR) - have]
+                if kept:
+                    os.pwrite(descriptor, kept, have)
+                    self.cache.count("fetched_bytes", len(kept))
+                if len(kept) < len(chunk) and not size:
+                    os.truncate(descriptor, 0)
+                    raise FormatError(f"{self.url}/{name} is larger than {LARGEST_SIDECAR} bytes")
+                if have + len(kept) == size:
+                    return
 
         return fetch
 
@@ -117,137 +104,65 @@ class RemoteFolder:
                 return
             except Interrupted as error:
                 failures += 1
-                idle = time.monotonic() - last
-                if idle > self.patience:
+                idle, patience = time.monotonic() - last, min(self.patience, error.patience)
+                if idle > patience:
                     raise TimeoutError(
-                        f"{self.url}/{name}: {error}; nothing arrived for {idle:.0f} s"
+                        f"{self.url}/{name}: {printable(error)}; nothing arrived for {idle:.0f} s"
                     ) from error
-                wait = random.uniform(0, min(LONGEST_WAIT, 2.0 ** (failures - 1)))
-                wait = max(wait, error.after or 0.0)
-                log.warning("%s/%s: %s; trying again in %.1f s", self.url, name, error, wait)
+                wait = random.uniform(0, min(LONGEST_WAIT, 2.0 ** min(failures - 1, 10)))
+                # However long a server asks to wait: not beyond what the user has patience for.
+                wait = min(max(wait, error.after or 0.0), max(patience - idle, 0.0) + 0.1)
+                log.warning("%s/%s: %s; trying again in %.1f s", self.url, name, printable(error), wait)
                 self.cache.count("retries")
                 if self.cache.stop.wait(wait):
                     raise Stopped(name) from error
 
 
-class HttpTransport:
-    """Files below an http(s) address. token: sent to that address alone, not to where it redirects."""
+def open_files(
+    path: str | os.PathLike[str], cache: Cache, patience: float, storage_options: dict[str, Any] | None = None
+) -> Files:
+    """The folder or URL. storage_options: of fsspec's file system for the URL.
 
-    def __init__(self, url: str, base: str, token: str | None = None) -> None:
-        self.url, self._base, self._token = url, base.rstrip("/"), token
-
-    def address(self, name: str) -> str:
-        return f"{self._base}/{urllib.parse.quote(name, safe='/%')}"
-
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
-        request = urllib.request.Request(self.address(name))
-        request.add_header("User-Agent", "latentmill")
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        if self._token:
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                if start and response.status != 206:
-                    yield b""
-                expected, seen = response.headers["Content-Length"], 0
-                while chunk := response.read1(CHUNK):
-                    seen += len(chunk)
-                    yield chunk
-            if expected is not None and seen < int(expected):
-                raise Interrupted(f"connection closed after {seen} of {expected} bytes")
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code != 416 or not start:
-                    raise self._meaning(error, name) from error
-            yield b""  # there is nothing from there on: what we have is whole, or wrong
-            yield from self.stream(name, 0)
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, Interrupted):
-                raise
-            raise Interrupted(str(error) or type(error).__name__) from error
-
-    def _meaning(self, error: urllib.error.HTTPError, name: str) -> OSError:
-        what = f"{self.url}/{name}: HTTP {error.code} {error.reason}"
-        if error.code in (404, 410):
-            return FileNotFoundError(what)
-        if error.code in (401, 403):
-            return PermissionError(
-                f"{what}. Is the dataset gated or private? Then set HF_TOKEN, or run `hf auth login`"
-            )
-        if error.code in RETRIED:
-            return Interrupted(f"HTTP {error.code}", _seconds(error.headers.get("Retry-After")))
-        return OSError(what)
-
-
-class FsspecTransport:
-    """Any other URL that fsspec has a file system for."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._folder()  # an unknown protocol shows at once
-
-    def address(self, name: str) -> str:
-        return f"{self.url}/{name}"
-
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
-        files, root = self._folder()
-        try:
-            with files.open(f"{root}/{name}", "rb") as file:
-                file.seek(start)
-                while chunk := file.read(CHUNK):
-                    yield chunk
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError as error:
-            raise Interrupted(str(error) or type(error).__name__) from error
-
-    def _folder(self) -> Any:
-        """(file system, path). fsspec makes one for each process and thread, and keeps it: they must not share it."""
-        import fsspec
-
-        return fsspec.core.url_to_fs(self.url)
-
-
-def open_files(path: str | os.PathLike[str], cache: Cache, patience: float) -> Files:
-    """Raises ValueError for a folder that is not there."""
+    Raises ValueError for a folder that is not there.
+    """
     if isinstance(path, str) and "://" in path:
-        return _open_remote(path, cache, patience)
+        return _open_remote(path, cache, patience, storage_options)
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
+        raise ValueError(f"{printable(folder)}: no such folder")
     return LocalFolder(folder)
 
 
-def _open_remote(url: str, cache: Cache, patience: float) -> RemoteFolder:
+def _open_remote(
+    url: str, cache: Cache, patience: float, storage_options: dict[str, Any] | None
+) -> RemoteFolder:
     """Raises ValueError for a malformed hf:// address, FileNotFoundError or PermissionError as the Hub answers."""
     if url.startswith(("http://", "https://")):
-        return RemoteFolder(HttpTransport(url.rstrip("/"), url), cache, patience)
+        return RemoteFolder(HttpTransport(url, url), cache, patience)
     if not url.startswith("hf://"):
-        return RemoteFolder(FsspecTransport(url), cache, patience)
+        return RemoteFolder(FsspecTransport(url, storage_options), cache, patience)
     match = HUB.fullmatch(url)
     if match is None:
         raise ValueError(
-            f"{url!r} is not like hf://datasets/USER/REPO, with @REVISION and /FOLDER if need be"
+            f"{printable(url)!r} is not like hf://datasets/USER/REPO, with @REVISION and /FOLDER if need be"
         )
     repository, revision, folder = match[1], match[2] or "main", match[3] or ""
     from huggingface_hub import constants, get_token
 
+    if constants.HF_HUB_OFFLINE:
+        raise OSError(f"{printable(url)}: HF_HUB_OFFLINE is set; unset it, or give a folder on this machine")
     api = HttpTransport(url, f"{constants.ENDPOINT}/api/datasets/{repository}/revision", get_token())
-    commit = json.loads(RemoteFolder(api, cache, patience).read(urllib.parse.quote(revision, safe="%")))[
-        "sha"
-    ]
+    try:
+        answer = RemoteFolder(api, cache, patience).read(
+            urllib.parse.quote(revision, safe="%"), LARGEST_ANSWER
+        )
+        commit = border.text(border.json_object(answer, "answer of the Hub").get("sha"), "sha", COMMIT)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. Check the name: hf://datasets/USER/REPO; a private one needs HF_TOKEN"
+        ) from error
+    except FormatError as error:
+        raise FormatError(f"{printable(url)}: {error}") from error
     pinned = f"hf://datasets/{repository}@{commit}" + (f"/{folder}" if folder else "")
     base = f"{constants.ENDPOINT}/datasets/{repository}/resolve/{commit}/{folder}"
     return RemoteFolder(HttpTransport(pinned, base, get_token()), cache, patience)
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """A Retry-After header: seconds, or a date."""
-    if retry_after is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return float(retry_after)
-    with contextlib.suppress(ValueError):
-        return parsedate_to_datetime(retry_after).timestamp() - time.time()
-    return None

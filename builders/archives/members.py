@@ -7,13 +7,13 @@ as zero bytes, which the gate calls undecodable; an archive that breaks off rais
 """
 
 import gzip
-import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, NamedTuple
 
 from builders.archives.tar_reader import iter_tar
 from builders.archives.zips import iter_zip
+from builders.core import shallow_json
 from builders.core.errors import ArchiveError
 
 MAX_MEMBER_SIZE = 256 * 2**20  # bytes; no image is that large, and a header may claim anything
@@ -95,7 +95,7 @@ def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, byt
 def read_facts(parts: dict[str, bytes]) -> dict[str, Any]:
     """The sample's .json as a dict; empty where it is missing or broken, which costs no more than what it told."""
     try:
-        facts = json.loads(parts.get("json", b"{}"))
+        facts = shallow_json.load(parts.get("json", b"{}"))
     except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}

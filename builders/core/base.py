@@ -21,7 +21,7 @@ from datasets.builder import Key
 
 from builders.core import images
 from builders.core.cache_key import code_hash, folder_fingerprint
-from builders.core.captions import PROFILES, says_something
+from builders.core.captions import LONGEST, clean_captions
 from builders.core.config import ImageCaptionConfig
 from builders.core.counted_examples import CountedExamples
 from builders.core.errors import NoRecordsError
@@ -34,8 +34,10 @@ REASONS = {
     "bad_archive": "the rest of an archive cannot be read (truncated or damaged): fetch it again",
     "duplicate_key": "a second row with the key of an earlier one",
     "missing_image": "an annotation whose image is not in the archive",
-    "missing_caption": "an image that no annotation names",
+    "missing_caption": "an image that no annotation names, or whose caption is no text: NaN, bytes, an object",
+    "unreadable_text": "a caption in another encoding than UTF-8, or none at all: name it with caption_encoding",
     "unsafe": "over the safety threshold, flagged by its maker, or without a score",
+    "caption_too_long": f"more than {LONGEST:,} characters: a page, not a caption",
     "empty_caption": "no letter, digit or emoji is left of the caption after cleaning",
     "undecodable": "zero bytes, not an image (an HTML page, say), truncated or damaged",
     "too_large": f"more than {images.MAX_PIXELS:,} pixels: a decompression bomb",
@@ -54,7 +56,7 @@ class Row(NamedTuple):
 
     key: str
     image: bytes | None
-    captions: Sequence[str] | None
+    captions: Sequence[object] | None
     source: str
     extras: Mapping[str, Any] = MappingProxyType({})
     reject: str | None = None
@@ -164,13 +166,11 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             "bytes": data,
             "path": None,
         }  # no path: datasets drops the bytes where a file of that name exists
-        if row.captions is None:
-            return "missing_caption", record
-        cleaned = map(PROFILES[config.caption_cleaning], row.captions)
-        captions = [text for text in cleaned if says_something(text)]
-        if not captions:
-            return "empty_caption", record
-        record["caption"], record["captions"] = captions[0], captions
+        cleaned, reason = clean_captions(row.captions, config.caption_cleaning)
+        if reason is not None:
+            return reason, record
+        record["captions"] = [text for _, text in cleaned]
+        record["caption"] = record["captions"][0]
         try:
             info = images.probe(data)
         except images.ImageTooLarge:

@@ -40,7 +40,7 @@ from builders.archives.read_errors import (
     without_query,
 )
 from builders.core.base import make_key
-from builders.core.captions import clean_caption, says_something
+from builders.core.captions import clean_captions
 from builders.core.errors import BuilderError
 from precompute.errors import SourceError, UsageError
 from precompute.input.units import Unit
@@ -172,6 +172,8 @@ class Records:
             raise UsageError(
                 f"--options {secret.pop()}=...: give it to `hf auth login` or the environment instead"
             )
+        if options.pop("trust_remote_code", False):  # datasets would take it for an option of the dataset
+            raise UsageError("--options trust_remote_code=...: no code of a dataset is run; leave it out")
         if self._ours and (source.image_column, source.caption_column) != ("image", "caption"):
             raise UsageError(
                 f"--image-column, --caption-column: {source.dataset} has its own; leave them out"
@@ -334,14 +336,10 @@ class Records:
         source = self.source
         raw = values[source.caption_column]
         texts = raw if isinstance(raw, list) else [raw]
-        captions = [clean_caption(_utf8(text), self._cleaning) for text in texts if isinstance(text, str)]
-        captions = [caption for caption in captions if says_something(caption)]
+        cleaned, fault = clean_captions(texts, self._cleaning)
+        captions = [caption for _, caption in cleaned]
         image = _image_bytes(values[source.image_column])
-        reject = None
-        if image is None:
-            reject = "missing_image"
-        elif not captions:
-            reject = "empty_caption" if any(texts) else "missing_caption"
+        reject = "missing_image" if image is None else fault
         kept = {
             name: v for name, v in values.items() if name not in (source.image_column, source.caption_column)
         }

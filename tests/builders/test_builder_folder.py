@@ -68,7 +68,7 @@ def test_sidecars_and_every_fault(build, photos, tmp_path):
         "cut.jpg": "undecodable",
         "empty-caption.jpg": "empty_caption",
         "flat.png": "undecodable",
-        "latin.jpg": None,
+        "latin.jpg": "unreadable_text",
         "moving.gif": None,
         "lonely.txt": "missing_image",
         "no-caption.jpg": "missing_caption",
@@ -82,7 +82,6 @@ def test_sidecars_and_every_fault(build, photos, tmp_path):
     assert {row["source"]: row["caption"] for row in records} == {
         "a.jpg": "A red car",
         "b.PNG": "ein Hund, größer",
-        "latin.jpg": "caf\ufffd",
         "moving.gif": "animated",
         "sub/c d.jpeg": "third",
         "wrong-name.jpg": "a PNG named jpg",
@@ -278,5 +277,15 @@ def test_images_that_cannot_be_read_are_counted(build, photos):
 def test_a_broken_table_is_named(build, photos, name, content):
     (photos / "a.jpg").write_bytes(jpeg(0))
     (photos / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"{name}.*cannot be read"):
+    with pytest.raises(ConfigError, match=rf"{name}.*cannot be read as"):
         build("folder", data_dir=str(photos))
+
+
+@pytest.mark.parametrize("cleaning", ["none", "light"])
+@pytest.mark.parametrize("table", [False, True])
+def test_a_byte_order_mark_is_no_caption_whatever_the_cleaning(build, photos, cleaning, table):
+    (photos / "a.jpg").write_bytes(jpeg(1))
+    text = "file_name,caption\na.jpg,A red car" if table else "A red car"
+    (photos / ("metadata.csv" if table else "a.txt")).write_text("\ufeff" + text, encoding="utf-8")
+    rows = build("folder", data_dir=str(photos), caption_cleaning=cleaning)
+    assert [row["caption"] for row in rows] == ["A red car"]

@@ -384,3 +384,23 @@ def test_a_state_that_names_no_shards_is_refused(shards: Path, packed: Any) -> N
     for how in ("same", "added"):
         with pytest.raises(ValueError, match="shards: 7 there, 7 here"):
             batches.load_state_dict(state, shards=how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batches_had", [0, 1, 3])
+def test_a_state_of_another_world_in_a_loader_that_was_used(shards: Path, batches_had: int) -> None:
+    def make(world_size: int, batch_size: int) -> Any:
+        return make_loader(shards, batch_size, rank=0, world_size=world_size, partitions=2, **OPTIONS)
+
+    other = make(4, 3)
+    for _ in zip(range(4), other, strict=False):
+        pass
+    fresh, used = make(2, 1), make(2, 1)
+    for _ in zip(range(batches_had), used, strict=False):
+        pass
+    state = other.state_dict()
+    fresh.load_state_dict(state)
+    used.load_state_dict(state)
+    expected = [batch["key"] for batch in fresh]
+    assert [batch["key"] for batch in used] == expected and expected
+    for batches in (other, fresh, used):
+        batches.close()

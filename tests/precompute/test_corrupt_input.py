@@ -58,6 +58,8 @@ BAD: list[tuple[str, dict[str, bytes], str]] = [
     ("small", {"jpg": jpeg(1, (300, 200)), "txt": b"small"}, "too_small"),
     ("silent", {"jpg": jpeg(2, SIZE)}, "missing_caption"),
     ("tags", {"jpg": jpeg(2, SIZE), "txt": b"<br> https://example.com"}, "empty_caption"),
+    ("page", {"jpg": jpeg(2, SIZE), "txt": b"a page of words " * 2000}, "caption_too_long"),
+    ("gbk", {"jpg": jpeg(2, SIZE), "txt": "红色的汽车".encode("gbk")}, "unreadable_text"),
     ("gone", {"txt": b"a caption and no image"}, "missing_image"),
     ("nsfw", {"jpg": jpeg(4, SIZE), "txt": b"flagged"}, "unsafe"),
     ("k003", {"jpg": jpeg(4, SIZE), "txt": b"again"}, "duplicate_key"),

@@ -152,3 +152,12 @@ def test_unknown_names_list_the_known() -> None:
         make.read_recipe("nothing", small=False)
     with pytest.raises(make.UsageError, match="cc12m"):
         make.read_recipe("micro_budget", small=False, only=["coca"])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_flags_of_the_command_line_win_over_those_of_the_recipe(recipe: Path, stream: bool) -> None:
+    config = make.Config(str(recipe), flags="--vae mine --crop random", stream=stream)
+    found = make.steps(config, make.read_recipe(str(recipe), small=True))
+    (command,) = (step.command for step in found if step.verb == "precompute train")
+    parsed = tyro.cli(run.Config, args=command[command.index("precompute/run.py") + 1 :])
+    assert (parsed.vae, parsed.crop, parsed.resolutions) == ("mine", "random", (64, 128))

@@ -208,3 +208,39 @@ def test_reading_a_tar_is_faster_than_the_standard_library(tmp_path):
         assert read_all() == 6_000_000
         times[read_all] = min(times.get(read_all, 9), time.process_time() - start)
     assert times[ours] < times[standard] / 1.5
+
+
+@pytest.mark.parametrize("declared", [0, 1, 2])
+def test_a_pax_size_is_that_of_one_member(declared):
+    """It is what counts where it stands, and says nothing of the members before and behind it."""
+    contents, out = [("a", b"x" * 700), ("b", b"y" * 30), ("c", b"z" * 1500)], io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for index, (name, data) in enumerate(contents):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.pax_headers = {"size": str(len(data))} if index == declared else {"comment": "none"}
+            tar.addfile(info, io.BytesIO(data))
+    assert read(out) == contents
+
+
+@pytest.mark.parametrize("size", [3000, 30_000])
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_tar_cut_inside_a_member_is_told_whether_it_is_read_or_skipped(size, skip):
+    """Small members are read to get past them, large ones are sought over: an end behind the file's end is no end."""
+    data = tar_bytes(members=[(f"{n}.json", random.Random(n).randbytes(size)) for n in range(3)])
+    padded = size + -size % 512
+    for cut in (512 + padded + 512 + size // 3, 2 * (512 + padded) - 1, len(data) - 10_240 - 512):
+        found = []
+        with pytest.raises(ArchiveError):
+            for member in iter_members(io.BytesIO(data[:cut])):
+                found.append(member.name if skip else len(member.read()))
+        assert found[:1] == ["0.json" if skip else size]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("limit", [5, 1000])
+def test_zip64_sizes(monkeypatch, compression, limit):
+    """Of packed and unpacked size either may be in the 64-bit field, or both."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
+    contents = [("a.txt", b"abc" * 1000), ("b.txt", b"short"), ("c.txt", random.Random(0).randbytes(2000))]
+    assert read(io.BytesIO(zip_bytes(compression, contents))) == contents

@@ -53,6 +53,72 @@ def test_deepfloyd_equals_diffusers_on_12000_captions(diffusers_clean):
     )  # they do not all clean to the same
 
 
+NASTY = {  # what the steps that are not diffusers' own patterns look for, in alphabets small enough to meet every case
+    "links": [*"a1.-/@: é_", ".com", ".co", ".it", "http:", "https:", "www:", "//", "%", "\n"],
+    "numbers and codes": [*"1a.x_ ×х٣é", "12", "ab"],
+    "file names and dots": [*"a. _é", ".png", ".jpeg", "\u3000", " .", ".  "],
+    "markup": [
+        "<",
+        ">",
+        "a",
+        "b",
+        " ",
+        "<a href='http://x.com/y'>",
+        "</a>",
+        "<!--",
+        "-->",
+        "<br/>",
+        "&lt;",
+        "&amp;",
+    ],
+}
+
+
+@pytest.mark.parametrize("alphabet", NASTY)
+def test_deepfloyd_equals_diffusers_on_nasty_captions(alphabet, diffusers_clean):
+    rng = random.Random(alphabet)
+    for _ in range(2_500):
+        text = "".join(rng.choice(NASTY[alphabet]) for _ in range(rng.randint(1, 16)))
+        assert clean_caption(text, "deepfloyd") == diffusers_clean(text), text
+
+
+# --- time ---------------------------------------------------------------------------------------------------------------------------
+
+REPEATED = """a| |<|<a |<a b=|<!--|&|&amp;|amp;|&lt;|http://|www.|www:/|a.|a-|a.com@|.com|a.com/|a-.|.|1|1a|1a2b3c|-|"|'|free |worldwide |free  |
+png image|a.png|a.pn|1.|111.|page |click on |@a|()[]|1x|1х|%41|%25|+|Ã©|â€œ|Ã¢â‚¬Å“|猫|\u0301|\u0301\u0323|<a>|<div>|<b>|<![CDATA[|<?|<!|
+<!DOCTYPE |</|</a|<a b='|<a b="|<a b |<br / |☀|\ud800|\x00|\u202e|&#1;|&#x|_|_a-|<table>|\x1b[31m|\x80|é|Ð|Â |a b=c |1:11 """
+FRAMED = [  # one piece repeated between two others
+    ("x", " ", ".x"), ("<a ", "b=c ", ""), ("<a", " ", "x"), ("<a", " b", ""), ("<a", " b=b b", ""), ("&", "amp;", ""),
+    ("", "a", "1!"), ("a1a", "1", "_"), ("", "1", "aaa_"), ("", "1", "."), ("1.", "1", "x"), ("1x1.", "1", "a"), ("page", " ", "x"),
+    ("", "a", " x.png"), (".png ", "a", ""), ("worldwide", " ", "shipping"), ("free", " ", "download"), ("1:11", " ", "x1"),
+    ("a", " ", ": x"), ("a", " ", "x:"), ("", " ", "x."), ("<script>", "</", ""), ("a.com ", "a.", ""), ("", "a.", "co@"),
+    ("a.com", "é", "@"), ('"', "a", ""), ("http:", "a.com@", ""), ("a.com", "-", "@"), (".jpg", "é", ""), ("\u0301", "a", "\u0323"),
+]  # fmt: skip
+
+
+def _seconds(clean, text, runs):
+    best = float("inf")
+    for _ in range(runs):
+        start = time.process_time()
+        clean(text)
+        best = min(best, time.process_time() - start)
+    return best
+
+
+@pytest.mark.parametrize("profile", ["light", "deepfloyd"])
+def test_twice_the_length_takes_at_most_two_and_a_half_times_as_long(profile):
+    pieces = [("", piece, "") for piece in re.split(r"[|\n]", REPEATED) if piece] + FRAMED
+    slow = {}
+    for before, piece, after in pieces:
+        text = [before + piece * (length // len(piece)) + after for length in (16_000, 32_000)]
+        if _seconds(PROFILES[profile], text[1], 1) < 0.15:  # a square of this length takes many times as long
+            continue
+        ratio = _seconds(PROFILES[profile], text[1], 5) / _seconds(PROFILES[profile], text[0], 5)
+        if ratio > 2.5:
+            slow[before + piece + after] = round(ratio, 1)
+    assert not slow
+
+
 def test_deepfloyd_cleans_4000_captions_a_second():
     captions = [
         "A man with a red helmet on a small moped on a dirt road.",
@@ -74,12 +140,12 @@ def test_light_is_idempotent():
 
 
 def test_light_on_plain_ascii_equals_the_long_way(monkeypatch):
-    from builders.core import captions
+    from builders.core import light
 
-    plain = [text for text in made_up_captions(3_000, seed=22) if captions._is_plain(text)]
+    plain = [text for text in made_up_captions(3_000, seed=22) if light._is_plain(text)]
     assert len(plain) > 100
     for text in plain:
-        assert clean_caption(text, "light") == captions._light_once(text)
+        assert clean_caption(text, "light") == light._clean_once(text)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +165,19 @@ def test_light_on_plain_ascii_equals_the_long_way(monkeypatch):
         ("👩‍👩‍👧 🇩🇪 ok", "👩‍👩‍👧 🇩🇪 ok"),
         ("ALL Caps, Kept!", "ALL Caps, Kept!"),
         (" <p></p> https://x.com ", ""),
+        ('photo by <a href="https://x.com/y">Jane Doe</a> in Rome', "photo by Jane Doe in Rome"),
+        ("by <a href=https://x.com/y rel='nofollow'>Jane</a>", "by Jane"),
+        ('by <a download href="https://x.com/y">Jane</a>', "by Jane"),
+        ("by &lt;a href=&quot;https://x.com/y&quot;&gt;Jane&lt;/a&gt; 2", "by Jane 2"),
+        ("&amp;lt;a href=&amp;quot;https://x.com&amp;quot;&amp;gt;Jane&amp;lt;/a&amp;gt;", "Jane"),
+        ('<img src="http://x.com/a.png" alt="a cat"/>a dog', "a dog"),
+        ("http://x.com,cat", ",cat"),
+        ("a cat (http://x.com/a_b) and a dog", "a cat ( ) and a dog"),
+        ('"www.x.com/a"cat', '" "cat'),
+        ("see http://x.com/a, a cat. www.x.com.", "see , a cat. ."),
+        ("https://user:pw@x.com:80/a?b=[c]#d a cat", "a cat"),
+        ("a <b and c> d", "a <b and c> d"),
+        ("one <!-- a <b>note</b> --> two <!-- not closed", "one two <!-- not closed"),
     ],
 )
 def test_light(text, clean):

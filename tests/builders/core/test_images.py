@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from builders.core.images import (
     MAX_PIXELS,
@@ -210,3 +210,11 @@ def test_lossless_shrink_adds_no_loss(data, kind):
     assert sniff(small) == kind
     assert psnr(decode_rgb(small), decode_rgb(data).resize((300, 300), Image.Resampling.BICUBIC)) > 60
     assert sniff(shrink(data, 300)) == "JPEG"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_small_copy_keeps_the_colour_profile(kind, lossless):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    small = shrink(encode(photo(1, (640, 512)), kind, icc_profile=profile), 256, lossless)
+    assert Image.open(io.BytesIO(small)).info.get("icc_profile") == profile

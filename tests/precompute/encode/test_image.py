@@ -367,3 +367,26 @@ def test_compile_reaches_what_encode_calls(
     encoder.encode(pixels(1), torch.bfloat16)  # the copy in another precision is made of a compiled model
     with pytest.raises(UsageError, match="--compile"):
         toy.compile()
+
+
+def test_what_is_computed_again_is_mirrored_too() -> None:
+    encoder = ImageEncoder(Overflowing(stays=False).half(), {}, torch.device("cpu"), torch.float16)
+    pixels = np.full((64, 64, 3), 255, np.uint8)
+    pixels[:, 32:] = 140
+    batches = BatchEncoder(encoder, [], [64], "moments", 0, flip=True)
+    (arrays,) = batches.collect(batches.launch([Sample("a", "", {64: pixels})]))
+    assert arrays is not None
+    plain, mirrored = arrays["moments_64"][0], arrays["moments_64_flipped"][0]
+    assert plain[0, 0] > plain[0, -1] + 0.5
+    np.testing.assert_allclose(mirrored, plain[:, ::-1], atol=1e-2)
+
+
+@pytest.mark.parametrize(("value", "pixel"), [(100.9, 101), (100.1, 100), (-3.0, 0), (258.0, 255)])
+def test_decoded_pixels_are_rounded_and_clipped(value: float, pixel: int) -> None:
+    class Constant(ToyVAE):
+        def decode(self, raw: torch.Tensor) -> Any:
+            return SimpleNamespace(sample=torch.full((1, 3, 8, 8), value / 127.5 - 1))
+
+    encoder = ImageEncoder(Constant(), {}, torch.device("cpu"), torch.float32)
+    latents = torch.zeros(1, encoder.channels, 1, 1)
+    assert encoder.decode(latents).unique().tolist() == [pixel]

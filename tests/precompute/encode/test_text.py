@@ -430,3 +430,34 @@ def test_no_memory_for_a_second_precision_costs_the_row_alone(
     results = batches.collect(batches.launch(rows(["short", "x" * 60, "again"])))
     assert [result is None for result in results] == [False, True, False]
     assert "no memory to compute a row again" in caplog.text
+
+
+def save_with(folder: Path, name: str, **changes: Any) -> None:
+    """Change a model's .json on disk."""
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("padding", ["", "?padding=full"])
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same(tmp_path: Path, padding: str) -> None:
+    folder = tiny_models.save_decoder_only(tmp_path)
+    captions = ["a cat", "the woman in the cup with a flag", "a photograph of a cat"]
+    found = {}
+    for side in ("right", "left"):
+        save_with(folder, "tokenizer_config.json", padding_side=side)
+        found[side] = open_text_encoder(f"auto:{folder}{padding}").encode(captions)
+    for left, right in zip(found["left"], found["right"], strict=True):
+        assert left.keys() == right.keys()
+        for name in left:
+            np.testing.assert_allclose(left[name], right[name], atol=1e-3)
+
+
+@pytest.mark.parametrize(("positions", "expected"), [(20, 18), (1000, 998)])
+def test_what_is_skipped_counts_among_the_positions_of_a_model(
+    tmp_path: Path, positions: int, expected: int
+) -> None:
+    folder = tiny_models.save_decoder_only(tmp_path)
+    save_with(folder, "config.json", max_position_embeddings=positions)
+    save_with(folder, "tokenizer_config.json", model_max_length=1000)
+    encoder = open_text_encoder(f"auto:{folder}?padding=full&skip=2&template=the man {{}}")
+    assert encoder.length == min(expected, 512)

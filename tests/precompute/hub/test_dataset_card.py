@@ -91,3 +91,10 @@ def test_every_builder_of_ours_has_a_licence_and_a_homepage(manifest: Manifest) 
         known = source_info(with_recipe(manifest, dataset={"path": f"builders/{name}"}))
         assert known.licence and known.homepage.startswith("https://"), name
     assert source_info(with_recipe(manifest, dataset={"path": "builders/os"})).licence == ""
+
+
+def test_tags_and_name_by_hand_are_kept(manifest: Manifest) -> None:
+    by_hand = "---\npretty_name: My photographs\ntags:\n- cats\n---\n\nx\n"
+    first = render_card(manifest, "me/x", by_hand)
+    for card in (first, render_card(manifest, "me/x", first)):
+        assert header(card)["pretty_name"] == "My photographs" and header(card)["tags"] == ["cats"]

@@ -495,3 +495,20 @@ def test_the_hub_checks_what_it_is_sent(hub: LoopbackHub) -> None:
 
 def test_errors_of_the_push_are_ours() -> None:
     assert issubclass(PushError, PrecomputeError)
+
+
+@pytest.mark.parametrize("status", [0, -1, 503])
+def test_a_lost_commit_to_what_is_there_already_is_made_again(
+    hub: LoopbackHub, tmp_path: Path, status: int
+) -> None:
+    """A second push, of a unit that was made again: its names are there, and the bytes are the old ones."""
+    shards = write_shards(tmp_path / "latents")
+    push.push(Config(shards, REPO))
+    write_unit(shards, 0, samples=4)
+    write_manifest(shards)
+    hub.fail("POST", "/commit/", status)
+    push.push(Config(shards, REPO))
+    there = hub.repos[REPO].files()
+    for path in shards.iterdir():
+        if path.is_file():
+            assert there[path.name].data == path.read_bytes(), path.name

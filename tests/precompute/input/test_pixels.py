@@ -87,3 +87,17 @@ def test_pixels_of_a_version_never_change() -> None:
         for pixels in picture.pixels.values():
             digest.update(repr(pixels.shape).encode() + pixels.tobytes())
     assert digest.hexdigest()[:16] == GOLDEN[recipe(None)["version"]]
+
+
+@pytest.mark.parametrize("place", [(0.9, 0.25), (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("size", [(600, 900), (900, 600), (600, 600)])
+def test_a_crop_elsewhere_is_a_square_whatever_the_shape(
+    size: tuple[int, int], place: tuple[float, float]
+) -> None:
+    image = photo(1, size)
+    picture = read_picture(encode(image, "PNG"), [128], place=place)
+    left, top = int((size[0] - 600) * place[0]), int((size[1] - 600) * place[1])
+    box = (left, top, left + 600, top + 600)
+    assert picture.crops == {128: box}
+    expected = image.resize((128, 128), Image.Resampling.BICUBIC, box=box)
+    np.testing.assert_array_equal(picture.pixels[128], np.asarray(expected))

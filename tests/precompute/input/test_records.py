@@ -1,11 +1,14 @@
 """What a plan says of its sources: the same archives are the same wherever they lie, others are not."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from precompute.input.records import Records, Source
+from precompute.input.units import Unit
 from tests.support.raw import sa1b
 from tests.support.raw.archive import write_tar, write_tgz
 from tests.support.raw.photos import jpeg
@@ -92,3 +95,36 @@ def test_recipe_holds_no_signature_of_a_link(tmp_path: Path, monkeypatch: pytest
         records = foreign(f"{server.url}/0.tar?signature=SECRET")
     assert f"{server.url}/0.tar" in json.dumps(records.recipe)
     assert "SECRET" not in json.dumps([records.plan, records.recipe])
+
+
+def test_patience_begins_anew_with_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outages that are over do not add up, however many there are in a unit that takes days."""
+    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", lambda seconds: False)
+    monkeypatch.setattr("builders.archives.backoff.PATIENCE", 3.0)
+    write_tar(
+        tmp_path / "raw.tar",
+        [
+            (f"k{i:02d}.{end}", jpeg(i, (64, 64)) if end == "jpg" else b"a")
+            for i in range(8)
+            for end in ("jpg", "txt")
+        ],
+    )
+    records = Records(
+        Source(
+            "webdataset",
+            options=(f"data_files={tmp_path / 'raw.tar'}",),
+            image_column="jpg",
+            caption_column="txt",
+        )
+    )
+    raw, down = Records._raw, set(range(8))
+
+    def faulty(self: Records, unit: Unit) -> Iterator[Any]:
+        for number, values in enumerate(raw(self, unit)):
+            if number in down:
+                down.discard(number)
+                raise ConnectionError("Server disconnected")
+            yield values
+
+    monkeypatch.setattr(Records, "_raw", faulty)
+    assert len(list(records.rows(records.units[0]))) == 8 and not down

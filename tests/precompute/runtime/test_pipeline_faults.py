@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import tarfile
 import threading
@@ -28,6 +29,7 @@ from precompute.runtime.unit_output import Output
 from precompute.shards.tar_writer import TarWriter
 from precompute.shards.unit_writer import WORK, Row, marker_paths, read_marker
 from tests.support.raw.photos import jpeg
+from tests.support.waiting import wait_until
 
 ROWS = 6
 GOOD, BAD = jpeg(0, (64, 64)), b"<html></html>"
@@ -353,3 +355,33 @@ def test_a_reader_that_waits_out_an_outage_is_not_waited_for(
     with pytest.raises(SystemExit):
         work(Made(rows, units=1))
     assert not (tmp_path / "out" / WORK).exists()
+
+
+def test_unit_stolen_between_its_opening_and_its_commit_is_not_made_visible(
+    work: Any, tmp_path: Path, expected: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As long as the thief holds it, who may be about to revoke what the first owner has written."""
+    folder, done, seen = tmp_path / "out", threading.Event(), []
+    stolen = folder / WORK / "train-00001.lease-2"
+
+    def rows(unit: Unit) -> Iterator[Record]:
+        for number, record in enumerate(good_rows(unit)):
+            if (unit.index, number) == (1, ROWS - 1) and not seen:
+                wait_until(lambda: list((folder / WORK).glob("train-00001.1-*")))
+                owner = json.loads((folder / WORK / "train-00001.lease-1").read_text())
+                stolen.write_text(json.dumps({**owner, "token": "thief"}))
+                seen.append(1)
+            yield record
+
+    def give_back() -> None:
+        wait_until(lambda: "unit 1: another process took over" in caplog.text or done.is_set())
+        seen.extend(folder.glob("train-00001*"))
+        stolen.unlink(missing_ok=True)
+
+    thief = threading.Thread(target=give_back)
+    thief.start()
+    work(Made(rows))
+    done.set()
+    thief.join()
+    assert seen == [1], "nothing of the unit was there while it was another's"
+    assert tars(folder) == expected

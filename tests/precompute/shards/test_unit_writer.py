@@ -18,6 +18,7 @@ import webdataset
 from loader.format import Marker, npy_bytes
 from precompute.shards.tar_writer import TarWriter
 from precompute.shards.unit_writer import WORK, Row, UnitWriter, read_marker, revoke, write_file
+from tests.support.calls import Calls
 
 LATENTS = npy_bytes(np.arange(8, dtype=np.float16).reshape(2, 4))
 SIZES = [0, 1, 511, 512, 513, 10_000]
@@ -231,3 +232,21 @@ def test_write_file_keeps_the_old_one_where_it_fails(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         write_file(path, b"new")
     assert files(tmp_path) == {"manifest.json": b"old"}
+
+
+@pytest.mark.parametrize("samples_per_shard", [1, 10])
+def test_every_file_is_synced_before_it_gets_its_name_and_the_marker_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples_per_shard: int
+) -> None:
+    calls = Calls(monkeypatch)
+    unit = UnitWriter(tmp_path, "train", 0, ["txt"], samples_per_shard, "1-x")
+    for key in ("a", "b"):
+        unit.write(Row(key, key), {"txt": key.encode()})
+    unit.commit({}, [], {"units": 1}, {})
+    unit.discard()
+    names = calls.renamed_into(tmp_path)
+    stems = ["train-00000-01", "train-00000-02"] if samples_per_shard == 1 else ["train-00000"]
+    assert names == [f"{stem}.{end}" for stem in stems for end in ("tar", "parquet")] + ["train-00000.json"]
+    (marker,), shards = calls.when_renamed(".json"), calls.when_renamed(".tar", ".parquet")
+    synced = calls.when_synced(tmp_path)
+    assert any(max(shards) < n < marker for n in synced) and any(marker < n for n in synced)

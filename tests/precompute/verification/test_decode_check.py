@@ -12,11 +12,13 @@ import pytest
 from loader.format import npy_bytes
 from precompute import run, verify
 from precompute.errors import ModelError, UsageError
+from precompute.input.records import parse_option
 from precompute.shards.sample_reader import pick_samples, spread
 from precompute.shards.store import Store
 from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
+from precompute.verification import source_check
 from precompute.verification.check_folder import Finding
-from precompute.verification.decode_check import compare, psnr
+from precompute.verification.decode_check import check_captions, compare, psnr
 from precompute.verification.source_check import _compare
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
@@ -266,3 +268,46 @@ def test_buckets_are_decoded_in_their_own_shape(tmp_path: Path) -> None:
 def test_psnr() -> None:
     black, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
     assert psnr(black, black) == 99 and round(psnr(black, grey), 3) == 13.979
+
+
+@pytest.mark.parametrize(("off", "is_told"), [(0.0, False), (0.001, False), (0.2, True)])
+def test_an_embedding_that_is_off_is_told_though_it_is_nearest_to_its_own_caption(
+    off: float, is_told: bool
+) -> None:
+    class Encoder:
+        fields = (SimpleNamespace(name="caption_latents"),)
+
+        def encode(self, captions: list[str]) -> list[Arrays]:
+            states = np.eye(8, dtype=np.float16)[:, :4]
+            return [{"caption_latents": states * (number + 1)} for number in range(len(captions))]
+
+    captions = ["a", "b", "c"]
+    samples = [
+        SimpleNamespace(
+            caption=caption,
+            arrays={"caption_latents": (arrays["caption_latents"] + np.float16(off)).astype(np.float16)},
+            shard="train-00000",
+            key=caption,
+            stem="train-00000",
+        )
+        for caption, arrays in zip(captions, Encoder().encode(captions), strict=True)
+    ]
+    found = list(check_captions(samples, Encoder()))  # type: ignore[arg-type]
+    assert ("a" in [finding.key for finding in found]) == is_told
+
+
+def test_options_of_the_command_line_win_over_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Seen:
+        units = (0,)
+
+        def __init__(self, source: Any) -> None:
+            seen.append(dict(map(parse_option, source.options)))
+
+    monkeypatch.setattr(source_check, "Records", Seen)
+    for dataset in ({"path": "x", "options": ["a=1", "b=1"]}, {"path": "builders/demo", "a": 1, "b": 1}):
+        split = SimpleNamespace(plan={"units": 1})
+        manifest: Any = SimpleNamespace(recipe={"dataset": dataset}, splits={"train": split})
+        source_check.open_source(manifest, "train", source_check.Where(options=("a=2",)))
+    assert [(options["a"], options["b"]) for options in seen] == [(2, 1), (2, 1)]

@@ -1,0 +1,75 @@
+"""Tables of file names and captions, row by row: CSV, JSON lines or Parquet.
+
+A table is read as it is or not at all: a comma in an unquoted caption would cut it, so a CSV row that does not fit its header is an
+error with file and line, as pandas and `datasets`' imagefolder have it.
+"""
+
+import csv
+import os
+from collections.abc import Iterator
+from typing import IO, Any
+
+import pyarrow.parquet
+
+from builders.core import shallow_json
+from builders.core.errors import ConfigError
+from builders.core.text_file import encoding_of
+
+__all__ = ["read_table"]
+
+_LONGEST_FIELD = 2**24  # characters of a CSV field
+
+
+def read_table(path: str, encoding: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a .csv, .jsonl or .parquet. Raises ConfigError naming the file, and the line where there is one.
+
+    encoding: of a text without a byte order mark; default UTF-8.
+    """
+    line = 0
+    try:
+        if path.endswith(".parquet"):
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+            return
+        with open(path, "rb") as raw:
+            encoding = encoding_of(raw.read(4), encoding)
+        with open(path, encoding=encoding, newline="") as file:
+            rows = _csv_rows(file) if path.endswith(".csv") else _json_rows(file)
+            for line, row in rows:  # noqa: B007  told of where the next row fails
+                yield row
+    except UnicodeError as error:
+        raise ConfigError(
+            f"{path}, behind line {line}: cannot be read as {encoding}: {error}. Name its encoding with caption_encoding=..., "
+            "gbk or cp1252 for example"
+        ) from error
+    except (ValueError, csv.Error, pyarrow.ArrowException) as error:
+        if isinstance(error, ConfigError):
+            raise
+        where = "" if path.endswith(".parquet") else f", behind line {line}"
+        raise ConfigError(
+            f"{path}{where}: cannot be read as {os.path.splitext(path)[1][1:]}: {error}"
+        ) from error
+
+
+def _csv_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(file, strict=True)
+    header = next(reader, [])
+    for row in reader:
+        if row and len(row) != len(header):
+            raise ValueError(
+                f"line {reader.line_num} has {len(row)} fields, the header {len(header)}: {','.join(row):.80}. "
+                "A field with a comma is written in double quotes"
+            )
+        if row:
+            yield reader.line_num, dict(zip(header, row, strict=True))
+
+
+def _json_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        row = shallow_json.load(line)
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is not an object with file_name and a caption: {line:.60}")
+        yield number, row

@@ -1,0 +1,43 @@
+"""Mirroring, dropping and noise are drawn apart: no draw says anything of another."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loader import make_loader
+from tests.support.made_up_shards import SCALE, arrays
+
+OPTIONS = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "shuffle": False}
+EPOCHS, SAMPLES = 4, 100
+
+
+def draws(shards: Path, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
+    """For each epoch and sample whether it was mirrored, and whether its caption was dropped; found in the batches alone."""
+    loader = make_loader(
+        shards, 10, flip_prob=0.5, caption_drop_prob=0.5, posterior="mean", seed=seed, **OPTIONS
+    )
+    flipped, dropped = [], []
+    for _ in range(EPOCHS):
+        for batch in loader:
+            dropped += (batch["drop_caption_mask"] == 0).flatten().tolist()
+            for key, latents in zip(batch["key"], batch["image_latents"].float().numpy(), strict=True):
+                plain, mirrored = (
+                    np.abs(latents - SCALE * arrays(key)[name][:4].astype(np.float32)).max()
+                    for name in ("moments_256", "moments_256_flipped")
+                )
+                flipped.append(bool(mirrored < plain))
+    loader.close()
+    return {"flips": np.array(flipped), "drops": np.array(dropped)}
+
+
+def test_flips_drops_and_epochs_and_seeds_are_independent(shards: Path) -> None:
+    found = draws(shards, 1)
+    other = draws(shards, 2)
+    for values in [*found.values(), *other.values()]:
+        assert 0.4 < values.mean() < 0.6
+    assert abs(np.corrcoef(found["flips"], found["drops"])[0, 1]) < 0.2
+    for name in ("flips", "drops"):
+        assert abs(np.corrcoef(found[name], other[name])[0, 1]) < 0.2, "of another seed"
+        epochs = found[name].reshape(EPOCHS, SAMPLES)
+        assert np.abs(np.corrcoef(epochs) - np.eye(EPOCHS)).max() < 0.35, "of another epoch"
