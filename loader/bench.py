@@ -32,7 +32,7 @@ def main() -> None:
     started = time.perf_counter()
     try:
         batches = make_loader(shards, **args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
     first: dict[str, object] | None = None
     while time.perf_counter() - started < seconds:

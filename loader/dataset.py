@@ -19,7 +19,7 @@ from loader.order import I64
 from loader.prefetch import FetchAhead
 from loader.ranks import Rank, given_rank, present_rank
 from loader.reader import BatchReader
-from loader.state import State, hash_of
+from loader.state import State, check_state, hash_of
 
 log = logging.getLogger("loader")
 
@@ -175,26 +175,7 @@ class LatentDataset(IterableDataset[Batch]):
         shards: "added": there may be more shards than there were; then at the beginning of a new epoch, with all of them.
         Raises ValueError if the order of samples is another, shards are gone or changed, or where it is no state at all.
         """
-        if shards not in ("same", "added"):
-            raise ValueError(f"shards={shards!r}: expected 'same' or 'added'")
-        different = [
-            f"{name}: {state.get(name)!r} there, {value!r} here"
-            for name, value in self._identity().items()
-            if state.get(name) != value
-        ]
-        difference = self._assembly.shards.difference(state)
-        added = shards == "added" and bool(difference) and bool(self._assembly.shards.added(state))
-        if difference and not added:
-            different.append(difference)
-        if different:
-            raise ValueError(
-                "load_state_dict: the state is of another order of samples; " + "; ".join(different)
-            )
-        for name in ("epoch", "position", "stride"):
-            if not isinstance(number := state.get(name), int) or number < (name == "stride"):
-                raise ValueError(
-                    f"load_state_dict: {name}={number!r} is none; give what state_dict() returned"
-                )
+        added = check_state(state, self._identity(), self._assembly.shards, shards)
         self.epoch, self.position, self._unfinished = state["epoch"], state["position"], False
         if self.position and (added or (get_worker_info() is None and not self.batches_left(self.position))):
             self.epoch, self.position = self.epoch + 1, 0

@@ -97,8 +97,8 @@ class Order:
         parts: Parts = vars(self)["_parts"]
         index += epoch * parts.totals[partition]
         group = np.empty_like(index)
-        for one in np.unique(partition):
-            at = np.flatnonzero(partition == one)
+        for one in np.unique(partition) if self.partitions > 1 else [0]:
+            at = np.flatnonzero(partition == one) if self.partitions > 1 else slice(None)
             group[at], index[at] = mix_in(index[at], parts.weights[one])
         for number in np.unique(group):
             mine = group == number

@@ -107,6 +107,31 @@ class ShardSet:
         return units if all(units) else None
 
 
+def check_state(state: State, identity: State, here: ShardSet, shards: str) -> bool:
+    """Whether shards were added since `state` was taken, which only shards="added" allows.
+
+    identity: what decides the order of samples here, beside the shards. Raises ValueError where the state is of another order,
+    or is none.
+    """
+    if shards not in ("same", "added"):
+        raise ValueError(f"shards={shards!r}: expected 'same' or 'added'")
+    different = [
+        f"{name}: {state.get(name)!r} there, {value!r} here"
+        for name, value in identity.items()
+        if state.get(name) != value
+    ]
+    difference = here.difference(state)
+    added = shards == "added" and bool(difference) and bool(here.added(state))
+    if difference and not added:
+        different.append(difference)
+    if different:
+        raise ValueError("load_state_dict: the state is of another order of samples; " + "; ".join(different))
+    for name in ("epoch", "position", "stride"):
+        if not isinstance(number := state.get(name), int) or number < (name == "stride"):
+            raise ValueError(f"load_state_dict: {name}={number!r} is none; give what state_dict() returned")
+    return added
+
+
 def unit_of(name: str) -> int:
     """The number of the unit of work that a shard is of; -1 for a name that precompute did not give."""
     match = UNIT.fullmatch(name)

@@ -159,7 +159,7 @@ LONG_FILES = {
 LONG_CLASSES = {
     "builders/core/base.py:ImageCaptionBuilder": 193,
     "loader/cache.py:Cache": 188,
-    "loader/dataset.py:LatentDataset": 269,
+    "loader/dataset.py:LatentDataset": 244,
     "precompute/encode/batch_encoder.py:BatchEncoder": 177,
     "precompute/hub/hub_dataset.py:Target": 204,
     "precompute/input/records.py:Records": 249,
