@@ -17,7 +17,7 @@ from loader.batch import Batch
 from loader.options import Options, Path_, settings_of
 from loader.order import I64
 from loader.prefetch import FetchAhead
-from loader.ranks import Rank, given_rank, present_rank
+from loader.ranks import Rank, given_rank, present_rank, tell_doubt
 from loader.reader import BatchReader
 from loader.state import State, check_state, hash_of
 
@@ -55,7 +55,7 @@ class LatentDataset(IterableDataset[Batch]):
         self._settings = settings = settings_of(batch_size, options)
         self.batch_size, self.drop_last, self.from_start = batch_size, settings.drop_last, settings.from_start
         self._given = given_rank(settings.rank, settings.world_size)
-        self._rank, self._pickled, self._restored = self._present(), False, False
+        self._rank, self._pickled, self._restored = tell_doubt(self._present()), False, False
         self._assembly = assemble(paths, settings, self._rank.world_size)
         self.epoch = self.position = 0
         self._unfinished = False  # in a worker: an iteration was begun and not ended

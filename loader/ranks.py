@@ -1,9 +1,12 @@
 """Which rank this process is, of how many: asked again whenever iteration begins, for a process group may come later than the loader."""
 
+import logging
 import os
 from dataclasses import dataclass
 
 import torch.distributed
+
+log = logging.getLogger("loader")
 
 # (rank, world size) in the words of whoever starts processes: torchrun and accelerate, Slurm's srun, Open MPI, Hydra.
 LAUNCHERS = (
@@ -40,6 +43,17 @@ class Rank:
                 f"WORLD_SIZE={self.world_size}, but nothing says which rank this process is; {CURE}"
             )
         return self.number
+
+
+def tell_doubt(rank: Rank) -> Rank:
+    """The rank, with a line in the log if it may not be meant: a batch script has Slurm's words though no srun started it."""
+    by_slurm = rank.told_by.startswith("SLURM") and "SLURM_STEP_ID" not in os.environ
+    if by_slurm and rank.number == 0 and rank.world_size > 1:
+        log.warning(
+            "this is rank 0 of %d by %s, and no step of srun; if it is the only process, give rank=0, world_size=1",
+            *(rank.world_size, rank.told_by),
+        )
+    return rank
 
 
 def given_rank(rank: int | None, world_size: int | None) -> Rank | None:

@@ -54,6 +54,19 @@ def test_launchers_are_understood(
     assert (rank.number, rank.world_size) == expected
 
 
+def test_a_batch_script_with_the_words_of_srun_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    set_all(monkeypatch, "SLURM_PROCID=0 SLURM_NTASKS=2")
+    assert len(make_loader(shards, 5, **OPTIONS)) == 10
+    assert "rank 0 of 2 by SLURM_PROCID, SLURM_NTASKS, and no step of srun; if it is the only" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    make_loader(shards, 5, **OPTIONS)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("environment", ["RANK=1", "RANK=2 WORLD_SIZE=2", "LOCAL_RANK=3 WORLD_SIZE=2"])
 def test_an_environment_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, environment: str) -> None:
     set_all(monkeypatch, environment)
