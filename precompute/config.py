@@ -55,7 +55,10 @@ class Config:
     text_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """[NAME=]ID[@REVISION][?OPTION&OPTION...], or `toy`; repeat for several. The first writes caption_latents, one with a
     NAME caption_latents_NAME. Options: layer=-2 (or several, 9,18,27), length=77 (tokens), padding=full, masked or trim,
-    template=TEXT with {} for the caption (or @FILE), skip=34 (of the template's first tokens), pooled, subfolder=NAME.
+    template=TEXT with {} for the caption (or @FILE), skip=34 (of the template's first tokens; skip=template counts those before
+    {}), pooled, subfolder=NAME, side=left (where padding goes), multiple=16 (pad to multiples, hide nothing), mask=real or
+    one-more (store what a mask shows of padded text), norm (the final norm on earlier layers), case=lower, keep=first (the BOS
+    before what is skipped), empty=bare (the empty caption without template).
     Default: SDXL's first."""
 
     resolutions: tuple[int, ...] = (256, 512)

@@ -89,7 +89,7 @@ def write_null_caption(output: Path, texts: list[TextEncoder]) -> None:
         if not np.isfinite(array).all():
             raise ModelError(
                 f"--text-encoder: {name} of the empty caption does not fit into float16; take layer=-1, whose states are "
-                "normalised, or --dtype float32"
+                "normalised, or add norm to the options of --text-encoder"
             )
     out = io.BytesIO()
     np.savez(out, **arrays)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 
-from precompute.encode.models import Location, in_a_line, locate, weights_hash
+from precompute.encode.models import Location, in_a_line, load_weights, locate, weights_hash
 from precompute.encode.toy import ToyVAE
 from precompute.errors import ModelError, UsageError
 
@@ -201,18 +201,22 @@ def open_image_encoder(name: str, device: torch.device | str = "cpu", dtype: str
         raise ModelError(
             f"--vae {name}: it is a {family or 'model of no known class'}, not one of {sorted(FAMILIES)}"
         )
-    load = partial(_load, name, family, location)
-    model = load(DTYPES[dtype])
-    recipe = {"family": family, **location.recipe(model)}
+    model, variant = _load(name, family, location, DTYPES[dtype])
+    recipe = {"family": family, **location.recipe(model), **({"variant": variant} if variant else {})}
+
+    def load(dtype: torch.dtype) -> Any:
+        return _load(name, family, location, dtype)[0]
+
     return FAMILIES[family](model, recipe, device, DTYPES[dtype], load)
 
 
-def _load(name: str, family: str, location: Location, dtype: torch.dtype) -> Any:
+def _load(name: str, family: str, location: Location, dtype: torch.dtype) -> tuple[Any, str | None]:
+    load = partial(
+        getattr(diffusers, family).from_pretrained, location.name, torch_dtype=dtype, **location.arguments
+    )
     try:
-        return getattr(diffusers, family).from_pretrained(
-            location.name, torch_dtype=dtype, **location.arguments
-        )
+        return load_weights(f"--vae {name}", load)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(
-            f"--vae {name}: cannot load {location.subfolder or 'it'}: {in_a_line(error)}. Download it again"
+            f"--vae {name}: cannot load {location.subfolder or 'it'}: {in_a_line(error)}. Fetch it whole, with `hf download`"
         ) from error

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,13 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalE
 
 from precompute.errors import ModelError
 
+logger = logging.getLogger("precompute")
+
+VARIANTS = (
+    "fp16",
+    "bf16",
+)  # of the weights, as model.fp16.safetensors: for repositories that have no others
+TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 ABOUT_LIBRARIES = (
     "transformers_version",
     "torch_dtype",
@@ -46,6 +54,17 @@ class Location:
             "weights": weights_hash(model),
             "config": self._config_hash(),
         }
+
+    def tokenizer_place(self, folder: str) -> str:
+        """Folder on this disk that holds the tokenizer's files in its subfolder `folder`; of a Hub repository its snapshot.
+
+        By the Hub id transformers asks for a `config.json` beside the tokenizer, which no pipeline has: without a network, and
+        without the cache's note that there is none, that fails.
+        """
+        if self.revision is None:
+            return self.name
+        files = [f"{folder}/*"] if folder else list(TOKENIZER_FILES)
+        return str(huggingface_hub.snapshot_download(self.name, revision=self.revision, allow_patterns=files))
 
     def _config_hash(self) -> str:
         """Of what its `config.json` says of the model, and not of the libraries that wrote it."""
@@ -97,6 +116,26 @@ def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
     raise ModelError(
         f"{flag} {name}: the repository has no config.json, at the top or in {', '.join(subfolders)}"
     )
+
+
+def load_weights(flag: str, load: Callable[..., Any]) -> tuple[Any, str | None]:
+    """The model, and the variant of its weights where it has no plain ones; load takes `variant` as from_pretrained does.
+
+    Raises what `load` raises for the plain weights.
+    """
+    try:
+        return load(), None
+    except OSError as error:
+        if "file named" not in str(error):
+            raise
+        for variant in VARIANTS:
+            try:
+                model = load(variant=variant)
+            except (OSError, ValueError):
+                continue
+            logger.warning("%s: it has no weights but those of variant %s; they are taken", flag, variant)
+            return model, variant
+        raise
 
 
 def weights_hash(model: torch.nn.Module) -> str:

@@ -7,19 +7,19 @@ What `--text-encoder` may say stands in precompute/encode/text_spec.py. The firs
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 
 from loader.format import Field, text_field_name
+from precompute.encode.caption_tokens import CaptionTokens, Tokens
 from precompute.encode.devices import to_device
 from precompute.encode.image import DTYPES, Load
-from precompute.encode.models import Location, in_a_line, locate, tokenizer_hash, weights_hash
+from precompute.encode.models import in_a_line, locate, tokenizer_hash, weights_hash
 from precompute.encode.openclip import open_openclip
+from precompute.encode.text_models import final_norm, load_text_model, open_tokenizer, text_family
 from precompute.encode.text_spec import PADDINGS, Padding, TextSpec, parse_text_encoder
 from precompute.encode.toy import ToyTokenizer, toy_text_model
 from precompute.errors import ModelError, UsageError
@@ -82,7 +82,7 @@ class TextEncoder:
         self.padding: Padding = spec.padding or padding
         self._load: Load = load or (lambda dtype: copy.deepcopy(self._models[self.dtype]).to(dtype))
         self._models = {dtype: self._place(model)}
-        self._tokenizer = tokenizer
+        self._tokens = CaptionTokens(spec, tokenizer, self.padding)
         self.length = self._length(model.config, tokenizer)
         try:
             probe = self.launch([""])
@@ -97,11 +97,11 @@ class TextEncoder:
             ) from error
         if spec.pooled and probe.pooled is None:
             raise ModelError(f"--text-encoder {spec.model}: it has no pooled output; leave out pooled")
-        if probe.lengths[0] < 1:
+        if probe.lengths[0] < 1 or self._tokens.skip < 0:
             raise UsageError(
-                f"--text-encoder {spec.model}: skip={spec.skip} leaves nothing of an empty caption"
+                f"--text-encoder {spec.model}: skip={self._tokens.skip} leaves nothing of an empty caption"
             )
-        shape = (None if self.padding == "trim" else self.length, probe.states.shape[-1])
+        shape = (None if self._tokens.varies else self.length, probe.states.shape[-1])
         self.fields = [Field(text_field_name("latents", spec.name), "caption_latents", "float16", shape)]
         if probe.pooled is not None:
             name, dim = text_field_name("pooled", spec.name), probe.pooled.shape[-1]
@@ -115,7 +115,8 @@ class TextEncoder:
             "padding": PADDINGS[self.padding],
             "pooled": spec.pooled,
             **({"template": spec.template} if spec.template != "{}" else {}),
-            **({"skip": spec.skip} if spec.skip else {}),
+            **({"skip": self._tokens.skip} if self._tokens.skip else {}),
+            **spec.extras,
         }
 
     def encode(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[dict[str, Float16]]:
@@ -134,19 +135,17 @@ class TextEncoder:
         dtype, spec = dtype or self.dtype, self.spec
         if dtype not in self._models:
             self._models[dtype] = self._place(self._load(dtype))
-        ids, mask = self._tokenize([spec.fill(caption) for caption in captions])
+        skip = 0 if all(map(spec.is_bare, captions)) else self._tokens.skip
+        tokens = self._tokens.of([spec.fill(caption) for caption in captions], self.length + skip, skip)
         output = self._models[dtype](
-            input_ids=to_device(ids, self.device),
-            attention_mask=None if mask is None else to_device(mask, self.device),
+            input_ids=to_device(tokens.ids, self.device),
+            attention_mask=None if tokens.seen is None else to_device(tokens.seen, self.device),
             output_hidden_states=spec.layers != (-1,),
         )
-        states = self._hidden(output)[:, spec.skip :].to(torch.float16)
-        # Counted on the host, so that nothing waits for the device.
-        lengths = [states.shape[1]] * len(captions)
+        states = self._stored(self._hidden(output, self._models[dtype]), tokens, skip).to(torch.float16)
         finite = torch.isfinite(states).all(-1)
-        if mask is not None and self.padding == "trim":
-            lengths = (mask.sum(1) - spec.skip).tolist()
-            finite |= to_device(mask[:, spec.skip :] == 0, self.device)
+        # Counted on the host, so that nothing waits for the device.
+        finite |= to_device(torch.arange(states.shape[1]) >= tokens.lengths[:, None], self.device)
         finite = finite.all(1)
         pooled = self._pooled(output)
         if pooled is not None:
@@ -155,7 +154,7 @@ class TextEncoder:
             states=states.to("cpu", non_blocking=True),
             pooled=None if pooled is None else pooled.to("cpu", non_blocking=True),
             finite=finite.to("cpu", non_blocking=True),
-            lengths=lengths,
+            lengths=tokens.lengths.tolist(),
         )
 
     def forget(self, dtype: torch.dtype) -> None:
@@ -166,9 +165,20 @@ class TextEncoder:
     def _place(self, model: Any) -> Any:
         return model.to(self.device).eval().requires_grad_(False)
 
-    def _hidden(self, output: Any) -> torch.Tensor:
+    def _stored(self, states: torch.Tensor, tokens: Tokens, skip: int) -> torch.Tensor:
+        """The states from the first that is stored; those of padding on the left go behind the others."""
+        if self.spec.keep == "first" and skip:
+            return torch.cat([states[:, :1], states[:, 1 + skip :]], dim=1)
+        if self.spec.side == "left" and self._tokens.varies:
+            most = states.shape[1]
+            rows = (torch.arange(most) + most - tokens.lengths[:, None]) % most
+            return states.gather(1, to_device(rows, self.device)[..., None].expand(states.shape))
+        return states[:, skip:]
+
+    def _hidden(self, output: Any, model: Any) -> torch.Tensor:
+        norm = final_norm(model, self.spec.model) if self.spec.norm else lambda states: states
         layers: list[torch.Tensor] = [
-            output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+            output.last_hidden_state if layer == -1 else norm(output.hidden_states[layer])
             for layer in self.spec.layers
         ]
         return layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
@@ -181,29 +191,13 @@ class TextEncoder:
         return None if pooled is None else pooled.to(torch.float16)
 
     def _length(self, config: Any, tokenizer: Any) -> int:
-        asked, skip = self.spec.length, self.spec.skip
+        asked, skip = self.spec.length, self._tokens.skip
         most = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         if asked and asked + skip > most:
             raise UsageError(
                 f"--text-encoder {self.spec.model}: length {asked} is more than the model's {most} tokens"
             )
         return asked or min(most - skip, int(tokenizer.model_max_length) - skip, LONGEST)
-
-    def _tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Token ids (B, T) and their mask."""
-        most = self.length + self.spec.skip
-        options: dict[str, Any] = {"truncation": True, "max_length": most, "return_tensors": "pt"}
-        if self.padding == "full":
-            return self._tokenizer(
-                texts, padding="max_length", padding_side="right", **options
-            ).input_ids, None
-        padding = "max_length" if self.padding == "masked" else "longest"
-        tokens = self._tokenizer(texts, padding=padding, padding_side="right", **options)
-        if not tokens.input_ids.shape[1]:
-            tokens = self._tokenizer(texts, padding="max_length", max_length=1, return_tensors="pt")
-        # A tokenizer that adds no special token makes nothing of an empty caption: it becomes one padding token.
-        tokens.attention_mask[:, 0] = 1
-        return tokens.input_ids, tokens.attention_mask
 
 
 def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str = "float32") -> TextEncoder:
@@ -232,63 +226,17 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
 def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     auto = spec.model.startswith("auto:")
     location = locate("--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"])
-    family, padding = _family(spec, location, auto)
-    load = partial(_load, spec, location, family)
-    model, tokenizer = load(dtype), _open_tokenizer(spec, location)
+    family, padding = text_family(spec, location, auto)
+    model, variant = load_text_model(spec, location, family, dtype)
+    tokenizer = open_tokenizer(spec, location)
+
+    def load(dtype: torch.dtype) -> Any:
+        return load_text_model(spec, location, family, dtype)[0]
+
     recipe = {
         **location.recipe(model),
         "tokenizer": tokenizer_hash(tokenizer),
         **({"auto": True} if auto else {}),
+        **({"variant": variant} if variant else {}),
     }
     return TextEncoder(spec, model, tokenizer, recipe, device, dtype, padding, load)
-
-
-def _load(spec: TextSpec, location: Location, family: Any, dtype: torch.dtype) -> Any:
-    try:
-        model = family.from_pretrained(location.name, dtype=dtype, **location.arguments)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ModelError(f"--text-encoder {spec.model}: cannot load it: {in_a_line(error)}") from error
-    if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):
-        model = model.get_encoder()  # the other half writes text
-    if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False  # keys and values, for writing on
-    return model
-
-
-def _family(spec: TextSpec, location: Location, auto: bool) -> tuple[Any, Padding]:
-    """The class that loads a model, and how its captions are padded."""
-    kind, architectures = location.config.get("model_type", ""), location.config.get("architectures") or [""]
-    if auto:
-        return transformers.AutoModel, "trim"
-    if kind in ("clip", "clip_text_model"):
-        projected = "WithProjection" in architectures[0]
-        return transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel, "full"
-    if kind in ("t5", "mt5", "umt5"):
-        prefix = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}[kind]
-        return getattr(transformers, f"{prefix}EncoderModel"), "trim"
-    raise ModelError(
-        f"--text-encoder {spec.model}: a model of type {kind!r} is neither CLIP nor T5; write auto:{spec.model} "
-        "to take its hidden states all the same"
-    )
-
-
-def _open_tokenizer(spec: TextSpec, location: Location) -> Any:
-    folder = location.subfolder.replace("text_encoder", "tokenizer")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            location.name, subfolder=folder, revision=location.revision or "main"
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"--text-encoder {spec.model}: no tokenizer that can be loaded in {folder or 'the same folder'} "
-            f"({in_a_line(error)}). Name the folder that has the model and the tokenizer, or one with text_encoder/ and "
-            "tokenizer/ in it"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise ModelError(
-            f"--text-encoder {spec.model}: its tokenizer has no token to pad with; give its tokenizer_config.json a "
-            "pad_token"
-        )
-    return tokenizer

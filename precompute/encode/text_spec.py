@@ -1,6 +1,6 @@
 """What one `--text-encoder` says: a model, and which of its states are stored.
 
-    --text-encoder [NAME=]ID[@REVISION][?subfolder=S&layer=N&length=T&padding=P&template=T&skip=N&pooled]
+    --text-encoder [NAME=]ID[@REVISION][?subfolder=S&layer=N&length=T&padding=P&template=T&skip=N&pooled&...]
 
 layer: which hidden state, counted as transformers does (-1 the last, after the final norm; -2 the one before). Several, as
     in layer=9,18,27, are joined along the channels.
@@ -8,10 +8,20 @@ length: tokens at most, those of `skip` aside.
 padding: `trim` hides the padding behind a mask, and stores the real tokens alone; `masked` hides it and stores its states
     too; `full` neither masks nor trims. Default: `full` for CLIP, else `trim`.
 template: text around the caption, which stands for {}; \\n is a line end. template=@FILE takes it from a file.
-skip: tokens at the start that are not stored: those of an instruction that is the same for all.
+    A line end that the file closes with is part of it, and is told of.
+skip: tokens at the start that are not stored: those of an instruction that is the same for all. `skip=template` counts those
+    before {}, `skip=template-1` one less.
 pooled: store the pooled vector too.
+side: of the padding, `right` (default) or `left`.
+multiple: pad each caption to the next multiple of so many tokens, which are all stored and none hidden.
+mask: of padded text, `real` stores the real tokens alone, so that the loader gives a mask; `one-more` one padding token too.
+norm: apply the model's final norm to earlier layers, as clip skip in SD 1.5 does.
+case: `lower` makes captions lower-case, and strips them.
+keep: `first` stores the first token (BOS) too, ahead of what `skip` leaves.
+empty: `bare` reads the empty caption without template and skip, as some pipelines do for guidance.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +30,25 @@ from urllib.parse import parse_qs, quote
 
 from precompute.errors import UsageError
 
+logger = logging.getLogger("precompute")
+
 Padding = Literal["full", "masked", "trim"]
 PADDINGS: dict[Padding, str] = {
     "full": "max_length",
     "masked": "masked",
     "trim": "trimmed",
 }  # as the recipe puts it
+CHOICES = {
+    "padding": get_args(Padding),
+    "side": ("left", "right"),
+    "mask": ("real", "one-more"),
+    "case": ("lower",),
+    "keep": ("first",),
+    "empty": ("bare",),
+}
+VALUES = ("subfolder", "layer", "length", "template", "skip", "multiple")
+SWITCHES = ("pooled", "norm")
+RARE = ("side", "multiple", "mask", "norm", "case", "keep", "empty")
 
 
 @dataclass(frozen=True)
@@ -41,10 +64,29 @@ class TextSpec:
     template: str = "{}"
     skip: int = 0
     pooled: bool = False
+    counted: bool = False
+    side: str = "right"
+    multiple: int | None = None
+    mask: str | None = None
+    norm: bool = False
+    case: str | None = None
+    keep: str | None = None
+    empty: str | None = None
 
     def fill(self, caption: str) -> str:
         """What the model reads."""
-        return self.template.replace("{}", caption)
+        caption = caption.lower().strip() if self.case == "lower" else caption
+        return caption if self.is_bare(caption) else self.template.replace("{}", caption)
+
+    def is_bare(self, caption: str) -> bool:
+        """Whether this caption is read without template and skip."""
+        return self.empty == "bare" and not caption
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """The rarer options that are not at their default, as the recipe holds them."""
+        values = {name: getattr(self, name) for name in RARE}
+        return {name: value for name, value in values.items() if value not in (None, False, "right")}
 
 
 def parse_text_encoder(value: str) -> TextSpec:
@@ -58,25 +100,50 @@ def parse_text_encoder(value: str) -> TextSpec:
     if not model or (separator and not re.fullmatch(r"[A-Za-z0-9_-]+", name)):
         raise refuse("write it [NAME=]ID[?layer=-2&length=77&pooled]; NAME is letters, digits, _ -")
     options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
-    known = ("subfolder", "layer", "length", "padding", "template", "skip", "pooled")
+    known = (*VALUES, *SWITCHES, *CHOICES)
     if unknown := options.keys() - set(known):
         raise refuse(f"unknown {sorted(unknown)}; there are {', '.join(known)}")
     try:
         layers = tuple(int(layer) for layer in options.get("layer", "-1").split(","))
         length = int(options["length"]) if "length" in options else None
-        skip = int(options.get("skip", 0))
+        counted = re.fullmatch(r"template(-\d+)?", options.get("skip", ""))
+        skip = int(counted[1] or 0) if counted else int(options.get("skip", 0))
+        multiple = int(options["multiple"]) if "multiple" in options else None
     except ValueError as error:
-        raise refuse("layer, length and skip are whole numbers") from error
+        raise refuse("layer, length, skip and multiple are whole numbers") from error
     if length is not None and length < 2:
         raise refuse("length must be at least 2 tokens")
-    if skip < 0:
+    if multiple is not None and multiple < 1:
+        raise refuse("multiple must be at least 1 token")
+    if skip < 0 and not counted:
         raise refuse("skip counts tokens from the start, 0 or more")
-    padding: Any = options.get("padding")
-    if padding not in (None, *get_args(Padding)):
-        raise refuse(f"padding is one of {', '.join(get_args(Padding))}")
+    for option, choices in CHOICES.items():
+        if option in options and options[option] not in choices:
+            raise refuse(f"{option} is one of {', '.join(sorted(choices))}")
+    if options.get("side") == "left" and ("skip" in options or "keep" in options):
+        raise refuse("side=left puts padding where skip and keep count tokens; leave one of them out")
+    if multiple and options.get("padding", "full") != "full":
+        raise refuse("multiple hides no padding; leave padding out")
+    padding: Any = "full" if multiple else options.get("padding")
     template = _template(options.get("template", "{}"), refuse)
     return TextSpec(
-        name, model, options.get("subfolder"), layers, length, padding, template, skip, "pooled" in options
+        name,
+        model,
+        options.get("subfolder"),
+        layers,
+        length,
+        padding,
+        template,
+        skip,
+        "pooled" in options,
+        counted=counted is not None,
+        side=options.get("side", "right"),
+        multiple=multiple,
+        mask=options.get("mask"),
+        norm="norm" in options,
+        case=options.get("case"),
+        keep=options.get("keep"),
+        empty=options.get("empty"),
     )
 
 
@@ -93,7 +160,8 @@ def text_encoder_value(recipe: dict[str, Any], model: str) -> str:
         "subfolder": recipe.get("subfolder"),
     }
     query = [f"{name}={value}" for name, value in options.items() if value]
-    query += ["pooled"] if recipe.get("pooled") else []
+    query += [f"{name}={recipe[name]}" for name in RARE if name in recipe and name not in SWITCHES]
+    query += [name for name in SWITCHES if recipe.get(name)]
     prefix = f"{recipe['name']}=" if recipe.get("name") else ""
     return f"{prefix}{'auto:' if recipe.get('auto') else ''}{model}?{'&'.join(query)}"
 
@@ -105,6 +173,12 @@ def _template(given: str, refuse: Any) -> str:
             template = Path(given[1:]).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise refuse(f"cannot read the template ({error})") from error
+        if template.endswith("\n"):
+            logger.warning(
+                "--text-encoder: the template in %s closes with a line end, which is part of it; is it the editor's, take it "
+                "out (printf '%%s' TEXT > FILE)",
+                given[1:],
+            )
     if template.count("{}") != 1:
         raise refuse("template must hold {} once, where the caption goes")
     return template

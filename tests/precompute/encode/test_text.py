@@ -270,7 +270,8 @@ def test_value_names_encoder_model_and_options() -> None:
     spec = parse_text_encoder("g=user/model@v1?subfolder=text_encoder_2&layer=-2&length=77&pooled")
     assert vars(spec) == {
         "name": "g", "model": "user/model@v1", "subfolder": "text_encoder_2", "layers": (-2,), "length": 77, "pooled": True,
-        "padding": None, "template": "{}", "skip": 0,
+        "padding": None, "template": "{}", "skip": 0, "counted": False, "side": "right", "multiple": None, "mask": None, "norm": False,
+        "case": None, "keep": None, "empty": None,
     }  # fmt: skip
 
 
