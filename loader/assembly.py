@@ -214,9 +214,7 @@ def _check_cache(sources: Sequence[Source], counts: Sequence[I64], settings: Set
     limit, window = settings.cache_limit, settings.shuffle_window
     remote = [(s, c) for s, c in zip(sources, counts, strict=True) if _remote([s])]
     need = sum(
-        (source.shards_at_once(window, count) + 1) * source.largest
-        for source, count in remote
-        if isinstance(source, ManifestSource)
+        source.cache_needed(window, count) for source, count in remote if isinstance(source, ManifestSource)
     )
     if limit is not None and limit < need:
         raise ValueError(

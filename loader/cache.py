@@ -4,30 +4,39 @@ Files are named by their sha256, so they serve every dataset and revision, and c
 shared lock on it, who fetches or removes one an exclusive lock: kernel locks on the files themselves, which die with
 their process. There is nothing else: no index, no counter, no shared memory, nothing to clean after `kill -9`.
 
+The folder is made for its user alone, and no link in it is followed. A file of another user, or in a folder that others may write
+to, is hashed once before a process trusts it: who may write there can still change it afterwards.
+
     CACHE/files/<sha256>                 whole and verified
     CACHE/files/<sha256>.<size>.part     being fetched, or left by a process that died: the next one goes on from there
-    CACHE/room.lock, CACHE/fetcher.lock  held by who makes room, by who fetches ahead; empty
+    CACHE/room.lock                      held by who makes room; empty
 """
 
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from loader.cache_room import Room, open_part
 from loader.format import SHA256, FormatError
+from loader.printable import printable
+from loader.private_files import make_private_folder, open_private
+from loader.trust import Trust, digest
 
 log = logging.getLogger("loader")
 
 Fetch = Callable[[int], None]  # completes the file of a descriptor, from the bytes that it holds already
 POLL = 0.05  # seconds
 STALL = 30.0  # seconds of waiting before a line in the log
+PATIENCE = 1.5  # seconds to wait for room, before even what is planned to be read is removed
+STANDSTILL = 5.0  # seconds to wait for room, before the limit is exceeded
 
 
 def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
@@ -37,6 +46,11 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
 
 class Stopped(Exception):
     """The loader was closed while a file was being fetched."""
+
+
+# Of this process: each lets go of files if another needs the room.
+_CACHES: "weakref.WeakSet[Cache]" = weakref.WeakSet()
+_CACHES_LOCK = threading.Lock()
 
 
 class Cache:
@@ -50,6 +64,9 @@ class Cache:
         self.stop = threading.Event()
         self.reclaim: Callable[[], None] = lambda: None  # lets go of files that are held but not being read
         self._verified: set[str] = set()
+        self.room, self._trust, self._exceeded = Room(self.folder, limit), Trust(self.folder), False
+        with _CACHES_LOCK:
+            _CACHES.add(self)
 
     def open(self, sha256: str, size: int, name: str, fetch: Fetch) -> int:
         """A descriptor of the file, which nobody removes while it is open; fetched first if need be.
@@ -66,11 +83,21 @@ class Cache:
         assert found is not None
         return found
 
+    def reserve(self, sha256: str, size: int) -> bool:
+        """Lay the part of a file that is to be fetched; False: there is no room but for what loaders plan to read."""
+        check_name(sha256)
+        part = self.folder / f"{sha256}.{size}.part"
+        if (self.folder / sha256).exists() or part.exists():
+            return True
+        make_private_folder(self.folder)
+        removed = self.room.take(part, size, planned=False)
+        self.count("cache_evictions", removed or 0)
+        return removed is not None
+
     def prefetch(self, sha256: str, size: int, name: str, fetch: Fetch) -> bool:
         """Fetch the file if there is room for it and nobody else is at it. False: there was no room."""
         check_name(sha256)
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.folder / sha256)  # soon needed: not the next to be removed
+        if (self.folder / sha256).exists():
             return True
         with contextlib.suppress(BlockingIOError):
             descriptor = self._fetch(sha256, size, name, fetch, wait=False)
@@ -96,40 +123,50 @@ class Cache:
             return False
         path = self.folder / sha256
         with contextlib.suppress(FileNotFoundError):
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+            with open(open_private(path), "rb") as file:
+                if digest(file.fileno()) == sha256:
                     self._verified.add(sha256)
                     return False
-            log.warning("%s was damaged on disk: fetching it again", path)
-            path.unlink()
+                if _is(path, file.fileno()):  # another thread may have fetched it anew meanwhile
+                    log.warning("%s was damaged on disk: fetching it again", printable(path))
+                    path.unlink()
         return True
 
     def _open_whole(self, sha256: str) -> int | None:
         """Open and lock. A file that was removed between the two does not count."""
         path = self.folder / sha256
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_private(path)
         except FileNotFoundError:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         if not _is(path, descriptor):
             os.close(descriptor)
             return None
-        os.utime(descriptor)  # what was used last is removed last
+        if not self._trust.holds(descriptor, sha256):
+            log.warning("%s is not what its name says: fetching it again", printable(path))
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(PermissionError):  # of another user
+            if os.fstat(descriptor).st_mtime < time.time():  # else it is planned
+                os.utime(descriptor)
         return descriptor
 
     def _fetch(self, sha256: str, size: int, name: str, fetch: Fetch, wait: bool) -> int | None:
         """The fetched file, open and locked. None: not `wait`, and no room. BlockingIOError: not `wait`, and being fetched."""
         part, whole = self.folder / f"{sha256}.{size}.part", self.folder / sha256
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.folder)
         while True:
             if not self._make_room(part, size, name, wait):
                 return None
-            descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = open_part(part)
             try:
                 if self._lock(descriptor, part, whole, name, wait):
                     self._complete(descriptor, sha256, name, fetch)
-                    part.rename(whole)
+                    self.room.publish(part, whole)
+                    if size and not wait:
+                        self.room.plan([sha256])
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
                     return descriptor
             except BaseException:
@@ -147,17 +184,14 @@ class Cache:
             fetch(descriptor)
         finally:
             self.busy.discard(name)
-        with open(descriptor, "rb", closefd=False) as file:
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != sha256:
+        if (found := digest(descriptor)) != sha256:
             os.truncate(descriptor, 0)
-            raise FormatError(f"{name} has sha256 {digest}, the manifest says {sha256}")
+            raise FormatError(f"{name} has sha256 {found}, the manifest says {sha256}")
         os.fsync(descriptor)
 
     def _lock(self, descriptor: int, part: Path, whole: Path, name: str, wait: bool) -> bool:
         """Become the one who fetches. Waits for another that does, as long as it lives; False if that one has finished."""
-        for _ in self._waiting(f"another process to fetch {name}"):
+        for _ in _waiting(f"another process to fetch {name}", self.stop):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -174,53 +208,29 @@ class Cache:
         return False
 
     def _make_room(self, part: Path, size: int, name: str, wait: bool) -> bool:
-        """Remove what was not used for longest and nobody uses now. The part is created at once: it takes the room."""
-        if self.limit is None:
-            return True
-        for waited in self._waiting(f"room in the cache for {name}"):
-            with (self.folder.parent / "room.lock").open("w") as room:
-                fcntl.flock(room, fcntl.LOCK_EX)
-                if part.exists() or self._evict(self.limit - size):
-                    part.touch()
-                    return True
+        """Lay the part, which takes the room; False: not `wait`, and there is none but for what loaders plan to read.
+
+        Who waits does so for a moment: then even that goes, and in the end the limit.
+        """
+        for waited in _waiting(f"room in the cache for {name}", self.stop):
+            removed = self.room.take(part, size, planned=waited > PATIENCE)
+            if removed is not None:
+                self.count("cache_evictions", removed)
+                return True
             if not wait:
                 return False
-            self.reclaim()
-            if waited > 2 * STALL:
-                log.warning(
-                    "the cache exceeds its limit of %d bytes: all of it is in use; raise it", self.limit
-                )
+            with _CACHES_LOCK:
+                beside = [cache for cache in _CACHES if cache.folder == self.folder]
+            for cache in beside:
+                cache.reclaim()
+            if waited > STANDSTILL and not self.busy:
+                if not self._exceeded:
+                    log.warning(
+                        "the cache exceeds its limit of %s bytes: all of it is in use; raise it", self.limit
+                    )
+                self._exceeded = True
                 return True
         return False
-
-    def _evict(self, target: int) -> bool:
-        """Bring the files down to `target` bytes. Parts count as what they will be."""
-        files, total = [], 0
-        for entry in os.scandir(self.folder):
-            with contextlib.suppress(FileNotFoundError):
-                size = _size_in_name(entry.name) or entry.stat().st_size
-                files.append((entry.stat().st_mtime_ns, size, Path(entry.path)))
-                total += size
-        for _, size, path in sorted(files):
-            if total <= target:
-                break
-            if _remove(path):
-                self.count("cache_evictions")
-                total -= size
-        return total <= target
-
-    def _waiting(self, what: str) -> Iterator[float]:
-        """Seconds waited so far, again and again; with a line in the log every now and then."""
-        begin = time.monotonic()
-        line = begin + STALL
-        while True:
-            now = time.monotonic()
-            if now > line:
-                log.warning("waiting for %s since %.0f s", what, now - begin)
-                line += STALL
-            yield now - begin
-            if self.stop.wait(POLL):
-                raise Stopped(what)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "limit": self.limit}
@@ -243,16 +253,15 @@ def _is(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _size_in_name(name: str) -> int:
-    return int(name.split(".")[1]) if name.endswith(".part") else 0
-
-
-def _remove(path: Path) -> bool:
-    """Remove a file unless somebody uses or fetches it."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    return True
+def _waiting(what: str, stop: threading.Event) -> Iterator[float]:
+    """Seconds waited so far, again and again; with a line in the log every now and then."""
+    begin = time.monotonic()
+    line = begin + STALL
+    while True:
+        now = time.monotonic()
+        if now > line:
+            log.warning("waiting for %s since %.0f s", what, now - begin)
+            line += STALL
+        yield now - begin
+        if stop.wait(POLL):
+            raise Stopped(what)

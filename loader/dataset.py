@@ -258,7 +258,7 @@ class LatentDataset(IterableDataset[Batch]):
             return None
         made.cache.stop = threading.Event()
         steps = -(-made.order.window * len(made.order.groups) // (made.order.stride * made.order.unit))
-        return FetchAhead(self.reader, self.turns(first, step), steps // step + 1, made.cache.folder.parent)
+        return FetchAhead(self.reader, self.turns(first, step), steps // step + 1)
 
     def stop_fetching(self) -> None:
         """Let those who wait for remote shards wait no longer."""

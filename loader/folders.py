@@ -24,6 +24,9 @@ class Files(Protocol):
     def open(self, name: str, size: int, sha256: str) -> int:
         """A file descriptor, for os.pread, of a file known to have `size` bytes. The caller closes it."""
 
+    def reserve(self, name: str, size: int, sha256: str) -> bool:
+        """Take the room for a copy; False where there is none now."""
+
     def prefetch(self, name: str, size: int, sha256: str) -> bool:
         """Make opening it fast; False where there is no room for it now."""
 
@@ -56,6 +59,9 @@ class LocalFolder:
             os.close(descriptor)
             raise FormatError(f"{self.url}/{name} holds {found} bytes, the manifest says {size}")
         return descriptor
+
+    def reserve(self, name: str, size: int, sha256: str) -> bool:
+        return True
 
     def prefetch(self, name: str, size: int, sha256: str) -> bool:
         return True

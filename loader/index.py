@@ -122,13 +122,15 @@ def scan_cached(path: Path, cache: Path) -> Scan:
 def _remembered(kept: Path, size: int) -> Scan | None:
     try:
         with open(open_private(kept), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None  # another user's word on where members lie
             names = [name.removeprefix("offset ") for name in arrays.files if name.startswith("offset ")]
             found = Scan(
                 arrays["keys"],
                 {n: arrays[f"offset {n}"] for n in names},
                 {n: arrays[f"size {n}"] for n in names},
             )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         log.warning("%s: %s; scanning the tar again", printable(kept), printable(error))

@@ -17,9 +17,10 @@ class NotPlain(OSError):
 
 
 def make_private_folder(path: Path) -> None:
-    """Make the folder, 0700, and those above it. One that is there stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    """Make the folder, 0700, and what is missing above it, likewise. One that is there stays as it is."""
+    for folder in (*reversed(path.parents), path):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def open_private(path: Path, flags: int = os.O_RDONLY) -> int:

@@ -2,9 +2,10 @@
 
 import errno
 import logging
+import resource
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,11 +18,13 @@ from loader.format import FormatError
 from loader.order import ATTEMPTS, I64, Order
 from loader.printable import printable
 from loader.select import Selection
+from loader.sidecar import Table
 from loader.source import DataError, OpenShard, Source
 
 log = logging.getLogger("loader")
 
-OPEN_SHARDS = 256
+OPEN_SHARDS = 64  # descriptors at most; a sixteenth of what the process may open, where that is less
+TABLES = 256  # of shards that are kept when the shard itself is closed
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE}  # no other shard would do better
 
 
@@ -45,21 +48,34 @@ class BatchReader:
     ) -> None:
         self.order, self.select, self.draw, self.cache = order, select, draw, cache
         self.buffers = Buffers(pin_memory)
-        cache.reclaim = self._forget
+        cache.reclaim = self.let_go
         self._sources, self._on_error, self._chosen = sources, on_error, chosen
         self._lock = threading.Lock()
         self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
+        self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._most = max(4, min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
         self._epoch = 0
+        self.in_progress = 0
+        self._watcher: Callable[[int, int], None] = lambda *_: None
+
+    def watch(self, finished: Callable[[int, int], None]) -> None:
+        """Call `finished(epoch, first position)` behind every batch."""
+        self._watcher = finished
 
     def read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
         """The samples at `positions` of `epoch`, and counts for stats()."""
-        self._forgive(epoch)
+        with self._lock:
+            self.in_progress += 1
         try:
-            work = Work(self, epoch, positions)
-        except MemoryError as full:
-            raise DataError(
-                f"batch_size={len(positions)}: no memory for a batch of the shapes that the manifest says: {full}"
-            ) from full
+            return self._read(epoch, positions)
+        finally:
+            with self._lock:
+                self.in_progress -= 1
+            self._watcher(epoch, int(positions[0]))
+
+    def _read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
+        self._forgive(epoch)
+        work = _begin(self, epoch, positions)
         failed = work.fill(np.arange(len(positions)), 0)
         work.counts["substitutes"] = len(failed)
         for attempt in range(1, ATTEMPTS + 1):
@@ -83,8 +99,9 @@ class BatchReader:
         if known is None:
             source, local = self._source(number)
             try:
-                known = source.open(local, self.select.members, "caption" in self.select.extras)
-                if self._chosen is not None:
+                kept, captions = self._tables.get(number), "caption" in self.select.extras
+                known = source.open(local, self.select.members, captions, kept)
+                if kept is None and self._chosen is not None:
                     known.keep(self._chosen[number])
             except (OSError, FormatError) as error:
                 if isinstance(error, PermissionError) or getattr(error, "errno", None) in HOPELESS:
@@ -92,15 +109,40 @@ class BatchReader:
                 known = DataError(f"{self.name(number)}: {error}")
             with self._lock:
                 self._open[number] = known
-                while len(self._open) > OPEN_SHARDS:
+                while len(self._open) > self._most:
                     self._open.popitem(last=False)
+                if isinstance(known, OpenShard):
+                    self._tables[number] = known.table
+                    self._tables.move_to_end(number)
+                while len(self._tables) > TABLES:
+                    self._tables.popitem(last=False)
         if isinstance(known, DataError):
             raise known
         return known
 
+    def reserve(self, number: int) -> bool:
+        """Take the room for a shard; False where there is none now."""
+        source, local = self._source(number)
+        return source.reserve(local)
+
     def prefetch(self, number: int) -> bool:
         source, local = self._source(number)
         return source.prefetch(local)
+
+    def plan(self, numbers: Sequence[int]) -> None:
+        """Tell the cache which shards are needed soon, in that order."""
+        self.cache.room.plan(
+            [n for n in (s.cached_as(local) for s, local in map(self._source, numbers)) if n]
+        )
+
+    def release(self, number: int) -> None:
+        """Close a shard that no batch needs soon, and tell the cache."""
+        with self._lock:
+            if isinstance(self._open.get(number), OpenShard):
+                del self._open[number]
+        source, local = self._source(number)
+        if name := source.cached_as(local):
+            self.cache.room.release(name)
 
     def _forgive(self, epoch: int) -> None:
         """A new epoch gives the shards that failed another chance: an outage may be over."""
@@ -110,7 +152,7 @@ class BatchReader:
                 for number in [n for n, known in self._open.items() if isinstance(known, DataError)]:
                     del self._open[number]
 
-    def _forget(self) -> None:
+    def let_go(self) -> None:
         """Let go of all shards but those that a thread reads now."""
         with self._lock:
             for number in [n for n, known in self._open.items() if isinstance(known, OpenShard)]:
@@ -122,12 +164,12 @@ class BatchReader:
         with self._lock:
             if self._open.get(number) is not damaged:  # another thread was faster
                 return True
-        if not source.discard(local):
-            with self._lock:  # what is whole may be what another thread has fetched meanwhile
-                return self._open.get(number) is not damaged
+            self._tables.pop(number, None)
+        gone = source.discard(local)
         with self._lock:
-            self._open.pop(number, None)
-        return True
+            if gone:
+                self._open.pop(number, None)
+            return gone or self._open.get(number) is not damaged
 
     def name(self, number: int) -> str:
         source, local = self._source(number)
@@ -141,3 +183,13 @@ class BatchReader:
     def _source(self, number: int) -> tuple[Source, int]:
         first, source = [pair for pair in self._sources if pair[0] <= number][-1]
         return source, number - first
+
+
+def _begin(reader: BatchReader, epoch: int, positions: I64) -> Work:
+    """Raises DataError where there is no memory for what the manifest claims."""
+    try:
+        return Work(reader, epoch, positions)
+    except MemoryError as error:
+        raise DataError(
+            f"batch_size={len(positions)}: no memory for a batch of the shapes that the manifest says: {error}"
+        ) from error

@@ -60,6 +60,9 @@ class RemoteFolder:
                 log.warning("%s: fetching it again", error)
         return self.cache.open(sha256, size, f"{self.url}/{name}", self._fetch(name, size))
 
+    def reserve(self, name: str, size: int, sha256: str) -> bool:
+        return self.cache.reserve(sha256, size)
+
     def prefetch(self, name: str, size: int, sha256: str) -> bool:
         return self.cache.prefetch(sha256, size, f"{self.url}/{name}", self._fetch(name, size))
 

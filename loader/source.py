@@ -94,19 +94,35 @@ class ManifestSource:
         shards, total = int(np.count_nonzero(samples)), int(samples.sum())
         return min(shards, -(-window * shards // max(total, 1)) + 1)
 
+    def cache_needed(self, window: int, samples: I64) -> int:
+        """Bytes that hold a window's shards and the one after them, with their sidecars."""
+        shards = min(int(np.count_nonzero(samples)), self.shards_at_once(window, samples) + 1)
+        return shards * (self.largest + self.largest // 16)
+
     def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
         """Number of samples with all of `members` in each shard."""
         return np.array([shard.samples for shard in self._shards], np.int64)
 
-    def open(self, number: int, members: Sequence[str], captions: bool) -> OpenShard:
-        """Raises OSError or FormatError."""
+    def open(
+        self, number: int, members: Sequence[str], captions: bool, table: Table | None = None
+    ) -> OpenShard:
+        """table: that an earlier opening gave, and need not be read again. Raises OSError or FormatError."""
         shard = self._shards[number]
         tar = self.files.open(f"{shard.path}.tar", shard.bytes, shard.sha256)
         try:
-            return OpenShard(tar, self._table(number, tar, members, captions))
+            return OpenShard(tar, table or self._table(number, tar, members, captions))
         except BaseException:
             os.close(tar)
             raise
+
+    def cached_as(self, number: int) -> str:
+        """Name of its tar in the cache; empty where it has none."""
+        return "" if isinstance(self.files, LocalFolder) else self._shards[number].sha256
+
+    def reserve(self, number: int) -> bool:
+        """Take the room for its tar; False where there is none now. Raises OSError or FormatError."""
+        shard = self._shards[number]
+        return self.files.reserve(f"{shard.path}.tar", shard.bytes, shard.sha256)
 
     def prefetch(self, number: int) -> bool:
         """Make opening it fast; False where there is no room for it now. Raises OSError or FormatError."""
@@ -161,9 +177,19 @@ class TarSource:
             tables = pool.map(lambda path: len(self._scan(path, members, captions)), self._paths)
             return np.array(list(tables), np.int64)
 
-    def open(self, number: int, members: Sequence[str], captions: bool) -> OpenShard:
+    def open(
+        self, number: int, members: Sequence[str], captions: bool, table: Table | None = None
+    ) -> OpenShard:
         path = self._paths[number]
-        return OpenShard(self.files.open(self.names[number], 0, ""), self._scan(path, members, captions))
+        return OpenShard(
+            self.files.open(self.names[number], 0, ""), table or self._scan(path, members, captions)
+        )
+
+    def cached_as(self, number: int) -> str:
+        return ""
+
+    def reserve(self, number: int) -> bool:
+        return True
 
     def prefetch(self, number: int) -> bool:
         return True
