@@ -97,16 +97,7 @@ class BatchReader:
             if known is not None:
                 self._open.move_to_end(number)
         if known is None:
-            source, local = self._source(number)
-            try:
-                kept, captions = self._tables.get(number), "caption" in self.select.extras
-                known = source.open(local, self.select.members, captions, kept)
-                if kept is None and self._chosen is not None:
-                    known.keep(self._chosen[number])
-            except (OSError, FormatError) as error:
-                if isinstance(error, PermissionError) or getattr(error, "errno", None) in HOPELESS:
-                    raise
-                known = DataError(f"{self.name(number)}: {error}")
+            known = _opened(self, number, self._tables.get(number), self._chosen)
             with self._lock:
                 self._open[number] = known
                 while len(self._open) > self._most:
@@ -122,25 +113,23 @@ class BatchReader:
 
     def reserve(self, number: int) -> bool:
         """Take the room for a shard; False where there is none now."""
-        source, local = self._source(number)
+        source, local = self.source(number)
         return source.reserve(local)
 
     def prefetch(self, number: int) -> bool:
-        source, local = self._source(number)
+        source, local = self.source(number)
         return source.prefetch(local)
 
     def plan(self, numbers: Sequence[int]) -> None:
         """Tell the cache which shards are needed soon, in that order."""
-        self.cache.room.plan(
-            [n for n in (s.cached_as(local) for s, local in map(self._source, numbers)) if n]
-        )
+        self.cache.room.plan([n for n in (s.cached_as(local) for s, local in map(self.source, numbers)) if n])
 
     def release(self, number: int) -> None:
         """Close a shard that no batch needs soon, and tell the cache."""
         with self._lock:
             if isinstance(self._open.get(number), OpenShard):
                 del self._open[number]
-        source, local = self._source(number)
+        source, local = self.source(number)
         if name := source.cached_as(local):
             self.cache.room.release(name)
 
@@ -160,7 +149,7 @@ class BatchReader:
 
     def reopen(self, number: int, damaged: OpenShard) -> bool:
         """True if the next `open` gives another copy of the shard than the damaged one."""
-        source, local = self._source(number)
+        source, local = self.source(number)
         with self._lock:
             if self._open.get(number) is not damaged:  # another thread was faster
                 return True
@@ -172,7 +161,7 @@ class BatchReader:
             return gone or self._open.get(number) is not damaged
 
     def name(self, number: int) -> str:
-        source, local = self._source(number)
+        source, local = self.source(number)
         return f"{source.files.url}, shard {printable(source.names[local])}"
 
     def samples_by_path(self, shards: I64) -> dict[str, int]:
@@ -180,7 +169,7 @@ class BatchReader:
         counts = np.bincount(np.searchsorted(firsts, shards, side="right") - 1, minlength=len(firsts))
         return {f"path {number}": count for number, count in enumerate(counts.tolist())}
 
-    def _source(self, number: int) -> tuple[Source, int]:
+    def source(self, number: int) -> tuple[Source, int]:
         first, source = [pair for pair in self._sources if pair[0] <= number][-1]
         return source, number - first
 
@@ -193,3 +182,19 @@ def _begin(reader: BatchReader, epoch: int, positions: I64) -> Work:
         raise DataError(
             f"batch_size={len(positions)}: no memory for a batch of the shapes that the manifest says: {error}"
         ) from error
+
+
+def _opened(
+    reader: BatchReader, number: int, kept: Table | None, chosen: Sequence[I64] | None
+) -> OpenShard | DataError:
+    """The shard, with the table that an earlier opening gave, if it is kept; or why there is none."""
+    source, local = reader.source(number)
+    try:
+        shard = source.open(local, reader.select.members, "caption" in reader.select.extras, kept)
+    except (OSError, FormatError) as error:
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) in HOPELESS:
+            raise
+        return DataError(f"{reader.name(number)}: {error}")
+    if kept is None and chosen is not None:
+        shard.keep(chosen[number])
+    return shard
