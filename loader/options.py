@@ -22,9 +22,10 @@ class Options(TypedDict, total=False):
         all samples together. None: every sample of every path once an epoch.
     split: which split of the paths.
     where: only samples for which this SQL is true, over key, caption, width, height (pixels), source and the extras by name;
-        needs the [select] extra. keys: only these, or those of a file: parquet or csv with a column `key`, text with one a line.
-        subset: (a, b): only keys whose hash, as a share of all hashes, is at least a and below b: (0, 0.99) to train on,
-        (0.99, 1) to hold out. Together: samples that fulfil all.
+        needs the [select] extra. With keys and subset: samples that fulfil all.
+    keys: only these, or those of a file: parquet or csv with a column `key`, text with one a line.
+    subset: (a, b): only keys whose hash, as a share of all hashes, is at least a and below b: (0, 0.99) to train on,
+        (0.99, 1) to hold out.
     may_differ: parts of the recipe (`seed`, `image_encoder.weights`) in which the paths may differ.
     resolution: pixels, shorter edge; may be left out where the shards have one only.
     text_encoders: names of those whose `caption_latents` are read, "" the unnamed first; None: all.
