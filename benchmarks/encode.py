@@ -39,6 +39,7 @@ from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
+from precompute.shards.output_folder import OutputFolder
 from precompute.shards.unit_writer import Row
 
 CPU = torch.device("cpu")
@@ -79,14 +80,14 @@ def run(
     """One process's work, as precompute/run.py does it."""
     with tempfile.TemporaryDirectory() as scratch:
         output = folder or Path(scratch)
-        leases = Leases(output, "train", records.units)
+        leases = Leases(OutputFolder(output), records.units)
 
         def read(data: bytes, key: str) -> Picture:
             return read_picture(data, resolutions)
 
         try:
             return Pipeline(
-                records, leases, encoder, Output(output, "train", 1024, {}, records.plan, batch), read, threads,
+                records, leases, encoder, Output(OutputFolder(output), 1024, {}, records.plan, batch), read, threads,
                 lambda stats: None,
             ).run()  # fmt: skip
         finally:

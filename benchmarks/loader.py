@@ -49,13 +49,15 @@ def sample_of_tensors(number: int) -> dict[str, torch.Tensor]:
 
 def write_tars(folder: Path, count: int) -> None:
     from loader.format import MANIFEST, Field, npy_bytes
-    from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
+    from precompute.shards.markers import manifest_of
+    from precompute.shards.output_folder import OutputFolder, write_file
+    from precompute.shards.unit_writer import Row, UnitWriter
 
     kinds = {"latents_256": "latents", "latents_512": "latents", "caption_latents": "caption_latents"}
     fields = [Field(name, kinds[name], "float16", shape) for name, shape in SHAPES.items()]  # type: ignore[arg-type]
     markers, units = [], -(-count // SHARD)
     for unit in range(units):
-        writer = UnitWriter(folder, "train", unit, list(SHAPES), SHARD, "bench")
+        writer = UnitWriter(OutputFolder(folder), unit, list(SHAPES), SHARD, "bench")
         for number in range(unit * SHARD, min(count, (unit + 1) * SHARD)):
             writer.write(Row(f"{number:08d}"), {f"{n}.npy": npy_bytes(a) for n, a in sample(number).items()})
         markers.append(writer.commit({}, fields, {"units": units}, {}))

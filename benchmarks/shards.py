@@ -25,6 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.loader import import_mosaic
+from precompute.shards.output_folder import OutputFolder
 from precompute.shards.unit_writer import Row, UnitWriter
 
 FIELDS = {"moments_256": (8, 32, 32), "moments_512": (8, 64, 64), "caption_latents": (77, 1024)}
@@ -44,7 +45,7 @@ def samples(count: int) -> Iterator[Sample]:
 
 
 def ours(folder: Path, count: int) -> None:
-    writer = UnitWriter(folder, "train", 0, [*FIELDS, "txt", "json"], PER_SHARD, "1-bench")
+    writer = UnitWriter(OutputFolder(folder), 0, [*FIELDS, "txt", "json"], PER_SHARD, "1-bench")
     for key, arrays, caption, facts in samples(count):
         members: dict[str, Any] = {f"{name}.npy": array for name, array in arrays.items()}
         members |= {"txt": caption.encode(), "json": json.dumps(facts).encode()}

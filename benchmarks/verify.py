@@ -21,7 +21,9 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, which has a loader.py too
 from loader.format import MANIFEST, Field, npy_bytes
 from precompute import verify
-from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
+from precompute.shards.markers import manifest_of
+from precompute.shards.output_folder import OutputFolder, write_file
+from precompute.shards.unit_writer import Row, UnitWriter
 
 FIELDS = (  # what SDXL's VAE and the paper's text encoder give: 16 + 64 + 154 KiB
     Field("moments_256", "moments", "float16", (8, 32, 32), 0.13025, 0.0),
@@ -51,7 +53,7 @@ def write(folder: Path, gigabytes: float) -> int:
     units = max(1, round(gigabytes * 1e9 / (SAMPLES * sum(len(data) + 512 for data in files.values()))))
     markers = []
     for unit in range(units):
-        writer = UnitWriter(folder, "train", unit, [*arrays, "txt", "json"], SAMPLES, "bench")
+        writer = UnitWriter(OutputFolder(folder), unit, [*arrays, "txt", "json"], SAMPLES, "bench")
         for i in range(SAMPLES):
             row = Row(f"{unit:05d}-{i:06d}", f"caption {i}")
             writer.write(row, {**files, "txt": f"caption {i}".encode()})

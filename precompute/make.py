@@ -23,7 +23,7 @@ import tyro
 
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.hub.dataset_card import known_source
-from precompute.shards.unit_writer import marker_paths, read_marker
+from precompute.shards.markers import marker_paths, read_marker
 
 RECIPES = Path(__file__).parent / "recipes"
 TERABYTE = 1e12

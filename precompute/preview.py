@@ -19,9 +19,9 @@ from precompute.report.figures import gather
 from precompute.report.page import render
 from precompute.report.sheet import draw_sheet
 from precompute.report.tiles import make_cards, make_pair
+from precompute.shards.output_folder import open_folder, write_file
 from precompute.shards.sample_reader import pick_samples
 from precompute.shards.store import Store, expected_manifest
-from precompute.shards.unit_writer import open_folder, write_file
 from precompute.verification.check_folder import REPORT, SHEET
 from precompute.verification.decode_check import Models, recipe_image_encoder, source_images
 from precompute.verification.source_check import Where

@@ -14,7 +14,6 @@ import logging
 import signal
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,16 +31,18 @@ from precompute.encode.devices import is_main, pick_device
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
-from precompute.hub.follow import PushedLeases, following
+from precompute.hub.follow import PushGate, following
 from precompute.input import pixels
 from precompute.input.records import Records, Source
-from precompute.runtime.disk_budget import Room
+from precompute.runtime.disk_budget import DiskBudget
+from precompute.runtime.leases import Gate, Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.progress import default_threads, progress_bar, summary
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
+from precompute.shards.destination import Destination
 from precompute.shards.manifest import ManifestKeeper
-from precompute.shards.unit_writer import open_folder, write_shared
+from precompute.shards.output_folder import OutputFolder, open_folder
 
 
 def check_factor(config: Config, encoder: ImageEncoder) -> None:
@@ -82,7 +83,7 @@ def make_recipe(
     return as_json(recipe)
 
 
-def write_null_caption(output: Path, texts: list[TextEncoder]) -> None:
+def write_null_caption(output: Destination, texts: list[TextEncoder]) -> None:
     """`null_caption.npz`: the empty caption's arrays by field name, for classifier-free guidance."""
     arrays = {name: array for encoder in texts for name, array in encoder.encode([""])[0].items()}
     for name, array in arrays.items():
@@ -93,7 +94,7 @@ def write_null_caption(output: Path, texts: list[TextEncoder]) -> None:
             )
     out = io.BytesIO()
     np.savez(out, **arrays)  # type: ignore[arg-type]
-    write_shared(output, NULL_CAPTION, out.getvalue())
+    output.put(NULL_CAPTION, out.getvalue())
 
 
 def run(config: Config) -> None:
@@ -118,26 +119,31 @@ def run(config: Config) -> None:
         fill_to=config.batch_size if config.compile else None,
     )
     recipe = make_recipe(config, records, image_encoder, texts)
-    keeper = ManifestKeeper(config.output, config.split, recipe, encoder.fields, records.plan)
+    output = OutputFolder(config.output, config.split)
+    keeper = ManifestKeeper(output, recipe, encoder.fields, records.plan)
     keeper.start()
     again = keeper.reopen(config.retry_rejected)
-    write_null_caption(config.output, texts)
+    write_null_caption(output, texts)
     if is_main():
         done = keeper.manifest().splits[config.split].units_done
         print(f"{config.dataset} {config.split} -> {config.output}, on {device}: {done} of ", end="")
         print(f"{len(records.units)} units finished before", end="")
         print(f", {again} to do again" if config.retry_rejected else "", flush=True)
-    work(config, records, encoder, keeper, recipe)
+    work(config, records, encoder, output, keeper, recipe)
 
 
 def work(
-    config: Config, records: Records, encoder: BatchEncoder, keeper: ManifestKeeper, recipe: dict[str, Any]
+    config: Config,
+    records: Records,
+    encoder: BatchEncoder,
+    destination: Destination,
+    keeper: ManifestKeeper,
+    recipe: dict[str, Any],
 ) -> None:
     """Finish all units, with whoever else is at it, and say what came of it."""
     started = time.monotonic()
     output = Output(
-        config.output,
-        config.split,
+        destination,
         config.samples_per_shard,
         recipe,
         records.plan,
@@ -150,18 +156,22 @@ def work(
         place = pixels.place_of(config.crop, config.seed, key)
         return pixels.read_picture(data, config.resolutions, config.buckets, place)
 
-    leases = PushedLeases(config.output, config.split, records.units, config.lease_timeout)
-    with contextlib.closing(leases), following(pushing(config), config.lease_timeout) as leases.check:
+    with contextlib.closing(destination), contextlib.ExitStack() as stack:
+        check = stack.enter_context(following(pushing(config), config.lease_timeout))
+        gates: list[Gate] = [PushGate(check)]
         if config.max_disk:
-            leases.room = Room(leases, config.max_disk, keeper.largest_unit)
+            budget = DiskBudget(destination, config.max_disk, config.lease_timeout, keeper.largest_unit)
+            gates.append(stack.enter_context(contextlib.closing(budget)))
+        leases = Leases(destination, records.units, config.lease_timeout, gates)
+        stack.enter_context(contextlib.closing(leases))
         before = leases.finished()
-        with progress_bar(leases, is_main()) as on_progress:
+        on_progress = stack.enter_context(progress_bar(leases, is_main()))
 
-            def on_batch(stats: Stats) -> None:
-                leases.check()
-                on_progress(stats)
+        def on_batch(stats: Stats) -> None:
+            check()
+            on_progress(stats)
 
-            stats = Pipeline(records, leases, encoder, output, read, threads, on_batch).run()
+        stats = Pipeline(records, leases, encoder, output, read, threads, on_batch).run()
         manifest = keeper.refresh()
     if is_main():
         new = keeper.samples_since(before)

@@ -5,15 +5,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from loader.format import FormatError
 from precompute.errors import PrecomputeError, UsageError
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
 from precompute.hub.retry import Refusal
-from precompute.input.units import Unit
 from precompute.push import Config, push
-from precompute.runtime.leases import Lease, Leases
+from precompute.runtime.claims import Lock
+from precompute.shards.output_folder import OutputFolder
 
 logger = logging.getLogger("precompute")
 
@@ -28,7 +29,7 @@ class Follower:
         self._failure: Exception | None = None
         self._target = Target(config)
         self._target.open()
-        self._leases = Leases(config.output, "pushing", [Unit(0, 0)], lease_timeout)
+        self._lock = Lock(OutputFolder(config.output), "pushing", lease_timeout)
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
         self._thread.start()
 
@@ -43,12 +44,12 @@ class Follower:
         try:
             self._thread.join()
         finally:
-            self._leases.close()
+            self._lock.close()
         self.check()
 
     def abandon(self) -> None:
         """The run has failed: what is not pushed yet stays for the next one."""
-        self._leases.close()
+        self._lock.close()
 
     def _run(self) -> None:
         try:
@@ -74,27 +75,25 @@ class Follower:
 
     def _push(self) -> bool:
         """Push all that is finished by the end of the run; False where another process is at it."""
-        lease = self._leases.claim()
-        if lease is None:
+        turn = self._lock.acquire()
+        if turn is None:
             return False
         try:
             push(self._config, self._stop)
         finally:
-            self._leases.release(lease)
+            self._lock.release(turn)
         return True
 
 
-class PushedLeases(Leases):
-    """Leases that are dealt out while the push goes well. check: raises once it has failed for good."""
+class PushGate:
+    """Lets units be claimed while the push goes well. check: raises once it has failed for good."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check: Callable[[], None] = lambda: None
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
 
-    def all(self, stop: threading.Event) -> Iterator[Lease | None]:
-        for lease in super().all(stop):
-            self.check()
-            yield lease
+    def passing(self) -> AbstractContextManager[bool]:
+        self._check()
+        return contextlib.nullcontext(True)
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ from pathlib import Path
 from loader.format import MANIFEST, Manifest, Marker, recipe_differences
 from precompute.errors import UsageError
 from precompute.hub.retry import PushError
+from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.shards.missing_ok import may_be_gone
 from precompute.shards.store import hub_folder
-from precompute.shards.unit_writer import manifest_of, marker_paths, read_marker
 
 COMMIT_BYTES, COMMIT_FILES = 50 * 10**9, 2000  # of one commit; the Hub takes up to 25,000 files
 

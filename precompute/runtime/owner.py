@@ -15,16 +15,23 @@ def this_process() -> dict[str, Any]:
     return {**_machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def read_owner(path: Path) -> dict[str, Any]:
-    """Who wrote a lease; empty while it is being written, or once it is gone."""
+def parse_owner(data: bytes) -> dict[str, Any]:
+    """Who wrote a lease; empty while it is being written, once it is gone, or where it is no lease of ours."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
+        owner = json.loads(data)
+    except (ValueError, RecursionError):
         return {}
+    if not isinstance(owner, dict):
+        return {}
+    pid, started = owner.get("pid"), owner.get("started")
+    if type(pid) is not int or not 0 < pid < 2**31 or type(started) not in (int, float):
+        return {}
+    texts = (owner.get(name) for name in ("token", "host", "boot", "namespace"))
+    return owner if all(isinstance(text, str) for text in texts) else {}
 
 
 def is_dead(owner: dict[str, Any]) -> bool:
-    """Certain only of processes of this machine; of others the heartbeat tells."""
+    """Certain only of processes of this machine; of others the heartbeat tells. owner: as `parse_owner` gives it."""
     if {key: owner.get(key) for key in ("host", "boot", "namespace")} != _machine():
         return False
     try:

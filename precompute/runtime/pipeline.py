@@ -23,7 +23,7 @@ from precompute.encode.batch_encoder import BatchEncoder, Sample
 from precompute.errors import PrecomputeError
 from precompute.input.pixels import Picture, UnfitImage
 from precompute.input.records import Record, Records
-from precompute.runtime.leases import Lease, Leases
+from precompute.runtime.leases import UnitLease, UnitLeases
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Batch, Item, OpenUnit, Output
 
@@ -34,7 +34,7 @@ class Idle:
     """In place of a row: there is no unit to be had now."""
 
 
-Decoding = tuple[Lease, Future[Item] | None]  # None: the unit ends
+Decoding = tuple[UnitLease, Future[Item] | None]  # None: the unit ends
 
 
 class Pipeline:
@@ -43,7 +43,7 @@ class Pipeline:
     def __init__(
         self,
         records: Records,
-        leases: Leases,
+        leases: UnitLeases,
         encoder: BatchEncoder,
         output: Output,
         read: Callable[[bytes, str], Picture],
@@ -163,7 +163,7 @@ class Pipeline:
 
     # --- hand-over ---
 
-    def _next_decoded(self) -> tuple[Lease, Item | None] | None:
+    def _next_decoded(self) -> tuple[UnitLease, Item | None] | None:
         stage = "reading"
         while True:
             while (

@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from precompute.encode.batch_encoder import Arrays, BatchEncoder, InFlight
 from precompute.errors import LostLease
 from precompute.input.pixels import Picture
-from precompute.runtime.leases import Lease, Leases
+from precompute.runtime.leases import UnitLease, UnitLeases
+from precompute.shards.destination import Destination
 from precompute.shards.missing_ok import is_gone
 from precompute.shards.unit_writer import Members, Row, UnitWriter
 
@@ -23,8 +23,7 @@ logger = logging.getLogger("precompute")
 class Output:
     """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread."""
 
-    folder: Path
-    split: str
+    destination: Destination
     samples_per_shard: int
     recipe: dict[str, Any]
     plan: dict[str, Any]
@@ -49,7 +48,7 @@ class Batch:
     group: the size of the pictures, as they share a shard only with their like.
     """
 
-    lease: Lease
+    lease: UnitLease
     group: Hashable
     items: list[Item] = field(default_factory=list)
     good: list[Item] = field(default_factory=list)
@@ -68,7 +67,7 @@ class OpenUnit:
     since: when this process finished its last unit, so that the units' times add up to that of the process.
     """
 
-    def __init__(self, lease: Lease, output: Output, encoder: BatchEncoder, since: float) -> None:
+    def __init__(self, lease: UnitLease, output: Output, encoder: BatchEncoder, since: float) -> None:
         self._lease, self._output, self._fields = lease, output, encoder.fields
         self._started = since
         self._samples = 0
@@ -77,7 +76,7 @@ class OpenUnit:
         with self._lost_lease_drops():
             lease.check()
             self._writer = UnitWriter(
-                output.folder, output.split, lease.unit.index, members, output.samples_per_shard, lease.owner
+                output.destination, lease.unit.index, members, output.samples_per_shard, lease.owner
             )
 
     def write(self, batch: Batch) -> None:
@@ -91,7 +90,7 @@ class OpenUnit:
                     self._writer.write(_row(item), _members(item), batch.group)
                     self._samples += 1
 
-    def finish(self, leases: Leases) -> None:
+    def finish(self, leases: UnitLeases) -> None:
         """Commit, and give the lease back."""
         with self._lost_lease_drops():
             if self._writer is not None:

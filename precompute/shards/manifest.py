@@ -3,47 +3,46 @@
 It also guards the folder: markers or a manifest of another recipe or plan stop the run before any work.
 """
 
-import os
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split, recipe_differences
 from precompute.errors import RecipeMismatch
-from precompute.shards.missing_ok import is_gone, may_be_gone
+from precompute.shards.destination import Destination, Entry
+from precompute.shards.markers import is_marker, manifest_of, parse_marker
 from precompute.shards.retry import end_retry, retry_began
-from precompute.shards.unit_writer import is_marker, manifest_of, read_marker, write_shared
 
 INTERVAL = 30.0  # seconds between updates while units finish, by whichever process
 ROUNDS = 5  # of reading and writing at the end of a run, at most, while others of another split go on
 SHARE = 0.01  # of a process's time may go into them: ten thousand markers take a second
 
 
+Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done again
+
+
 class ManifestKeeper:
-    """The manifest of one output folder, as one process sees it. Not for use from two threads at once."""
+    """The manifest of one output, as one process sees it. Not for use from two threads at once."""
 
     def __init__(
-        self, output: Path, split: str, recipe: dict[str, Any], fields: list[Field], plan: dict[str, Any]
+        self, output: Destination, recipe: dict[str, Any], fields: list[Field], plan: dict[str, Any]
     ) -> None:
-        self._output, self._split, self._recipe, self._fields, self._plan = (
-            output,
-            split,
-            recipe,
-            fields,
-            plan,
-        )
-        self._markers: dict[tuple[str, int], Marker] = {}  # by file and time: a unit may be done again
-        self._due, self._seen = 0.0, 0
+        self._output, self._split = output, output.split
+        self._recipe, self._fields, self._plan = recipe, fields, plan
+        self._markers: dict[Key, Marker] = {}
+        self._due = 0.0
+        self._seen: Hashable = None
 
     def start(self) -> Manifest:
         """Write the first manifest, or hold the one that is there against ours. Raises RecipeMismatch."""
-        path = self._output / MANIFEST
-        if path.exists():
+        there = self._output.get(MANIFEST)
+        if there is not None:
             try:
-                manifest = Manifest.from_json(path.read_bytes())
+                manifest = Manifest.from_json(there)
             except FormatError as error:
-                raise FormatError(f"{path}: {error}. Remove it: it is made anew from the markers") from error
+                raise FormatError(
+                    f"{self._output}/{MANIFEST}: {error}. Remove it: it is made anew from the markers"
+                ) from error
             self._compare(manifest.recipe, manifest.splits.get(self._split))
         return self._update()
 
@@ -60,7 +59,7 @@ class ManifestKeeper:
             if found.keys() == before.keys():
                 break
         if manifest.splits[self._split].complete:
-            end_retry(self._output, self._split)
+            end_retry(self._output)
         return manifest
 
     def keep_fresh(self) -> None:
@@ -82,28 +81,25 @@ class ManifestKeeper:
         now = time.monotonic()
         self._due, self._seen = now + max(INTERVAL, (now - started) / SHARE), self._modified()
 
-    def _modified(self) -> int:
-        """When any process last wrote the manifest, by the clock of its disk."""
-        try:
-            return (self._output / MANIFEST).stat().st_mtime_ns
-        except OSError as error:
-            if not is_gone(error):
-                raise
-            return 0
+    def _modified(self) -> Hashable:
+        """Another one whenever any process has written the manifest."""
+        found = self._output.files(lambda name: name == MANIFEST)
+        return found[MANIFEST].version if MANIFEST in found else None
 
     def reopen(self, reasons: Iterable[str]) -> int:
         """Take away the markers of units with rows rejected for one of `reasons`, so that they are done again; how many.
 
         Only of those finished before the retry began, be it another process that began it.
         """
-        began = {reason: retry_began(self._output, self._split, reason) for reason in reasons}
+        began = {reason: retry_began(self._output, reason) for reason in reasons}
+        found = self._look() if began else {}
         count = 0
-        for (name, _), marker in list(self._markers.items()):
-            path, since = self._output / name, max((began.get(r, 0) for r in marker.rejected), default=0)
-            with may_be_gone():  # another process was quicker
-                if marker.split == self._split and path.stat().st_mtime_ns < since:
-                    path.unlink()
-                    count += 1
+        for key, marker in self._markers.items():
+            since = max((began.get(r, 0) for r in marker.rejected), default=0)
+            # Where it is not among those found, another process was quicker.
+            if marker.split == self._split and key in found and found[key].time < since:
+                self._output.delete(key[0])
+                count += 1
         if count:
             self._update()
         return count
@@ -123,31 +119,26 @@ class ManifestKeeper:
         mine = [m for m in self._markers.values() if m.split == self._split and m.unit not in units]
         return sum(marker.samples for marker in mine) if mine else None
 
-    def _write(self, found: dict[tuple[str, int], Path]) -> Manifest:
+    def _write(self, found: dict[Key, Entry]) -> Manifest:
         self._read(found)
         manifest = self.manifest()
-        write_shared(self._output, MANIFEST, manifest.to_json().encode())
+        self._output.put(MANIFEST, manifest.to_json().encode())
         return manifest
 
-    def _look(self) -> dict[tuple[str, int], Path]:
-        """All markers, by file and time."""
-        found = {}
-        with os.scandir(self._output) as entries:
-            for entry in entries:
-                if is_marker(entry.name):
-                    with may_be_gone():  # another process does it again
-                        found[entry.name, entry.stat().st_mtime_ns] = Path(entry.path)
-        return found
+    def _look(self) -> dict[Key, Entry]:
+        """All markers."""
+        return {(name, entry.version): entry for name, entry in self._output.files(is_marker).items()}
 
-    def _read(self, found: dict[tuple[str, int], Path]) -> None:
+    def _read(self, found: dict[Key, Entry]) -> None:
         self._markers = {key: marker for key, marker in self._markers.items() if key in found}
-        for key, path in found.items():
-            if key not in self._markers:
-                with may_be_gone():
-                    marker = read_marker(path)
-                    plan = Split(marker.plan, 0, (), {}) if marker.split == self._split else None
-                    self._compare(marker.recipe, plan)
-                    self._markers[key] = marker
+        for key in found:
+            data = None if key in self._markers else self._output.get(key[0])
+            if data is None:  # known, or another process does it again
+                continue
+            marker = parse_marker(f"{self._output}/{key[0]}", data)
+            plan = Split(marker.plan, 0, (), {}) if marker.split == self._split else None
+            self._compare(marker.recipe, plan)
+            self._markers[key] = marker
 
     def _compare(self, recipe: dict[str, Any], split: Split | None) -> None:
         different = recipe_differences(recipe, self._recipe)

@@ -1,51 +1,37 @@
 """`--retry-rejected`: when a retry began, so that each unit is done again once, whoever joins late or starts anew.
 
-The first process makes `OUT/.work/retry-train.bad_archive`, whose time is by the clock of the folder, as that of the
+The first process makes the control file `retry-train.bad_archive`, whose time is by the clock of the place, as that of the
 markers is: only older ones are reopened. It goes when all units are finished. So an interrupted retry goes on where it
 was, and the same command after its end is a new one.
 """
 
-import os
 import time
-from pathlib import Path
 
 import psutil
 
-from precompute.shards.missing_ok import is_gone, may_be_gone
-from precompute.shards.unit_writer import WORK, in_work
+from precompute.shards.destination import Destination
 
 
-def retry_began(output: Path, split: str, reason: str) -> int:
-    """When the retry for this reason began, in ns; if none is going on, one begins."""
-    path = output / WORK / f"retry-{split}.{reason}"
+def retry_began(output: Destination, reason: str) -> int:
+    """When the retry for this reason began, in ns; if none is going on, one begins.
+
+    That is when its first process began: others of the same launch may have been quicker, and be through with the retry.
+    """
+    name = f"{_prefix(output)}{reason}"
     while True:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            with open(path, "xb"):
-                _set_back(path)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if not is_gone(error):
-                raise
-            continue  # a process that was through has removed the empty folder
-        try:
-            return path.stat().st_mtime_ns
-        except OSError as error:
-            if not is_gone(error):
-                raise  # else the retry has just ended
+        age = time.time() - psutil.Process().create_time()
+        output.create(name, str(int(age * 1e9)).encode())
+        age_then, written = output.read(name), output.time(name)
+        if written is not None:  # else the retry has just ended
+            return written - (int(age_then) if age_then.isdigit() and len(age_then) < 20 else 0)
 
 
-def end_retry(output: Path, split: str) -> None:
+def end_retry(output: Destination) -> None:
     """Once all units are finished."""
-    for path in in_work(output):
-        if path.name.startswith(f"retry-{split}."):
-            with may_be_gone():
-                path.unlink()
+    for name in output.controls():
+        if name.startswith(_prefix(output)):
+            output.remove(name)
 
 
-def _set_back(path: Path) -> None:
-    """To when this process began: others of the same launch may have been quicker, and be through with the retry."""
-    age = time.time() - psutil.Process().create_time()
-    began = path.stat().st_mtime_ns - int(age * 1e9)
-    os.utime(path, ns=(began, began))
+def _prefix(output: Destination) -> str:
+    return f"retry-{output.split}."

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from loader.format import MANIFEST, SHARD_NAME, Manifest, Marker, Split
 from precompute.errors import UsageError
-from precompute.shards.unit_writer import manifest_of
+from precompute.shards.markers import manifest_of
 
 UNITS = 100  # in a folder: with buckets a unit may be a hundred files
 IN_FOLDER = re.compile(r"(?P<split>[A-Za-z0-9_-]+)/\d{4,}/(?P=split)-\d{5,}(-\d{2,})?\.(tar|parquet|json)")

@@ -36,7 +36,7 @@ class TarWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
-        self._file = open(path, "wb", buffering=0)
+        self._file = open(path, "xb", buffering=0)  # a new one: no link that somebody has laid is followed
         self._chunk = free_chunk()
         self._filled = 0
         self._sha256 = hashlib.sha256()

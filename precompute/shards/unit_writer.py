@@ -1,19 +1,14 @@
-"""Shard writer: a unit appears in the output folder whole, or not at all.
+"""Shard writer: a unit appears at its destination whole, or not at all.
 
-Tars and sidecars grow under temporary names in `OUT/.work/`; `commit` syncs them, renames them into place, and writes
-the marker last. Whatever no marker lists is unfinished, and the next owner of the unit clears it away.
+Tars and sidecars grow under temporary names in a folder of their own; `commit` syncs them, publishes them, and writes the
+marker last. Whatever no marker lists is unfinished, and the next owner of the unit clears it away.
 """
 
 import hashlib
 import io
 import json
-import os
-import re
-import secrets
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loader.format import (
-    SHARD_NAME,
-    Field,
-    FormatError,
-    Manifest,
-    Marker,
-    Shard,
-    Split,
-    npy_parts,
-    sidecar_schema,
-)
-from precompute.errors import UsageError
-from precompute.shards.missing_ok import is_gone, may_be_gone
+from loader.format import Field, Marker, Shard, npy_parts, sidecar_schema
+from precompute.shards.destination import Destination, stem_of
 from precompute.shards.tar_writer import TarWriter
-
-WORK = ".work"
-TEMPORARY, GONE = "tmp-", ".gone"
+from precompute.shards.work_folder import write_new
 
 Members = Mapping[str, bytes | npt.NDArray[Any]]
 
@@ -94,7 +76,7 @@ class ShardWriter:
             sha256="",
             parquet_sha256=hashlib.sha256(out.getvalue()).hexdigest(),
         )
-        write_file(self.path.with_suffix(".parquet"), out.getvalue())
+        write_new(self.path.with_suffix(".parquet"), out.getvalue())
         return lambda: replace(shard, sha256=finished.result()) if finished else shard
 
     def discard(self) -> None:
@@ -111,14 +93,13 @@ class UnitWriter:
     """
 
     def __init__(
-        self, output: Path, split: str, unit: int, members: Sequence[str], samples_per_shard: int, owner: str
+        self, output: Destination, unit: int, members: Sequence[str], samples_per_shard: int, owner: str
     ) -> None:
-        self.stem = f"{split}-{unit:05d}"
-        self._output, self._split, self._unit = output, split, unit
+        self.stem = stem_of(output.split, unit)
+        self._output, self._unit = output, unit
         self._schema = sidecar_schema(members)
         self._samples_per_shard = samples_per_shard
-        self._work = output / WORK / f"{self.stem}.{owner}"
-        self._work.mkdir(parents=True)
+        self._begun = output.begin(self.stem, owner)
         self._open: dict[Hashable, ShardWriter] = {}
         self._closed: list[tuple[Hashable, ShardWriter, Callable[[], Shard]]] = []
         self._rejected: Counter[str] = Counter()
@@ -141,7 +122,7 @@ class UnitWriter:
     def commit(
         self, recipe: dict[str, Any], fields: Iterable[Field], plan: dict[str, Any], timings: dict[str, Any]
     ) -> Marker:
-        """Make the unit visible: shards first, marker last. Raises an OSError that `is_gone` once `revoke` has moved
+        """Make the unit visible: shards first, marker last. Raises an OSError that `is_gone` once `revoke` has taken
         our files."""
         if not self._open and not self._closed:
             self._shard(None)
@@ -154,13 +135,11 @@ class UnitWriter:
             shard = synced()
             name = self.stem if len(self._closed) == 1 else f"{self.stem}-{number:02d}"
             for suffix in (".tar", ".parquet") if shard.samples else (".parquet",):
-                writer.path.with_suffix(suffix).rename(self._output / f"{name}{suffix}")
+                self._output.publish(writer.path.with_suffix(suffix), f"{name}{suffix}")
                 files.add(f"{name}{suffix}")
             shards.append(replace(shard, name=name, bucket=_bucket_name(group) if bucketed else ""))
-        self._remove_all_but(files)
-        sync_directory(self._output)
         marker = Marker(
-            split=self._split,
+            split=self._output.split,
             unit=self._unit,
             recipe=recipe,
             fields=fields,
@@ -169,33 +148,24 @@ class UnitWriter:
             rejected=dict(sorted(self._rejected.items())),
             timings=timings,
         )
-        write_file(self._output / f"{self.stem}.json", marker.to_json().encode(), self._work / "marker")
+        self._output.mark(self.stem, marker.to_json().encode(), files, self._begun)
         return marker
 
     def discard(self) -> None:
         """Leave nothing temporary behind, committed or not."""
         for shard in [*self._open.values(), *(writer for _, writer, _ in self._closed)]:
             shard.discard()
-        shutil.rmtree(self._work, ignore_errors=True)
+        self._output.end(self._begun)
 
     def _shard(self, group: Hashable) -> ShardWriter:
         if group not in self._open:
             number = len(self._open) + len(self._closed)
-            self._open[group] = ShardWriter(self._work, number, self._schema)
+            self._open[group] = ShardWriter(self._begun, number, self._schema)
         return self._open[group]
 
     def _close(self, group: Hashable) -> None:
         self._closed.append((group, self._open[group], self._open[group].close()))
         del self._open[group]
-
-    def _remove_all_but(self, files: Container[str]) -> None:
-        """What an earlier owner had renamed into place before it died, and this one has no file of the same name for."""
-        for suffix in (".tar", ".parquet"):
-            for pattern in (f"{self.stem}{suffix}", f"{self.stem}-*{suffix}"):
-                for leftover in self._output.glob(pattern):
-                    if leftover.name not in files:
-                        with may_be_gone():
-                            leftover.unlink()
 
 
 def _bucket_name(group: Hashable) -> str:
@@ -207,118 +177,3 @@ def _bucket_name(group: Hashable) -> str:
 def _record(row: Row, status: str) -> dict[str, Any]:
     extras = json.dumps(row.extras, ensure_ascii=False, sort_keys=True)
     return {**vars(row), "extras": extras, "status": status}
-
-
-def revoke(output: Path, stem: str, turn: int) -> None:
-    """Take the temporary files of a unit's owners before `turn` away from them, at one stroke: a rename.
-
-    An owner that was only asleep finds nothing left to make visible.
-    """
-    for folder in in_work(output):
-        owner = re.fullmatch(re.escape(stem) + r"\.(\d+)-.*", folder.name)
-        if owner and folder.name.endswith(GONE):
-            shutil.rmtree(folder, ignore_errors=True)
-        elif owner and int(owner[1]) < turn:
-            with may_be_gone():
-                shutil.rmtree(folder.rename(f"{folder}{GONE}"), ignore_errors=True)
-
-
-def write_shared(output: Path, name: str, data: bytes) -> None:
-    """`OUT/name`, which any process may write. Its temporary file may be swept away by one that finds all work done."""
-    while True:
-        (output / WORK).mkdir(exist_ok=True)
-        try:
-            return write_file(output / name, data, output / WORK / f"{TEMPORARY}{secrets.token_hex(8)}")
-        except OSError as error:
-            if not is_gone(error):
-                raise
-
-
-def sweep(output: Path, finished: Container[str]) -> None:
-    """Remove what dead processes left: of the finished units, by stem, and of files that any process may write."""
-    for leftover in in_work(output):
-        if leftover.name.startswith(TEMPORARY) or leftover.name.partition(".")[0] in finished:
-            with may_be_gone():
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink()
-
-
-def in_work(output: Path) -> list[Path]:
-    """What lies in the folder of temporary files; nothing once whoever finished last has removed it."""
-    try:
-        return list((output / WORK).iterdir())
-    except OSError as error:
-        if not is_gone(error):
-            raise
-        return []
-
-
-def write_file(path: Path, data: bytes, temporary: Path | None = None) -> None:
-    """Write, sync, and only then rename to `path`: the file is there whole or not at all."""
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with may_be_gone():
-            temporary.unlink()
-        raise
-    sync_directory(path.parent)
-
-
-def open_folder(flag: str, folder: Path) -> None:
-    """Make the folder, and write to it once. Raises UsageError, which starts with `flag`, where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"{flag} {folder}: cannot write there ({error.strerror}); name another folder"
-        ) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def marker_paths(output: Path) -> list[Path]:
-    """The markers of all finished units, in order of split and unit."""
-    return sorted(path for path in output.glob("*-*.json") if is_marker(path.name))
-
-
-def is_marker(name: str) -> bool:
-    return name.endswith(".json") and SHARD_NAME.fullmatch(name.removesuffix(".json")) is not None
-
-
-def read_marker(path: Path) -> Marker:
-    try:
-        return Marker.from_json(path.read_bytes())
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}. Remove it and run precompute/run.py again") from error
-
-
-def manifest_of(recipe: dict[str, Any], fields: Iterable[Field], markers: Iterable[Marker]) -> Manifest:
-    """The manifest that a set of markers, all of one recipe, amounts to."""
-    by_split: dict[str, list[Marker]] = {}
-    for marker in markers:
-        by_split.setdefault(marker.split, []).append(marker)
-    splits = {}
-    for name, done in by_split.items():
-        done.sort(key=lambda marker: marker.unit)
-        rejected: Counter[str] = Counter()
-        for marker in done:
-            rejected.update(marker.rejected)
-        shards = tuple(shard for marker in done for shard in marker.shards)
-        splits[name] = Split(done[0].plan, len(done), shards, dict(sorted(rejected.items())))
-    return Manifest(recipe, tuple(fields), splits)

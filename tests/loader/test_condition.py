@@ -16,7 +16,9 @@ from loader.cache import Cache
 from loader.condition import Condition, select_samples
 from loader.remote import open_files
 from loader.source import open_source
-from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
+from precompute.shards.markers import manifest_of
+from precompute.shards.output_folder import OutputFolder, write_file
+from precompute.shards.unit_writer import Row, UnitWriter
 from tests.support.faulty_server import serve
 from tests.support.made_up_shards import FIELDS, arrays
 
@@ -30,7 +32,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, number = tmp_path_factory.mktemp("scored"), 0
     names, markers = [field.name for field in FIELDS], []
     for unit, size in enumerate(SIZES):
-        writer = UnitWriter(folder, "train", unit, [*names, "txt"], 1 << 20, "test")
+        writer = UnitWriter(OutputFolder(folder), unit, [*names, "txt"], 1 << 20, "test")
         for index in range(size + 1 + (size > 2)):
             number += 1
             extras: dict[str, Any] = {"aesthetic": number / 4, "tag": "odd" if number % 2 else "even"}

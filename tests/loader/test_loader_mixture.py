@@ -10,7 +10,9 @@ import pytest
 
 from loader import LatentDataset, make_loader
 from loader.format import MANIFEST, Field, npy_bytes
-from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
+from precompute.shards.markers import manifest_of
+from precompute.shards.output_folder import OutputFolder, write_file
+from precompute.shards.unit_writer import Row, UnitWriter
 from tests.support.made_up_shards import arrays, write_shards
 
 
@@ -60,7 +62,7 @@ def write_buckets(folder: Path, counts: dict[str, list[int]], prefix: str = "") 
     markers, number = [], 0
     order = [(bucket, count) for bucket, several in counts.items() for count in several]
     for unit, (bucket, count) in enumerate(order[::-1]):
-        writer = UnitWriter(folder, "train", unit, ["latents_512"], 1 << 20, "test")
+        writer = UnitWriter(OutputFolder(folder), unit, ["latents_512"], 1 << 20, "test")
         for _ in range(count):
             height, width = SIZES[bucket]
             key = f"{prefix}{bucket}-{number:04d}"

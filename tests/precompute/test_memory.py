@@ -17,6 +17,7 @@ from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.unit_output import Output
+from precompute.shards.output_folder import OutputFolder
 from precompute.shards.unit_writer import Row
 from tests.support.raw.photos import jpeg
 
@@ -43,14 +44,14 @@ class Rows:
 def encode(folder: Path, number: int, encoder: BatchEncoder) -> None:
     folder.mkdir()
     records: Any = Rows(number)
-    leases = Leases(folder, "train", records.units)
+    leases = Leases(OutputFolder(folder), records.units)
 
     def delete() -> None:
         """As --delete-pushed does: no need to fill a disk."""
         for path in folder.glob("*.tar"):
             path.unlink()
 
-    output = Output(folder, "train", 4096, {}, records.plan, 32, on_commit=delete)
+    output = Output(OutputFolder(folder), 4096, {}, records.plan, 32, on_commit=delete)
 
     def read(image: bytes, key: str) -> Any:
         return read_picture(image, [32])

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from loader.format import MANIFEST, Field, Manifest, npy_bytes
-from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
+from precompute.shards.markers import manifest_of, marker_paths, read_marker
+from precompute.shards.output_folder import OutputFolder, write_file
+from precompute.shards.unit_writer import Row, UnitWriter
 
 FIELDS = (
     Field("moments_32", "moments", "float16", (8, 4, 4), 0.5, 0.0),
@@ -42,7 +44,7 @@ def members_of(key: str, caption: str, unit: int = 0, index: int = 0) -> dict[st
 @contextlib.contextmanager
 def unit_writer(output: Path, unit: int, samples_per_shard: int = 100) -> Iterator[UnitWriter]:
     names = [*(field.name for field in FIELDS), "txt", "json"]
-    writer = UnitWriter(output, "train", unit, names, samples_per_shard, f"token{unit}")
+    writer = UnitWriter(OutputFolder(output), unit, names, samples_per_shard, f"token{unit}")
     try:
         yield writer
     finally:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from loader.format import MANIFEST, Field, npy_bytes
-from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, write_file
+from precompute.shards.markers import manifest_of
+from precompute.shards.output_folder import OutputFolder, write_file
+from precompute.shards.unit_writer import Row, UnitWriter
 
 T, D = 4, 6
 SCALE = 0.13025
@@ -52,7 +54,7 @@ def write_shards(
     recipe = recipe or {"dataset": {"path": prefix}, "vae": "made-up"}
     names, markers, number = [field.name for field in fields], [], 0
     for unit, size in enumerate(sizes):
-        writer = UnitWriter(folder, "train", unit, [*names, "txt"], 1 << 20, "test")
+        writer = UnitWriter(OutputFolder(folder), unit, [*names, "txt"], 1 << 20, "test")
         for index in range(size + rejected):
             key = f"{prefix}{number:06d}"
             number += 1

@@ -110,7 +110,7 @@ def test_hub_that_holds_another_recipe_stops_the_run(hub: LoopbackHub, tmp_path:
 
 def hold_the_push_lease(output: Path) -> Path:
     """As another machine does."""
-    lease = output / ".work" / "pushing-00000.lease-1"
+    lease = output / ".work" / "pushing.lock.lease-1"
     lease.parent.mkdir(exist_ok=True)
     lease.write_text(json.dumps({"token": "x", "host": "another", "boot": "", "namespace": "", "pid": 1}))
     return lease

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,32 @@ import pytest
 
 from precompute.errors import UsageError
 from precompute.input.units import Unit
-from precompute.runtime.disk_budget import Room
+from precompute.runtime.disk_budget import DiskBudget
 from precompute.runtime.leases import Leases
 from precompute.runtime.owner import this_process
-from precompute.shards.unit_writer import WORK
+from precompute.shards.destination import WORK
+from precompute.shards.output_folder import OutputFolder
 from tests.support.waiting import Clock
 
 UNITS = [Unit(index, index) for index in range(100)]
 NOBODY = 2**22 + 5  # no process has a number so high
 
 
-@pytest.fixture
-def leases(tmp_path: Path) -> Iterator[Leases]:
-    made = Leases(tmp_path, "train", UNITS)
-    yield made
-    made.close()
-
-
 def lease(folder: Path, name: str, **owner: Any) -> Path:
     """As a process writes it: this one, unless `owner` says otherwise."""
     path = folder / WORK / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"token": "x", **this_process(), **owner}))
     return path
 
 
-def test_counts_what_is_here_and_what_others_are_at(tmp_path: Path, leases: Leases) -> None:
-    room = Room(leases, 350 / 1e9)
+def with_budget(folder: Path, limit: float, largest: int = 0) -> Leases:
+    output = OutputFolder(folder)
+    return Leases(output, UNITS, gates=[DiskBudget(output, limit, 60.0, largest)])
+
+
+def test_counts_what_is_here_and_what_others_are_at(tmp_path: Path) -> None:
+    room = DiskBudget(OutputFolder(tmp_path), 350 / 1e9, 60.0)
     first = lease(tmp_path, "train-00000.lease-1")
     assert not room.is_left(), "how large is a unit? The first will tell"
     first.unlink()
@@ -49,21 +48,21 @@ def test_counts_what_is_here_and_what_others_are_at(tmp_path: Path, leases: Leas
     lease(tmp_path, "train-00001.lease-1")
     assert room.is_left(), "100 here, 100 of another, 100 for the next"
     lease(tmp_path, "validation-00002.lease-3")
-    lease(tmp_path, "pushing-00000.lease-1")
+    lease(tmp_path, "pushing.lock.lease-1")
     assert not room.is_left()
     (tmp_path / "train-00000-01.tar").unlink()
     (tmp_path / "train-00000-02.tar").unlink()
     assert room.is_left(), "deleted, and the largest remembered: 2 of others and the next"
     with pytest.raises(UsageError, match="--max-disk"):
-        Room(leases, 350 / 1e9, largest=400).is_left()
+        DiskBudget(OutputFolder(tmp_path), 350 / 1e9, 60.0, largest=400).is_left()
 
 
-def test_killed_processes_hold_no_room(tmp_path: Path, leases: Leases) -> None:
+def test_killed_processes_hold_no_room(tmp_path: Path) -> None:
     lease(tmp_path, "train-00000.lease-1", pid=NOBODY)
-    assert Room(leases, 150 / 1e9).is_left(), "it was killed in its first unit"
+    assert DiskBudget(OutputFolder(tmp_path), 150 / 1e9, 60.0).is_left(), "it was killed in its first unit"
     lease(tmp_path, "train-00001.lease-1", pid=NOBODY)
     (tmp_path / "train-00001.tar").write_bytes(bytes(100))
-    room = Room(leases, 150 / 1e9, largest=100)
+    room = DiskBudget(OutputFolder(tmp_path), 150 / 1e9, 60.0, largest=100)
     assert room.is_left(), "another, between its last rename and its marker: the tar will be overwritten"
     lease(tmp_path, "train-00001.lease-2")
     assert not room.is_left(), "by the process that is at it now"
@@ -72,48 +71,46 @@ def test_killed_processes_hold_no_room(tmp_path: Path, leases: Leases) -> None:
 def test_silent_process_of_another_machine_holds_room_until_its_time_is_over(
     tmp_path: Path, clock: Clock
 ) -> None:
-    leases = Leases(tmp_path, "train", UNITS, timeout=60)
     lease(tmp_path, "train-00000.lease-1", host="elsewhere")
-    room = Room(leases, 1.0)
+    room = DiskBudget(OutputFolder(tmp_path), 1.0, timeout=60)
     assert not room.is_left()
     clock.advance(61)
     assert room.is_left()
-    leases.close()
 
 
-def test_run_goes_on_after_one_that_was_killed_in_its_first_unit(tmp_path: Path, leases: Leases) -> None:
+def test_run_goes_on_after_one_that_was_killed_in_its_first_unit(tmp_path: Path) -> None:
     lease(tmp_path, "train-00000.lease-1", pid=NOBODY)
-    lease(tmp_path, ".room-00000.lease-1", pid=NOBODY)
-    leases.room = Room(leases, 1.0)
+    lease(tmp_path, "room.lock.lease-1", pid=NOBODY)
+    leases = with_budget(tmp_path, 1.0)
     taken = next(leases.all(threading.Event()))
     assert taken is not None and (taken.unit.index, taken.turn) == (0, 2)
 
 
 def test_leases_that_are_no_unit_s_do_not_outlive_the_run(tmp_path: Path) -> None:
     """Killed with --push-to and --max-disk, and run again without."""
-    leases = Leases(tmp_path, "train", [])
-    for name in ("pushing-00000.lease-1", ".room-00000.lease-1"):
+    leases = Leases(OutputFolder(tmp_path), [])
+    for name in ("pushing.lock.lease-1", "room.lock.lease-1"):
         lease(tmp_path, name, pid=NOBODY)
     leases.close()
     assert not (tmp_path / WORK).exists()
 
 
-def test_process_held_up_while_it_looked_gives_the_unit_back(tmp_path: Path, leases: Leases) -> None:
+def test_process_held_up_while_it_looked_gives_the_unit_back(tmp_path: Path) -> None:
     """Another has looked since, and may have seen the same room."""
 
-    class HeldUp(Room):
+    class HeldUp(DiskBudget):
         def is_left(self) -> bool:
-            if (tmp_path / WORK / ".room-00000.lease-1").exists():
-                lease(tmp_path, ".room-00000.lease-2")
+            if (tmp_path / WORK / "room.lock.lease-1").exists():
+                lease(tmp_path, "room.lock.lease-2")
             return True
 
-    assert HeldUp(leases, 1.0).claim() is None
+    output = OutputFolder(tmp_path)
+    assert Leases(output, UNITS, gates=[HeldUp(output, 1.0, 60.0)]).claim() is None
     assert not list((tmp_path / WORK).glob("train-*"))
 
 
 def take_all(folder: Path, limit: float, largest: int, start: Any, taken: Any, end: Any) -> None:
-    leases = Leases(folder, "train", UNITS)
-    leases.room = Room(leases, limit, largest)
+    leases = with_budget(folder, limit, largest)
     start.wait()
     found = iter(leases.all(threading.Event()).__next__, None)
     taken.put([lease.unit.index for lease in found])

@@ -1,6 +1,5 @@
 """Leases: each unit to one process at a time, and to another once its owner is dead or silent."""
 
-import errno
 import json
 import os
 import subprocess
@@ -14,9 +13,12 @@ import pytest
 
 from precompute.errors import LostLease
 from precompute.input.units import Unit
-from precompute.runtime import leases as plan
 from precompute.runtime.leases import Lease, Leases
-from precompute.shards.unit_writer import WORK, Row, UnitWriter
+from precompute.runtime.owner import this_process
+from precompute.shards.destination import WORK
+from precompute.shards.output_folder import OutputFolder
+from precompute.shards.unit_writer import Row, UnitWriter
+from tests.support.faulty_folder import fail
 from tests.support.waiting import Clock, wait_until
 
 UNITS = [Unit(index, index) for index in range(3)]
@@ -28,7 +30,7 @@ def process(tmp_path: Path) -> Iterator:
     made: list[Leases] = []
 
     def make(timeout: float = 60.0, units: list[Unit] = UNITS, split: str = "train") -> Leases:
-        made.append(Leases(tmp_path, split, units, timeout))
+        made.append(Leases(OutputFolder(tmp_path, split), units, timeout))
         return made[-1]
 
     yield make
@@ -41,9 +43,16 @@ def finish(folder: Path, *indexes: int, split: str = "train") -> None:
         (folder / f"{split}-{index:05d}.json").write_text("{}")
 
 
+def path_of(lease: Lease) -> Path:
+    output = lease.claim.output
+    assert isinstance(output, OutputFolder)
+    return output.path / WORK / lease.claim.file
+
+
 def rewrite(lease: Lease, **owner: object) -> None:
     """As if another process had written it."""
-    lease.path.write_text(json.dumps({**json.loads(lease.path.read_text()), **owner}))
+    path = path_of(lease)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **owner}))
 
 
 def index_of(lease: Lease | None) -> int | None:
@@ -114,7 +123,7 @@ def test_process_of_another_machine_is_judged_by_its_heartbeat(process, clock: C
     lease, other = process(timeout=3600).claim(), process(timeout=60, units=UNITS[:1])
     rewrite(lease, host="elsewhere", pid=2**22 + 1)
     for beat in range(1, 5):
-        os.utime(lease.path, (beat, beat))  # by a clock of its own, and not ours
+        os.utime(path_of(lease), (beat, beat))  # by a clock of its own, and not ours
         assert other.claim() is None, "it was beating"
         clock.advance(50)
     assert other.claim() is None
@@ -125,14 +134,15 @@ def test_process_of_another_machine_is_judged_by_its_heartbeat(process, clock: C
 
 def test_a_lease_in_use_is_touched(process) -> None:
     lease = process(timeout=0.3).claim()
-    os.utime(lease.path, (0, 0))
-    wait_until(lambda: lease.path.stat().st_mtime > 0)
+    os.utime(path_of(lease), (0, 0))
+    wait_until(lambda: path_of(lease).stat().st_mtime > 0)
 
 
 def test_lease_that_died_before_its_owner_was_written_goes_stale(
     process, tmp_path: Path, clock: Clock
 ) -> None:
     leases = process(timeout=60, units=UNITS[:1])
+    (tmp_path / WORK).mkdir(exist_ok=True)
     (tmp_path / WORK / "train-00000.lease-1").touch()
     assert leases.claim() is None
     clock.advance(61)
@@ -158,21 +168,21 @@ def test_owner_that_wakes_up_has_lost_its_lease(taken_over) -> None:
         old.check()
     asleep.release(old)
     new.check()
-    assert new.path.exists(), "what it gives back is no longer its own"
+    assert path_of(new).exists(), "what it gives back is no longer its own"
 
 
 def test_number_used_again_by_a_third_process_is_not_the_first_one_s(taken_over, process) -> None:
     _, old, awake, new = taken_over
     awake.release(new)
     third = process().claim()
-    assert third.path == old.path
+    assert third.claim.file == old.claim.file
     third.check()
     with pytest.raises(LostLease):
         old.check()
 
 
 def writer(folder: Path, lease: Lease) -> UnitWriter:
-    return UnitWriter(folder, "train", lease.unit.index, ["txt"], 10, lease.owner)
+    return UnitWriter(OutputFolder(folder), lease.unit.index, ["txt"], 10, lease.owner)
 
 
 def test_owner_that_wakes_up_can_make_nothing_visible(tmp_path: Path, process, clock: Clock) -> None:
@@ -216,16 +226,61 @@ def test_all_waits_for_the_units_of_others(process, tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_no_empty_lease(process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+    """Which would hold the unit until it goes stale."""
     leases = process()
     with monkeypatch.context() as patch:
-        patch.setattr(plan.json, "dump", full)
+        patch.setattr(os, "fsync", lambda descriptor: fail())
         with pytest.raises(OSError, match="No space left"):
             leases.claim()
     assert not list((tmp_path / WORK).iterdir())
     assert index_of(process().claim()) == 0
+
+
+NONSENSE = [
+    *(b"", b"[1]", b"{}", b"null", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b"9" * 5000),
+    *(
+        json.dumps({**this_process(), "token": "x", **wrong}).encode()
+        for wrong in (
+            {"pid": "x"}, {"pid": -1}, {"pid": 0}, {"pid": None}, {"pid": 2**70}, {"pid": 1.5}, {"pid": True},
+            {"started": None}, {"started": "soon"}, {"started": float("nan")}, {"started": float("inf")},
+            {"token": 1}, {"host": ["a"]}, {"boot": None}, {"namespace": {}},
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NONSENSE, ids=range(len(NONSENSE)))
+def test_lease_of_nonsense_goes_stale_and_ends_no_run(
+    process, tmp_path: Path, clock: Clock, data: bytes
+) -> None:
+    leases = process(timeout=60, units=UNITS[:1])
+    (tmp_path / WORK).mkdir(exist_ok=True)
+    (tmp_path / WORK / "train-00000.lease-1").write_bytes(data)
+    assert leases.claim() is None
+    clock.advance(61)
+    lease = leases.claim()
+    assert lease is not None and lease.turn == 2
+    leases.release(lease)
+    assert not list((tmp_path / WORK).iterdir())
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_lease_that_is_no_file_goes_stale_and_is_not_followed(
+    process, tmp_path: Path, clock: Clock, kind: str
+) -> None:
+    leases, path = process(timeout=60, units=UNITS[:1]), tmp_path / WORK / "train-00000.lease-1"
+    (tmp_path / WORK).mkdir(exist_ok=True)
+    precious = tmp_path / "precious"
+    precious.write_text("somebody's")
+    os.utime(precious, (1e9, 1e9))
+    {"folder": path.mkdir, "link": lambda: path.symlink_to(precious), "pipe": lambda: os.mkfifo(path)}[kind]()
+    assert leases.claim() is None
+    clock.advance(61)
+    lease = leases.claim()
+    assert lease is not None and lease.turn == 2
+    leases.release(lease)
+    assert not list((tmp_path / WORK).iterdir())
+    assert precious.read_text() == "somebody's" and precious.stat().st_mtime == 1e9
 
 
 def test_close_gives_back_and_sweeps_what_the_dead_left(process, tmp_path: Path) -> None:

@@ -26,8 +26,11 @@ from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
+from precompute.shards.destination import WORK
+from precompute.shards.markers import marker_paths, read_marker
+from precompute.shards.output_folder import OutputFolder
 from precompute.shards.tar_writer import TarWriter
-from precompute.shards.unit_writer import WORK, Row, marker_paths, read_marker
+from precompute.shards.unit_writer import Row
 from tests.support.raw.photos import jpeg
 from tests.support.waiting import wait_until
 
@@ -71,8 +74,8 @@ def work(tmp_path: Path, encoder: BatchEncoder) -> Iterator:
         records: Any, folder: Path = tmp_path / "out", encoder: Any = encoder, timeout: float = 60
     ) -> Stats:
         folder.mkdir(exist_ok=True)
-        leases = Leases(folder, "train", records.units, timeout)
-        output = Output(folder, "train", 4, {}, records.plan, 2)
+        leases = Leases(OutputFolder(folder), records.units, timeout)
+        output = Output(OutputFolder(folder), 4, {}, records.plan, 2)
         try:
             return Pipeline(records, leases, encoder, output, read, 2, lambda stats: None).run()
         finally:
@@ -94,8 +97,8 @@ def markers(folder: Path) -> list[Marker]:
 def expected(tmp_path_factory: pytest.TempPathFactory, encoder: BatchEncoder) -> dict[str, bytes]:
     """The tars of an undisturbed run."""
     folder = tmp_path_factory.mktemp("expected")
-    leases = Leases(folder, "train", Made().units)
-    output = Output(folder, "train", 4, {}, Made().plan, 2)
+    leases = Leases(OutputFolder(folder), Made().units)
+    output = Output(OutputFolder(folder), 4, {}, Made().plan, 2)
     Pipeline(Made(), leases, encoder, output, read, 1, lambda stats: None).run()
     leases.close()
     assert len(tars(folder)) == 3
@@ -133,7 +136,7 @@ def test_full_disk_stops_the_run_and_names_the_output(
 
 def test_disk_full_at_the_first_lease(work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("precompute.runtime.leases.json.dump", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OutputError, match="No space left"), output_errors(tmp_path / "out"):
             work(Made())
     assert not (tmp_path / "out" / WORK).exists()

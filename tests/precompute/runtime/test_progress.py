@@ -21,6 +21,7 @@ from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.progress import progress_bar, summary
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
+from precompute.shards.output_folder import OutputFolder
 from precompute.shards.unit_writer import Row, UnitWriter
 from tests.support.raw.photos import jpeg
 from tests.support.waiting import wait_until
@@ -66,8 +67,8 @@ def run(
     on_progress: Callable[[Stats], None] = lambda stats: None,
 ) -> Stats:
     records = records or Made()
-    leases = Leases(folder, "train", records.units)
-    output = Output(folder, "train", 100, {}, records.plan, 1)
+    leases = Leases(OutputFolder(folder), records.units)
+    output = Output(OutputFolder(folder), 100, {}, records.plan, 1)
     try:
         return Pipeline(records, leases, encoder, output, picture, 1, on_progress).run()
     finally:
@@ -112,7 +113,7 @@ def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
     tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode))
-    other = Leases(tmp_path, "train", Made().units)
+    other = Leases(OutputFolder(tmp_path), Made().units)
     held = other.claim()
     assert held is not None
 
@@ -134,7 +135,7 @@ def test_the_bar_says_it_live(
     tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    leases = Leases(tmp_path, "train", Made().units)
+    leases = Leases(OutputFolder(tmp_path), Made().units)
     with progress_bar(leases, shown=True) as on_progress:
         run(tmp_path, encoder, Made(SLOW), on_progress=on_progress)
     leases.close()

@@ -7,19 +7,20 @@ import pytest
 from loader.format import MANIFEST, Field, Manifest
 from precompute.shards import manifest as module
 from precompute.shards.manifest import ManifestKeeper
-from precompute.shards.unit_writer import UnitWriter, write_shared
+from precompute.shards.output_folder import OutputFolder
+from precompute.shards.unit_writer import UnitWriter
 
 PLAN, FIELDS = {"units": 9}, [Field("latents_8", "latents", "float16", (4, 1, 1))]
 
 
-def keeper(folder: Path) -> ManifestKeeper:
-    found = ManifestKeeper(folder, "train", {"vae": "x"}, FIELDS, PLAN)
+def keeper(folder: Path, output: OutputFolder | None = None) -> ManifestKeeper:
+    found = ManifestKeeper(output or OutputFolder(folder), {"vae": "x"}, FIELDS, PLAN)
     found.start()
     return found
 
 
 def finish(folder: Path, unit: int) -> None:
-    writer = UnitWriter(folder, "train", unit, ["latents_8"], 10, f"1-{unit}")
+    writer = UnitWriter(OutputFolder(folder), unit, ["latents_8"], 10, f"1-{unit}")
     writer.commit({"vae": "x"}, FIELDS, PLAN, {})
     writer.discard()
 
@@ -56,35 +57,32 @@ def test_no_more_than_so_often(tmp_path: Path) -> None:
     assert only.refresh().splits["train"].units_done == units_done(tmp_path) == 1
 
 
-@pytest.fixture
-def restless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A slow folder: while the manifest is written, another process finishes one more unit. How many units there are."""
-    write, units = module.write_shared, [0]
+class Restless(OutputFolder):
+    """A slow folder: while the manifest is written, another process finishes one more unit, up to `most` of them."""
 
-    def slow(*arguments: object) -> None:
-        write(*arguments)
-        finish(tmp_path, units[0])
-        units[0] += 1
+    units, most = 0, 10**9
 
-    monkeypatch.setattr(module, "write_shared", slow)
-    return units
+    def put(self, name: str, data: bytes) -> None:
+        super().put(name, data)
+        if self.units < self.most:
+            finish(self.path, self.units)
+            self.units += 1
 
 
-def test_markers_that_keep_coming_do_not_hold_a_process_up(tmp_path: Path, restless: list[int]) -> None:
-    only = keeper(tmp_path)
-    assert restless == [1], "it writes once, and begins its work"
+def test_markers_that_keep_coming_do_not_hold_a_process_up(tmp_path: Path) -> None:
+    folder = Restless(tmp_path)
+    only = keeper(tmp_path, folder)
+    assert folder.units == 1, "it writes once, and begins its work"
     only._due = 0.0
     only.keep_fresh()
-    assert restless == [2]
+    assert folder.units == 2
     only.refresh()
-    assert restless[0] <= 2 + module.ROUNDS, "at its end it tries to have them all, within bounds"
+    assert folder.units <= 2 + module.ROUNDS, "at its end it tries to have them all, within bounds"
 
 
-def test_last_process_leaves_a_manifest_of_all_markers(
-    tmp_path: Path, restless: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    only, write = keeper(tmp_path), module.write_shared
-    monkeypatch.setattr(module, "write_shared", lambda *a: write(*a) if restless[0] < 4 else write_shared(*a))
+def test_last_process_leaves_a_manifest_of_all_markers(tmp_path: Path) -> None:
+    folder = Restless(tmp_path)
+    only, folder.most = keeper(tmp_path, folder), 4
     assert only.refresh().splits["train"].units_done == units_done(tmp_path) == 4
 
 

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,16 @@ import pytest
 
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
+from precompute.shards.destination import WORK
 from precompute.shards.retry import end_retry
 from precompute.shards.tar_writer import TarWriter
-from precompute.shards.unit_writer import WORK, UnitWriter, revoke, sweep, write_shared
+from precompute.shards.unit_writer import UnitWriter
 from tests.precompute.runtime.test_pipeline_faults import Made, encoder, tars, work  # noqa: F401  fixtures
+from tests.support.faulty_folder import CALLS, FaultyFolder, failing
 
 
 def stale(*_: object, **__: object) -> Any:
     raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-
-def once(fault: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    calls = iter([fault])
-    return lambda *arguments, **options: next(calls, call)(*arguments, **options)
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
@@ -58,53 +54,43 @@ def test_owner_whose_files_are_gone_while_its_lease_is_good_says_so(
         work(Made(units=2))
 
 
-def test_leases_that_vanish_while_they_are_looked_at_are_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leases = Leases(tmp_path, "train", [Unit(0, 0)])
-    (tmp_path / WORK / "train-00000.lease-1").write_text("{}")
-    monkeypatch.setattr(Path, "stat", once(stale, Path.stat))
+def stale_folder(folder: Path, *calls: str, times: int = 10**9) -> FaultyFolder:
+    return FaultyFolder(folder, failing(errno.ESTALE, *calls, times=times))
+
+
+def test_leases_that_vanish_while_they_are_looked_at_are_free(tmp_path: Path) -> None:
+    folder = stale_folder(tmp_path, "stat", times=1)
+    leases = Leases(folder, [Unit(0, 0)])
+    folder.create("train-00000.lease-1", b"{}")
     lease = leases.claim()
     assert lease is not None and lease.turn == 2
-    monkeypatch.setattr(Path, "unlink", stale)
+    folder.before = failing(errno.ESTALE, "unlink", "stat")
     leases.close()
 
 
-def test_folder_of_leases_that_vanishes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leases = Leases(tmp_path, "train", [Unit(0, 0)])
-    monkeypatch.setattr(os, "open", once(stale, os.open))
-    assert leases.claim() is None
+def test_folder_of_leases_that_vanishes_is_made_anew(tmp_path: Path) -> None:
+    leases = Leases(stale_folder(tmp_path, "write", times=1), [Unit(0, 0)])
     assert leases.claim() is not None
     leases.close()
 
 
-def test_temporary_files_that_vanish_while_they_are_cleared_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("call", CALLS)
+def test_temporary_files_that_vanish_while_they_are_cleared_away(tmp_path: Path, call: str) -> None:
     (tmp_path / WORK).mkdir()
     for name in ("tmp-ab", "train-00000.lease-1", "retry-train.bad_archive"):
         (tmp_path / WORK / name).touch()
     (tmp_path / WORK / "train-00000.1-ab").mkdir()
-    for call in ("unlink", "rename", "is_dir"):
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, call, stale)
-            revoke(tmp_path, "train-00000", 2)
-            sweep(tmp_path, {"train-00000"})
-            end_retry(tmp_path, "train")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "listdir", stale)
-        revoke(tmp_path, "train-00000", 2)
-        sweep(tmp_path, {"train-00000"})
+    (tmp_path / "train-00000.json").touch()
+    folder = stale_folder(tmp_path, call)
+    folder.revoke("train-00000", 2)
+    folder.close(sweep=True)
+    end_retry(folder)
 
 
-def test_shared_file_is_written_again_where_its_temporary_one_was_swept_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "replace", once(stale, Path.replace))
-    write_shared(tmp_path, "manifest.json", b"{}")
+def test_shared_file_is_written_again_where_its_temporary_one_was_swept_away(tmp_path: Path) -> None:
+    stale_folder(tmp_path, "rename", times=1).put("manifest.json", b"{}")
     assert (tmp_path / "manifest.json").read_bytes() == b"{}"
-    writer = UnitWriter(tmp_path, "train", 0, ["txt"], 10, "1-ab")
-    monkeypatch.setattr(Path, "rename", stale)
+    writer = UnitWriter(stale_folder(tmp_path, "rename"), 0, ["txt"], 10, "1-ab")
     with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
         writer.commit({}, [], {}, {})
     writer.discard()

@@ -10,8 +10,10 @@ import pytest
 from loader.format import Field
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
+from precompute.shards.destination import WORK
 from precompute.shards.manifest import ManifestKeeper
-from precompute.shards.unit_writer import WORK, Row, UnitWriter
+from precompute.shards.output_folder import OutputFolder
+from precompute.shards.unit_writer import Row, UnitWriter
 
 UNITS = 3
 PLAN, FIELDS = {"units": UNITS}, [Field("latents_8", "latents", "float16", (4, 1, 1))]
@@ -20,7 +22,7 @@ MINUTE = 60 * 10**9  # ns
 
 def finish(folder: Path, unit: int, *reasons: str, before: int = 0) -> None:
     """As a process does. before: so many ns ago, by the clock of the folder."""
-    writer = UnitWriter(folder, "train", unit, ["latents_8"], 10, f"1-{unit}")
+    writer = UnitWriter(OutputFolder(folder), unit, ["latents_8"], 10, f"1-{unit}")
     for reason in reasons:
         writer.reject(Row(reason), reason)
     writer.commit({"vae": "x"}, FIELDS, PLAN, {})
@@ -31,7 +33,7 @@ def finish(folder: Path, unit: int, *reasons: str, before: int = 0) -> None:
 
 
 def join(folder: Path) -> ManifestKeeper:
-    keeper = ManifestKeeper(folder, "train", {"vae": "x"}, FIELDS, PLAN)
+    keeper = ManifestKeeper(OutputFolder(folder), {"vae": "x"}, FIELDS, PLAN)
     keeper.start()
     return keeper
 
@@ -66,7 +68,7 @@ def test_interrupted_retry_goes_on_where_it_was(folder: Path) -> None:
 
 
 def test_finished_retry_is_over_and_the_next_command_is_a_new_one(folder: Path) -> None:
-    leases = Leases(folder, "train", [Unit(index, index) for index in range(UNITS)])
+    leases = Leases(OutputFolder(folder), [Unit(index, index) for index in range(UNITS)])
     first, second = join(folder), join(folder)
     first.reopen(["bad_archive"])
     second.reopen(["bad_archive"])

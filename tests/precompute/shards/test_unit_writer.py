@@ -16,8 +16,11 @@ import pytest
 import webdataset
 
 from loader.format import Marker, npy_bytes
+from precompute.shards.destination import WORK
+from precompute.shards.markers import read_marker
+from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.tar_writer import TarWriter
-from precompute.shards.unit_writer import WORK, Row, UnitWriter, read_marker, revoke, write_file
+from precompute.shards.unit_writer import Row, UnitWriter
 from tests.support.calls import Calls
 
 LATENTS = npy_bytes(np.arange(8, dtype=np.float16).reshape(2, 4))
@@ -26,7 +29,7 @@ SIZES = [0, 1, 511, 512, 513, 10_000]
 
 def write_unit(folder: Path, owner: str = "1-ab", rows: int = 5, per_shard: int = 2, unit: int = 0) -> Marker:
     """Five samples and two rejected rows, two samples a shard."""
-    writer = UnitWriter(folder, "train", unit, ["latents_8", "txt"], per_shard, owner)
+    writer = UnitWriter(OutputFolder(folder), unit, ["latents_8", "txt"], per_shard, owner)
     try:
         writer.reject(Row("first"), "missing_image")
         for index in range(rows):
@@ -79,7 +82,7 @@ def test_tar_bytes_are_those_of_tarfile(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_stock_webdataset_keeps_long_keys_whole(tmp_path: Path) -> None:
-    writer = UnitWriter(tmp_path, "train", 0, ["txt"], 10, "1-ab")
+    writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "1-ab")
     keys = ["a" * length for length in (90, 101, 150, 230)]
     for key in keys:
         writer.write(Row(key), {"txt": key.encode()})
@@ -118,7 +121,7 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_unit_without_rows_is_finished_all_the_same(tmp_path: Path) -> None:
-    writer = UnitWriter(tmp_path, "train", 0, ["txt"], 10, "1-ab")
+    writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "1-ab")
     marker = writer.commit({}, [], {}, {})
     writer.discard()
     assert (marker.samples, marker.rows) == (0, 0)
@@ -132,7 +135,7 @@ def test_unit_of_rejected_rows_has_a_sidecar_and_no_tar(tmp_path: Path) -> None:
 
 
 def test_groups_do_not_share_a_shard(tmp_path: Path) -> None:
-    writer = UnitWriter(tmp_path, "train", 0, ["txt"], 2, "1-ab")
+    writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 2, "1-ab")
     for index, group in enumerate("abababa"):
         writer.write(Row(f"{group}{index}"), {"txt": b""}, group)
     writer.reject(Row("b7"), "too_small", "b")
@@ -143,7 +146,7 @@ def test_groups_do_not_share_a_shard(tmp_path: Path) -> None:
 
 
 def test_discard_leaves_nothing(tmp_path: Path) -> None:
-    writer = UnitWriter(tmp_path, "train", 0, ["txt"], 1, "1-ab")
+    writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 1, "1-ab")
     writer.write(Row("a"), {"txt": b"a"})
     writer.write(Row("b"), {"txt": b"b"})
     writer.discard()
@@ -179,7 +182,6 @@ def test_whatever_call_fails_the_unit_is_whole_or_absent_and_can_be_made_again(
     folder.mkdir()
     fault = Fault(at)
     with monkeypatch.context() as patch, contextlib.suppress(OSError):
-        patch.setattr(Path, "rename", fault.before(Path.rename))
         patch.setattr(Path, "replace", fault.before(Path.replace))
         patch.setattr(os, "fsync", fault.before(os.fsync))
         patch.setattr(TarWriter, "_put", fault.before(TarWriter._put))
@@ -204,7 +206,7 @@ def test_what_a_killed_owner_renamed_already_is_overwritten_or_removed(tmp_path:
     for name in ("train-00000-01.tar", "train-00000-01.parquet", "train-00000-02.tar", "train-00000.tar"):
         (dead / name).write_bytes(b"of a process that was killed before its marker")
     (dead / "train-00001.tar").write_bytes(b"another unit's")
-    revoke(dead, "train-00000", 2)
+    OutputFolder(dead).revoke("train-00000", 2)
     assert not list((dead / WORK).iterdir())
     found = files_of(write_unit, dead, owner="2-cd", per_shard=10)
     assert found.pop("train-00001.tar") == b"another unit's"
@@ -212,11 +214,11 @@ def test_what_a_killed_owner_renamed_already_is_overwritten_or_removed(tmp_path:
 
 
 def test_revoked_owner_cannot_commit_and_later_ones_are_left_alone(tmp_path: Path) -> None:
-    first = UnitWriter(tmp_path, "train", 0, ["txt"], 10, "1-ab")
-    second = UnitWriter(tmp_path, "train", 0, ["txt"], 10, "2-cd")
+    first = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "1-ab")
+    second = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "2-cd")
     for writer in (first, second):
         writer.write(Row("k"), {"txt": b"x"})
-    revoke(tmp_path, "train-00000", 2)
+    OutputFolder(tmp_path).revoke("train-00000", 2)
     with pytest.raises(FileNotFoundError):
         first.commit({}, [], {}, {})
     second.commit({}, [], {}, {})
@@ -239,7 +241,7 @@ def test_every_file_is_synced_before_it_gets_its_name_and_the_marker_comes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples_per_shard: int
 ) -> None:
     calls = Calls(monkeypatch)
-    unit = UnitWriter(tmp_path, "train", 0, ["txt"], samples_per_shard, "1-x")
+    unit = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], samples_per_shard, "1-x")
     for key in ("a", "b"):
         unit.write(Row(key, key), {"txt": key.encode()})
     unit.commit({}, [], {"units": 1}, {})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from precompute.shards.unit_writer import manifest_of, marker_paths, read_marker
+from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.verification.check_folder import check_markers
 from tests.support.made_shards import write_shards
 

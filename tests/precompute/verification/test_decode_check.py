@@ -13,9 +13,11 @@ from loader.format import npy_bytes
 from precompute import run, verify
 from precompute.errors import ModelError, UsageError
 from precompute.input.records import parse_option
+from precompute.shards.markers import manifest_of, marker_paths, read_marker
+from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.sample_reader import pick_samples, spread
 from precompute.shards.store import Store
-from precompute.shards.unit_writer import Row, UnitWriter, manifest_of, marker_paths, read_marker, write_file
+from precompute.shards.unit_writer import Row, UnitWriter
 from precompute.verification import source_check
 from precompute.verification.check_folder import Finding
 from precompute.verification.decode_check import check_captions, compare, psnr
@@ -74,7 +76,7 @@ def remake(source: Path, output: Path, change: Callable[[list[Arrays]], list[Arr
         only = {"unit": marker}
         samples = pick_samples(Store(str(source)), only, "train", marker.samples)
         members = [*(field.name for field in marker.fields), "txt", "json"]
-        writer = UnitWriter(output, "train", marker.unit, members, 4096, "token")
+        writer = UnitWriter(OutputFolder(output), marker.unit, members, 4096, "token")
         for sample, arrays in zip(samples, change([s.arrays for s in samples]), strict=True):
             files = {f"{name}.npy": npy_bytes(np.ascontiguousarray(array)) for name, array in arrays.items()}
             files |= {"txt": sample.caption.encode(), "json": json.dumps(sample.facts).encode()}

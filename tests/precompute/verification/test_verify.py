@@ -17,9 +17,11 @@ import pytest
 
 from loader.format import MANIFEST, npy_bytes
 from precompute import verify
+from precompute.shards.markers import read_marker
+from precompute.shards.output_folder import write_file
 from precompute.shards.tar_writer import TarWriter
 from precompute.shards.tars import BadTar, tar_members
-from precompute.shards.unit_writer import Row, read_marker, write_file
+from precompute.shards.unit_writer import Row
 from precompute.verification.check_folder import Finding
 from tests.support import made_shards
 from tests.support.made_shards import (
