@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -25,6 +26,8 @@ def parse_owner(data: bytes) -> dict[str, Any]:
         return {}
     pid, started = owner.get("pid"), owner.get("started")
     if type(pid) is not int or not 0 < pid < 2**31 or type(started) not in (int, float):
+        return {}
+    if not math.isfinite(started):
         return {}
     texts = (owner.get(name) for name in ("token", "host", "boot", "namespace"))
     return owner if all(isinstance(text, str) for text in texts) else {}
