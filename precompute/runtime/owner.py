@@ -25,9 +25,9 @@ def parse_owner(data: bytes) -> dict[str, Any]:
     if not isinstance(owner, dict):
         return {}
     pid, started = owner.get("pid"), owner.get("started")
-    if type(pid) is not int or not 0 < pid < 2**31 or type(started) not in (int, float):
+    if type(pid) is not int or not 0 < pid < 2**31:
         return {}
-    if not math.isfinite(started):
+    if not isinstance(started, (int, float)) or not math.isfinite(started):
         return {}
     texts = (owner.get(name) for name in ("token", "host", "boot", "namespace"))
     return owner if all(isinstance(text, str) for text in texts) else {}
