@@ -12,6 +12,7 @@ from loader.format import SHARD_NAME
 from precompute.errors import UsageError
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_TEXT = (f"{SDXL}?layer=-2", f"g={SDXL}?subfolder=text_encoder_2&layer=-2&pooled")  # as its pipeline
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Config:
     {}), pooled, subfolder=NAME, side=left (where padding goes), multiple=16 (pad to multiples, hide nothing), mask=real or
     one-more (store what a mask shows of padded text), norm (the final norm on earlier layers), case=lower, keep=first (the BOS
     before what is skipped), empty=bare (the empty caption without template).
-    Default: SDXL's first."""
+    Default: SDXL's two, at layer -2, the second's (g) pooled output too."""
 
     resolutions: tuple[int, ...] = (256, 512)
     """Edges of the square crops, in pixels. One decode serves all."""

@@ -25,7 +25,7 @@ import tyro
 
 from loader.format import NULL_CAPTION, as_json
 from precompute import push
-from precompute.config import SDXL, Config, check, check_repeats
+from precompute.config import SDXL_TEXT, Config, check, check_repeats
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import is_main, pick_device
 from precompute.encode.image import ImageEncoder, open_image_encoder
@@ -56,7 +56,7 @@ def check_factor(config: Config, encoder: ImageEncoder) -> None:
 
 
 def open_text_encoders(config: Config, device: torch.device) -> list[TextEncoder]:
-    encoders = [open_text_encoder(value, device, config.dtype) for value in config.text_encoder or (SDXL,)]
+    encoders = [open_text_encoder(value, device, config.dtype) for value in config.text_encoder or SDXL_TEXT]
     names = [field.name for encoder in encoders for field in encoder.fields]
     if len(set(names)) != len(names):
         raise UsageError(

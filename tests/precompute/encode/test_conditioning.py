@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from precompute.config import SDXL, SDXL_TEXT
 from precompute.encode.image import open_image_encoder
 from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import text_encoder_value
@@ -49,6 +50,30 @@ def states(value: str, captions: list[str]) -> list[np.ndarray[Any, Any]]:
 def check(found: list[np.ndarray[Any, Any]], expected: list[torch.Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other.float().numpy(), rtol=2e-3, atol=2e-3)
+
+
+@torch.no_grad()
+def test_the_default_is_what_sdxl_takes(tmp_path: Path) -> None:
+    folder = tiny_models.save_clip(tmp_path / "one")
+    second = tiny_models.save_clip(tmp_path / "two", projection=True)
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(second / part, folder / f"{part}_2")
+    parts = {
+        "text_encoder": transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").eval(),
+        "text_encoder_2": transformers.CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+        "tokenizer": transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        "tokenizer_2": transformers.AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
+    }
+    pipeline = diffusers.StableDiffusionXLPipeline(**parts, vae=None, unet=None, scheduler=None)
+    texts = [*CAPTIONS, ""]
+    rows, _, pooled, _ = pipeline.encode_prompt(texts, device="cpu", do_classifier_free_guidance=False)
+    one, two = (open_text_encoder(v.replace(SDXL, str(folder))).encode(texts) for v in SDXL_TEXT)
+    joined = [
+        np.concatenate([a["caption_latents"], b["caption_latents_g"]], axis=-1)
+        for a, b in zip(one, two, strict=True)
+    ]
+    check(joined, list(rows))
+    check([arrays["caption_pooled_g"] for arrays in two], list(pooled))
 
 
 @torch.no_grad()
