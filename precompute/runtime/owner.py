@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import socket
 from pathlib import Path
@@ -27,7 +26,7 @@ def parse_owner(data: bytes) -> dict[str, Any]:
     pid, started = owner.get("pid"), owner.get("started")
     if type(pid) is not int or not 0 < pid < 2**31:
         return {}
-    if not isinstance(started, (int, float)) or not math.isfinite(started):
+    if not isinstance(started, (int, float)) or not 0 <= started < 2**63:
         return {}
     texts = (owner.get(name) for name in ("token", "host", "boot", "namespace"))
     return owner if all(isinstance(text, str) for text in texts) else {}
