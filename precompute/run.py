@@ -78,9 +78,14 @@ def make_recipe(
         "posterior": posterior,
         "seed": config.seed if posterior == "sample" or config.crop == "random" else None,
         "flip": config.flip,
-        **pixels.recipe(config.buckets, config.crop),
+        **pixels.recipe(config.buckets, config.crop, color_profile(records)),
     }
     return as_json(recipe)
+
+
+def color_profile(records: Records) -> str:
+    """What becomes of pixels that are not sRGB: an option of our datasets; those of others are converted."""
+    return str(records.recipe.get("color_profile", "srgb"))
 
 
 def write_null_caption(output: Destination, texts: list[TextEncoder]) -> None:
@@ -154,7 +159,7 @@ def work(
 
     def read(data: bytes, key: str) -> pixels.Picture:
         place = pixels.place_of(config.crop, config.seed, key)
-        return pixels.read_picture(data, config.resolutions, config.buckets, place)
+        return pixels.read_picture(data, config.resolutions, config.buckets, place, color_profile(records))
 
     with contextlib.closing(destination), contextlib.ExitStack() as stack:
         check = stack.enter_context(following(pushing(config), config.lease_timeout))

@@ -25,7 +25,7 @@ from builders.core.captions import LONGEST, clean_captions
 from builders.core.config import ImageCaptionConfig
 from builders.core.counted_examples import CountedExamples
 from builders.core.errors import NoRecordsError
-from builders.core.rgb_image import RGB_IMAGE, restore_rgb_image
+from builders.core.rgb_image import RGB_IMAGES, restore_rgb_image
 
 logger = logging.getLogger("builders")
 
@@ -34,11 +34,13 @@ REASONS = {
     "bad_archive": "the rest of an archive cannot be read (truncated or damaged): fetch it again",
     "duplicate_key": "a second row with the key of an earlier one",
     "missing_image": "an annotation whose image is not in the archive",
+    "unreadable": "a file that the disk or its permissions do not let be read, or a member without content of its own",
     "missing_caption": "an image that no annotation names, or whose caption is no text: NaN, bytes, an object",
     "unreadable_text": "a caption in another encoding than UTF-8, or none at all: name it with caption_encoding",
     "unsafe": "over the safety threshold, flagged by its maker, or without a score",
     "caption_too_long": f"more than {LONGEST:,} characters: a page, not a caption",
     "empty_caption": "no letter, digit or emoji is left of the caption after cleaning",
+    "unsupported_format": "a picture that no decoder here reads (HEIC, JPEG XL, SVG): convert it to JPEG, PNG, WebP or AVIF",
     "undecodable": "zero bytes, not an image (an HTML page, say), truncated or damaged",
     "too_large": f"more than {images.MAX_PIXELS:,} pixels: a decompression bomb",
     "too_small": "shorter edge under min_image_size",
@@ -91,7 +93,9 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             if os.path.isdir(data_dir):
                 kwargs["data_fingerprint"] = folder_fingerprint(data_dir)
         super().__init__(*args, data_dir=data_dir, hash=code_hash(type(self)), **kwargs)
-        restore_rgb_image(self.info)  # which comes from the cache where there is one
+        restore_rgb_image(
+            self.info, self.config.color_profile
+        )  # which comes from the cache where there is one
         self._raw_features = datasets.Features(
             {**self._info().features, "image": datasets.Image(decode=False)}
         )
@@ -100,7 +104,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         self.config.check()
         columns = {
             "key": datasets.Value("string"),
-            "image": RGB_IMAGE,
+            "image": RGB_IMAGES[self.config.color_profile],
             "caption": datasets.Value("string"),
             "captions": datasets.List(datasets.Value("string")),
             "width": datasets.Value("int32"),
@@ -120,7 +124,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
 
     def _load_info(self) -> datasets.DatasetInfo:
         info = super()._load_info()
-        restore_rgb_image(info)
+        restore_rgb_image(info, self.config.color_profile)
         return info
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
@@ -175,6 +179,8 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             info = images.probe(data)
         except images.ImageTooLarge:
             return "too_large", record
+        except images.UnsupportedImage:
+            return "unsupported_format", record
         except images.UndecodableImage:
             return "undecodable", record
         record["width"], record["height"] = info.width, info.height
@@ -195,8 +201,9 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         return record
 
     def _shrunk(self, data: bytes, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        config = self.config
         try:
-            small = images.shrink(data, self.config.max_image_size, self.config.lossless)
+            small = images.shrink(data, config.max_image_size, config.lossless, config.color_profile)
         except images.UndecodableImage:
             return "undecodable", record
         info = images.probe(small)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import datasets
 
 from builders.core.captions import PROFILES
+from builders.core.color import COLOR_PROFILES
 from builders.core.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     max_image_size    shrink larger images to this shorter edge (re-encoded); default: bytes stay untouched
     lossless          with max_image_size: sources that are not JPEG are re-encoded losslessly
     caption_cleaning  "none", "light" or "deepfloyd"
+    color_profile     "srgb": colours of another profile become sRGB where pixels are decoded; "ignore": the numbers as they are stored
     keep_rejected     yield rejected rows too, in source order, with their reason in column `reject`; `error` says what a reader said
     data_fingerprint  names, sizes and times of the files in data_dir; set by the builder so that changed files are read anew
     """
@@ -30,6 +32,7 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     max_image_size: int | None = None
     lossless: bool = False
     caption_cleaning: str = "light"
+    color_profile: str = "srgb"
     keep_rejected: bool = False
     data_fingerprint: str | None = None
 
@@ -46,6 +49,7 @@ class ImageCaptionConfig(datasets.BuilderConfig):
                 kind = type(value).__name__
                 raise ConfigError(f"{name}={value!r} is of type {kind}: give {_describe(hints[name])}")
         self._choose("caption_cleaning", *PROFILES)
+        self._choose("color_profile", *COLOR_PROFILES)
         self._at_least("min_image_size", 1)
         if self.max_image_size is not None:
             self._at_least("max_image_size", self.min_image_size, "min_image_size, ")

@@ -1,7 +1,7 @@
 """Image bytes: what they are, whether they are whole, their pixels, and a smaller copy. Pure functions, nothing is cached.
 
-The gate reads headers only (about 5 µs for a JPEG): format by magic bytes, size after EXIF rotation, and the format's trailer, which a
-truncated file lacks. Pixels are decoded only where the trailer is missing, to tell a sloppy encoder from a lost tail.
+The gate reads headers only (about 6 µs for a JPEG): format by magic bytes, size after EXIF rotation, and the format's trailer, which a
+truncated file lacks; of a PNG all checksums. Pixels are decoded only where that does not tell.
 """
 
 import contextlib
@@ -12,15 +12,22 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from builders.core.color import is_for_rgb, to_srgb
+from builders.core.formats import DECODED, has_end, plain_size, sniff, unsupported
 
 __all__ = [
     "MAX_PIXELS",
     "ImageInfo",
     "ImageTooLarge",
     "UndecodableImage",
+    "UnsupportedImage",
     "decode_rgb",
     "is_whole",
+    "orientation_of",
     "probe",
     "shrink",
     "sniff",
@@ -30,8 +37,16 @@ MAX_PIXELS = (
     89_478_485  # Pillow's own limit: what passes the gate never draws a DecompressionBombWarning later
 )
 _ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_TURNS = {  # EXIF's orientations, and what makes them upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LONGEST_EDGE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a file of the format can hold
 
 # Pillow warns of broken metadata and of large images; the gate has its own say on both. Not catch_warnings: that is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -39,6 +54,10 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 class UndecodableImage(ValueError):
     """Bytes that no decoder of ours turns into pixels."""
+
+
+class UnsupportedImage(UndecodableImage):
+    """A picture in a format that is known, and that no decoder of ours reads."""
 
 
 class ImageTooLarge(UndecodableImage):
@@ -53,57 +72,31 @@ class ImageInfo(NamedTuple):
     height: int
 
 
-def sniff(data: bytes) -> str | None:
-    """The format by magic bytes, never by name: one of JPEG PNG WEBP GIF BMP TIFF, or None."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    if data[:4] in (b"II*\0", b"MM\0*"):
-        return "TIFF"
-    if data[:2] == b"BM" and data[14:18] in (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0"):
-        return "BMP"
-    return None
-
-
 def probe(data: bytes) -> ImageInfo:
     """Format and size from the header. Raises UndecodableImage where there is none to read."""
     kind = sniff(data)
+    if kind is None and (other := unsupported(data)):
+        raise UnsupportedImage(f"{other} is not decoded")
     try:
-        if kind == "JPEG" and (size := _jpeg_size(data)):
-            return ImageInfo("JPEG", *size)
-        if kind == "PNG" and b"eXIf" not in data and b"Raw profile type exif" not in data:
-            return ImageInfo("PNG", *struct.unpack(">II", data[16:24]))
+        if kind and (size := plain_size(data, kind)):
+            return ImageInfo(kind, *size)
     except struct.error:
         raise UndecodableImage(f"{kind} header cut short") from None
     with _pillow_errors():
         image = _open(data)
         width, height = image.size
-        if (
-            image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _SIDEWAYS
-        ):  # Pillow turns TIFF by itself
+        if isinstance(image, TiffImageFile) and _ORIENTATION in image.tag_v2:
+            return ImageInfo("TIFF", width, height)  # Pillow has turned it already
+        if kind == "PNG":
+            image.load()  # what tells its orientation may lie behind the pixels
+        if orientation_of(image) >= 5:
             width, height = height, width
-        return ImageInfo(str(image.format), width, height)
+        return ImageInfo(kind or str(image.format), width, height)
 
 
 def is_whole(data: bytes, kind: str) -> bool:
-    """False for a truncated file: its trailer is missing and its pixels do not decode."""
-    if kind == "JPEG":
-        # An embedded thumbnail ends with FFD9 too, but lies before the frame header; FFD9 cannot occur inside entropy-coded data.
-        whole = data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > _jpeg_frame(data)
-    elif kind == "PNG":
-        whole = data.rfind(b"IEND", max(0, len(data) - 64)) >= 0
-    elif kind == "WEBP":
-        whole = len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    elif kind == "GIF":
-        whole = data[-1:] == b";"
-    else:
-        whole = False
-    if whole:
+    """False for a truncated file, and a damaged PNG: its trailer is missing or a checksum wrong, and its pixels do not decode."""
+    if has_end(data, kind):
         return True
     try:
         decode_rgb(data)
@@ -112,43 +105,70 @@ def is_whole(data: bytes, kind: str) -> bool:
     return True
 
 
-def decode_rgb(data: bytes, shorter_edge: int | None = None) -> Image.Image:
-    """The first frame as RGB, upright. Transparency lies on white, 16-bit greys are scaled to 8 bits.
+def decode_rgb(data: bytes, shorter_edge: int | None = None, color_profile: str = "srgb") -> Image.Image:
+    """The first frame as RGB, upright, in sRGB. Transparency lies on white, 16-bit greys are scaled to 8 bits.
 
     With `shorter_edge`, a JPEG may come out smaller by 2, 4 or 8 (scaled in the DCT, much faster), never under that many pixels.
-    Raises UndecodableImage.
+    With `color_profile="ignore"` the numbers stay as they are stored, whatever colours they mean. Raises UndecodableImage.
     """
+    if sniff(data) is None and (other := unsupported(data)):
+        raise UnsupportedImage(f"{other} is not decoded")
     with _pillow_errors():
         image = _open(data)
         if shorter_edge is not None:
             _draft(image, shorter_edge)
         image.load()
-        return _flatten(ImageOps.exif_transpose(image))
+        turn = _TURNS.get(orientation_of(image))
+        upright = image if turn is None else image.transpose(turn)
+        return _flatten(upright, color_profile)
 
 
-def shrink(data: bytes, shorter_edge: int, lossless: bool = False) -> bytes:
+def orientation_of(image: Image.Image) -> int:
+    """How the pixels that Pillow gives must be turned, 1 to 8 as in EXIF: by EXIF, else by XMP, as Pillow's own readers have it.
+
+    1 where its metadata is damaged: a viewer shows such a picture as it is stored.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except (
+        SyntaxError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        OverflowError,
+        OSError,
+        AttributeError,
+        struct.error,
+    ):
+        return 1
+    return next((number for number in _TURNS if number == value), 1)
+
+
+def shrink(data: bytes, shorter_edge: int, lossless: bool = False, color_profile: str = "srgb") -> bytes:
     """A copy whose shorter edge has `shorter_edge` pixels: upright RGB, bicubic, JPEG of quality 95.
 
     With `lossless`, sources that are not JPEG are stored losslessly (PNG as PNG, the others as WebP), so that they suffer no second
-    lossy generation. The colour profile is kept.
+    lossy generation. What is too long for its format becomes a PNG. A colour profile is kept where it is not applied, if it is for RGB.
     """
-    image = decode_rgb(data, shorter_edge)
+    image = decode_rgb(data, shorter_edge, color_profile)
     scale = shorter_edge / min(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.BICUBIC)
-    out, profile = io.BytesIO(), image.info.get("icc_profile")
-    kind = sniff(data)
-    if not lossless or kind == "JPEG":
-        small.save(out, "JPEG", quality=95, icc_profile=profile)
-    elif kind == "PNG":
-        small.save(out, "PNG", icc_profile=profile)
-    else:
-        small.save(out, "WEBP", lossless=True, quality=50, method=2, icc_profile=profile or b"")
+    out, profile, kind = io.BytesIO(), image.info.get("icc_profile"), sniff(data)
+    kind = "JPEG" if not lossless or kind == "JPEG" else "PNG" if kind == "PNG" else "WEBP"
+    if max(size) > _LONGEST_EDGE.get(kind, max(size)):
+        kind = "PNG"
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True, "quality": 50, "method": 2}}
+    with _pillow_errors():
+        small.save(
+            out, kind, icc_profile=profile or (b"" if kind == "WEBP" else None), **options.get(kind, {})
+        )
     return out.getvalue()
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=_FORMATS)
+    return Image.open(io.BytesIO(data), formats=DECODED)
 
 
 @contextlib.contextmanager
@@ -169,45 +189,30 @@ def _pillow_errors() -> Iterator[None]:
 
 def _draft(image: Image.Image, shorter_edge: int) -> None:
     scale = min(image.size) // shorter_edge
-    if image.format == "JPEG" and scale >= 2:
+    if isinstance(image, JpegImageFile) and scale >= 2:  # the first picture of an MPO is one too
         image.draft(None, (image.width // scale, image.height // scale))
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image, color_profile: str) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # 16-bit greys; Pillow's convert would clip them at 255
         greys = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) * 255 + 32767
-        return Image.fromarray((greys // 65535).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray((greys // 65535).astype(np.uint8))
+        image.info["icc_profile"] = profile
     if image.mode == "F":
         raise UndecodableImage("a float image has no defined range")
     if image.has_transparency_data:
+        image = image if image.mode == "LA" else image.convert("RGBA")
+    elif image.mode in ("P", "YCbCr"):
+        image = image.convert("RGB")
+    stays = color_profile == "ignore" and image.mode.startswith("RGB") and is_for_rgb(profile)
+    if color_profile == "srgb":
+        image = to_srgb(image)
+    if image.mode in ("LA", "RGBA"):
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image)
-        canvas.info = image.info
         image = canvas
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height from the frame header, or None where only Pillow can tell: an APP1 segment (EXIF, XMP) may hold a rotation."""
-    frame = _jpeg_frame(data)
-    if frame < 0 or data.find(b"\xff\xe1", 0, frame) >= 0:
-        return None
-    height, width = struct.unpack(">HH", data[frame + 5 : frame + 9])
-    return width, height
-
-
-def _jpeg_frame(data: bytes) -> int:
-    """Offset of the frame header (any SOF), found by walking the segments; -1 where the walk leads nowhere."""
-    at, last = 2, len(data) - 3
-    while at < last and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return at
-        elif marker in (0xD9, 0xDA):
-            return -1
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return -1
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    image.info = {"icc_profile": profile} if stays else {}
+    return image

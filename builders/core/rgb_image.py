@@ -3,7 +3,7 @@
 `datasets.Image(mode="RGB")` itself drops an alpha channel, whatever colour lies under it, and clips 16-bit greys to white.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 
@@ -11,26 +11,34 @@ from builders.core.images import decode_rgb
 
 
 class RgbImage(datasets.Image):
-    """`datasets.Image` that decodes as `images.decode_rgb`: first frame, upright, transparency on white, 16-bit greys scaled.
+    """`datasets.Image` that decodes as `images.decode_rgb`: first frame, upright, in sRGB, transparency on white, 16-bit greys scaled.
 
     Stored as `Image(mode="RGB")`, so that a dataset saved or pushed loads without this package; it then decodes as that does.
     For the pixels in the source's own mode: `cast_column("image", datasets.Image())`.
     """
 
+    color_profile: ClassVar[str] = "srgb"
+
     def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Any:
         if self.decode and isinstance(value, dict) and value["bytes"] is not None:
-            return decode_rgb(value["bytes"])
+            return decode_rgb(value["bytes"], color_profile=self.color_profile)
         return super().decode_example(value, token_per_repo_id)
 
     def __eq__(self, other: object) -> bool:  # to its stored self, so that the two concatenate
         return isinstance(other, datasets.Image) and (self.decode, self.mode) == (other.decode, other.mode)
 
 
-RGB_IMAGE = RgbImage(mode="RGB")
+class StoredRgbImage(RgbImage):
+    """`RgbImage` that leaves the numbers as they are stored, whatever colours they mean."""
+
+    color_profile: ClassVar[str] = "ignore"
 
 
-def restore_rgb_image(info: datasets.DatasetInfo) -> None:
+RGB_IMAGES = {kind.color_profile: kind(mode="RGB") for kind in (RgbImage, StoredRgbImage)}
+
+
+def restore_rgb_image(info: datasets.DatasetInfo, color_profile: str) -> None:
     """Makes the image column this type again where it was stored."""
-    features = info.features or {}
-    if features.get("image") == RGB_IMAGE:  # else it is the caller's own choice
-        features["image"] = RGB_IMAGE
+    features, image = info.features or {}, RGB_IMAGES[color_profile]
+    if features.get("image") == image:  # else it is the caller's own choice
+        features["image"] = image

@@ -16,10 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from builders.core.images import MAX_PIXELS, UndecodableImage, decode_rgb, probe
+from builders.core.images import (
+    MAX_PIXELS,
+    ImageTooLarge,
+    UndecodableImage,
+    UnsupportedImage,
+    decode_rgb,
+    orientation_of,
+    probe,
+)
 
 MARGIN = 1.2  # a scaled edge that is hardly larger than the resolution costs sharpness: 36 dB at 1.02, 41 dB at 1.2
-ORIENTATION = 0x0112
 
 CENTER = (0.5, 0.5)
 CROPS = ("center", "random")
@@ -59,12 +66,16 @@ class Picture:
 
 
 def read_picture(
-    data: bytes, resolutions: Sequence[int], step: int | None = None, place: Place = CENTER
+    data: bytes,
+    resolutions: Sequence[int],
+    step: int | None = None,
+    place: Place = CENTER,
+    color_profile: str = "srgb",
 ) -> Picture:
     """Decode, crop, shrink or enlarge to each resolution (antialiased bicubic).
 
     The crop is the largest square; with `step`, of the shape of the nearest of the `buckets` of each resolution.
-    Raises UnfitImage where the bytes are no readable image (`undecodable`) or a decompression bomb (`too_large`).
+    Raises UnfitImage where the bytes are no readable image (`undecodable`, `unsupported_format`) or a decompression bomb (`too_large`).
     """
     try:
         _, width, height = probe(data)
@@ -74,10 +85,15 @@ def read_picture(
         needed = max(
             max(w / width, h / height) for w, h in sizes.values()
         )  # of the source's size, to cover them all
-        image = decode_rgb(data, shorter_edge=math.ceil(min(width, height) * needed * MARGIN))
+        edge = math.ceil(min(width, height) * needed * MARGIN)
+        image = decode_rgb(data, shorter_edge=edge, color_profile=color_profile)
+        view = locate(image.size, (width, height), data)
+    except ImageTooLarge as error:
+        raise UnfitImage("too_large") from error
+    except UnsupportedImage as error:
+        raise UnfitImage("unsupported_format") from error
     except UndecodableImage as error:
         raise UnfitImage("undecodable") from error
-    view = locate(image.size, (width, height), data)
     return Picture(
         pixels={resolution: fit(image, view, size, place) for resolution, size in sizes.items()},
         width=width,
@@ -117,12 +133,15 @@ def locate(scaled: tuple[int, int], size: tuple[int, int], data: bytes) -> Box:
 
     The scaled one is rounded up to whole pixels: 1,027 rows become 513.5, in 514. Taking it for 514 would shift the
     picture by half a pixel, which costs 10 dB. What is too much is at the right and bottom, before EXIF turns it.
+    Raises UndecodableImage where it is no scaled copy of that size.
     """
-    factor = next(f for f in (1, 2, 4, 8) if scaled == (-(-size[0] // f), -(-size[1] // f)))
+    factor = next((f for f in (1, 2, 4, 8) if scaled == (-(-size[0] // f), -(-size[1] // f))), None)
+    if factor is None:
+        raise UndecodableImage(f"its header says {size}, its pixels are {scaled}")
     width, height = size[0] / factor, size[1] / factor
     if width == scaled[0] and height == scaled[1]:
         return 0, 0, width, height
-    turned = Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1)
+    turned = orientation_of(Image.open(io.BytesIO(data)))
     left = scaled[0] - width if turned in (2, 3, 6, 7) else 0
     top = scaled[1] - height if turned in (3, 4, 7, 8) else 0
     return left, top, left + width, top + height
@@ -156,6 +175,12 @@ def nearest_bucket(width: int, height: int, resolution: int, step: int) -> tuple
     return min(buckets(resolution, step), key=distance)
 
 
-def recipe(step: int | None, crop: str = "center") -> dict[str, Any]:
+def recipe(step: int | None, crop: str = "center", color_profile: str = "srgb") -> dict[str, Any]:
     """What determines the pixels, resolutions and seed aside."""
-    return {"crop": crop, "bucket_step": step, "resize": "bicubic", "version": 1}
+    return {
+        "crop": crop,
+        "bucket_step": step,
+        "resize": "bicubic",
+        "color_profile": color_profile,
+        "version": 2,
+    }

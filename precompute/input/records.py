@@ -431,7 +431,7 @@ def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
     """Without the members that JSON cannot hold (bytes, arrays, NaN); dates as text."""
     kept = {}
     for name, value in values.items():
-        with contextlib.suppress(TypeError, ValueError):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
             kept[name] = json.loads(
                 _utf8(json.dumps(value, default=_iso, allow_nan=False, ensure_ascii=False))
             )

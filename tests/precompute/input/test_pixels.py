@@ -66,7 +66,7 @@ def test_unfit_images_have_a_reason(data: bytes, reason: str) -> None:
     assert error.value.reason == reason
 
 
-GOLDEN = {1: "48e8a24d4062c7fe"}
+GOLDEN = {2: "94f8e7c18611fc5c"}
 
 
 def test_pixels_of_a_version_never_change() -> None:
