@@ -11,17 +11,22 @@ photos/train/...  photos/validation/...  photos/test/...   the splits; without s
 
 import functools
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from builders.core.base import ImageCaptionBuilder, Row, logger, make_key
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
+from builders.core.listing import walk_files
 from builders.core.tables import read_table
 from builders.core.text_file import check_encoding, decode_text
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".img"),
+)
 _SIDECARS = (".txt", ".caption")
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -76,35 +81,50 @@ class Folder(ImageCaptionBuilder):
             if os.path.isdir(os.path.join(root, name))
         }
         by_split: dict[str, list[_File]] = {split: [] for split in (SPLITS if tops else ("train",))}
-        outside = 0
-        for file in _list_files(root, set(self._captions())):
+        files, left = _list_files(root, self._captions())
+        outside = []
+        for file in files:
             split = tops.get((file.image or file.sidecar or "").split("/")[0]) if tops else "train"
             if split is None:
-                outside += 1
+                outside.append(file.image or file.sidecar or "")
             else:
                 by_split[split].append(file)
         if outside:
-            logger.warning(f"folder: {outside:,} files outside of the folders {', '.join(tops)} are left out")
+            logger.warning(
+                f"folder: {len(outside):,} files outside of the folders {', '.join(tops)} are left out"
+            )
         if not any(file.image for files in by_split.values() for file in files):
             raise MissingSourceError(
                 f"builders/folder: no images in data_dir={root!r}. Looked for *{', *'.join(IMAGES)}, with captions in "
                 f"*{', *'.join(_SIDECARS)} beside them or in {', '.join(_TABLES)}"
             )
-        return {split: _ranges(files) for split, files in by_split.items() if files}
+        self._left, self._by_split = (
+            {**left, "outside_of_splits": outside},
+            {split: _ranges(files) for split, files in by_split.items() if files},
+        )
+        return self._by_split
+
+    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
+        return self._left if split == next(iter(self._by_split)) else {}
 
     def _rows(self, shard: tuple[_File, ...]) -> Iterator[Row]:
         root, table = self.config.data_dir, self._captions()
         for file in shard:
             captions, reject = list(table.get(file.image or "", ())), None
             if file.sidecar and not captions:
-                with open(os.path.join(root, file.sidecar), "rb") as text:
-                    data = text.read()
                 try:
-                    captions = [decode_text(data, self.config.caption_encoding)]
+                    with open(os.path.join(root, file.sidecar), "rb") as text:
+                        captions = [decode_text(text.read(), self.config.caption_encoding)]
+                except OSError:
+                    reject = "unreadable"
                 except ValueError:
                     reject = "unreadable_text"
+            try:
+                image = _read_image(root, file.image)
+            except OSError:
+                image, reject = None, "unreadable"
             source = file.image or file.sidecar or ""
-            yield Row(file.key, _read_image(root, file.image), captions or None, source, reject=reject)
+            yield Row(file.key, image, captions or None, source, reject=reject)
 
     def _captions(self) -> dict[str, list[object]]:
         """Captions of the metadata tables by image path, relative to data_dir."""
@@ -115,38 +135,56 @@ class Folder(ImageCaptionBuilder):
 
 
 def _read_image(root: str, path: str | None) -> bytes | None:
-    """None where it cannot be read, or lies outside of the folder: a table is not to point at the rest of the disk."""
+    """None where it is not there, or lies outside of the folder: a table is not to point at the rest of the disk.
+
+    Raises OSError where it is there, and the disk or its permissions do not let it be read.
+    """
     if path is None or path.startswith(("/", "../")):
         return None
     try:
         with open(os.path.join(root, path), "rb") as file:
             return file.read()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
 
 
-def _list_files(root: str, listed: set[str]) -> list[_File]:
-    """All images, caption files without an image, and table rows without one, in the order of their paths."""
+def _is_hidden(path: str) -> bool:
+    return path.startswith(_HIDDEN) or "/." in path or "/__MACOSX/" in path
+
+
+def _list_files(root: str, listed: Collection[str]) -> tuple[list[_File], dict[str, list[str]]]:
+    """All images, caption files without an image, and table rows without one, in the order of their paths; and all other files."""
+    left: dict[str, list[str]] = {"hidden": [], "not_image_or_caption": [], "second_caption_file": []}
     paths = set(listed)
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
-        relative = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if relative == "." else f"{relative}/"
-        paths.update(prefix + name for name in names if not name.startswith((".", "__")))
+    for path in walk_files(root):
+        if _is_hidden(path):
+            left["hidden"].append(path)
+        elif path.lower().endswith((*IMAGES, *_SIDECARS)):
+            paths.add(path)
+        elif path not in paths and path.rpartition("/")[2] not in _TABLES:
+            left["not_image_or_caption"].append(path)
     stems: dict[str, list[str]] = {}
     for path in sorted(paths):
         stem, suffix = os.path.splitext(path)
-        if suffix.lower() in (*IMAGES, *_SIDECARS) or path in listed:
-            stems.setdefault(stem, []).append(path)
+        if suffix.lower() in _SIDECARS and stem.lower().endswith(IMAGES):  # cat.jpg.txt
+            stem = os.path.splitext(stem)[0]
+        stems.setdefault(unicodedata.normalize("NFC", stem), []).append(path)
     files = []
-    for stem, found in stems.items():
-        sidecar = next((path for path in found if path.lower().endswith(_SIDECARS)), None)
-        pictures = [path for path in found if not path.lower().endswith(_SIDECARS)]
+    for found in stems.values():
+        sidecars = [path for path in found if path.lower().endswith(_SIDECARS)]
+        pictures = [path for path in found if path not in sidecars]
+        stem = os.path.splitext((pictures or sidecars)[0])[0]
+        used = set(sidecars[:1]) if len(pictures) < 2 else set()
         if len(pictures) < 2:
-            files.append(_File(make_key(stem), pictures[0] if pictures else None, sidecar))
-        else:  # cat.jpg beside cat.png: the suffix goes into the key
-            files += [_File(make_key(path), path, sidecar) for path in pictures]
-    return files
+            files.append(_File(make_key(stem), next(iter(pictures), None), next(iter(sidecars), None)))
+        for path in (
+            pictures if len(pictures) > 1 else ()
+        ):  # cat.jpg beside cat.png: the suffix goes into the key
+            own = [name for name in sidecars if os.path.splitext(name)[0] == path] or sidecars[:1]
+            used.update(own)
+            files.append(_File(make_key(path), path, own[0] if own else None))
+        left["second_caption_file"] += [path for path in sidecars if path not in used]
+    return files, left
 
 
 def _ranges(files: list[_File]) -> list[tuple[_File, ...]]:
@@ -160,16 +198,28 @@ def _read_tables(
 ) -> dict[str, list[object]]:
     """`fingerprint` is no input; it makes changed files a different call."""
     captions: dict[str, list[object]] = {}
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(_HIDDEN))
-        tables = [os.path.join(folder, name) for name in _TABLES if name in names]
+    by_folder: dict[str, list[str]] = {}
+    for found in walk_files(root):
+        if found.rpartition("/")[2] in _TABLES and not _is_hidden(found):
+            by_folder.setdefault(os.path.join(root, found.rpartition("/")[0]), []).append(found)
+    for folder, names in by_folder.items():
+        tables = [os.path.join(root, name) for name in names]
         if len(tables) > 1:
             raise ConfigError(f"{' and '.join(tables)}: two tables of one folder. Keep the one that is right")
         for path in tables:
             for file_name, texts in _read_captions(path, column, encoding):
+                file_name = _as_on_disk(folder, file_name)
                 image = os.path.relpath(os.path.join(folder, file_name), root).replace(os.sep, "/")
                 captions.setdefault(image, []).extend(texts)
     return captions
+
+
+def _as_on_disk(folder: str, name: str) -> str:
+    """A name out of a table as the disk has it: with the separators of Windows, or composed otherwise, it means the same file."""
+    slashed = name.replace("\\", "/")
+    names = [unicodedata.normalize(form, text) for text in (name, slashed) for form in ("NFC", "NFD")]
+    known = (other for other in [name, slashed, *names] if os.path.lexists(os.path.join(folder, other)))
+    return next(known, slashed)
 
 
 def _read_captions(path: str, column: str | None, encoding: str | None) -> Iterator[tuple[str, list[object]]]:

@@ -10,23 +10,25 @@ Members of a sample share their name up to the first dot and lie side by side. S
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import datasets
 
-from builders.archives.members import group_by_key, read_facts
+from builders.archives.members import NoContent, group_by_key, is_hidden, read_facts
 from builders.archives.remote import is_local
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
-from builders.core.base import Row, make_key
+from builders.core.base import Row, logger, make_key
 from builders.core.captions import whole
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
+from builders.core.listing import walk_files
 from builders.core.text_file import check_encoding, decode_text
-from builders.folder import SPLITS
+from builders.folder import IMAGES, SPLITS
 
-_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_IMAGES = tuple(suffix[1:] for suffix in IMAGES)
+_ARCHIVES = (".tar", ".tar.gz", ".tgz")
 _CAPTIONS = ("txt", "caption", "json.caption", "json.prompt", "json.text")
 
 
@@ -50,6 +52,7 @@ class Webdataset(ArchiveBuilder):
     DESCRIPTION = "Images and captions in WebDataset tars."
     BUILDER_CONFIG_CLASS = WebdatasetConfig
     EXTRAS: ClassVar = {"json": datasets.Value("string")}
+    _others: Sequence[str] = ()  # files of data_dir that are no archives
 
     def identity(self, shards: list[Shard]) -> str:
         """With what tells one 00000.tar from another: where a remote one comes from, how a local one begins."""
@@ -83,18 +86,25 @@ class Webdataset(ArchiveBuilder):
             )
         splits: dict[str, list[Source]] = {split: [] for split in SPLITS}
         tops = {name: split for split, names in SPLITS.items() for name in names}
-        for folder, subfolders, names in os.walk(root):
-            subfolders.sort()
-            for name in sorted(name for name in names if name.endswith(".tar") and not name.startswith(".")):
-                path = os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")
+        others = []
+        for path in walk_files(root):
+            if path.lower().endswith(_ARCHIVES) and not is_hidden(path):
                 splits[tops.get(path.split("/")[0], "train")].append(Source(path, ""))
+            else:
+                others.append(path)
+        self._others = others
         return splits
+
+    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
+        others = list(self._others) if split == next(iter(self._by_split)) else []
+        return {**super().left_out(split), "no_archive": others}
 
     def _read(self, shard: Shard) -> Iterator[Row]:
         config = self.config
-        archive = shard.path.removesuffix(".tar")
+        archive = _stem(shard.path)
         images = _IMAGES if config.image_field is None else (config.image_field.lower(),)
-        fields = _CAPTIONS if config.caption_field is None else (config.caption_field,)
+        fields = _CAPTIONS if config.caption_field is None else (_lower(config.caption_field),)
+        apart = _Apart(shard.path)
         for name, parts in group_by_key(self._members(shard)):
             facts = read_facts(parts)
             image = next((parts[kind] for kind in images if kind in parts), None)
@@ -105,6 +115,9 @@ class Webdataset(ArchiveBuilder):
                 )
             except ValueError:
                 reject = "unreadable_text"
+            if any(isinstance(part, NoContent) for part in (image, parts.get("txt"))):
+                reject = "unreadable"
+            apart.look(name, image is not None, captions is not None)
             extras = {"json": whole(json.dumps(facts, ensure_ascii=False)) if facts else None}
             yield Row(make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras, reject)
 
@@ -115,6 +128,36 @@ class Webdataset(ArchiveBuilder):
             value = facts.get(key)
             return [] if value is None else value if isinstance(value, list) else [value]
         return [decode_text(parts[field], self.config.caption_encoding)] if field in parts else []
+
+
+class _Apart:
+    """Tells once of an archive whose members of one name do not lie side by side."""
+
+    def __init__(self, path: str) -> None:
+        self._path: str | None = path
+        self._incomplete: dict[str, bool] = {}
+
+    def look(self, name: str, has_image: bool, has_caption: bool) -> None:
+        """`name` is a sample's, as it was read."""
+        if self._path is None or (has_image and has_caption):
+            return
+        if self._incomplete.setdefault(name, has_image) != has_image:
+            logger.warning(
+                f"webdataset: {self._path} is not sorted, the members of {name!r} lie apart: unpack it and pack it with "
+                "tar --sort=name"
+            )
+            self._path = None
+
+
+def _stem(path: str) -> str:
+    """Without the suffix: `.tar` alone may not be the key's, a packed one keeps apart from its namesake."""
+    return path[: -len(".tar")] if path.endswith(".tar") else path
+
+
+def _lower(field: str) -> str:
+    """Extensions are compared in lower case; the name of a JSON field is not."""
+    kind, dot, key = field.partition(".")
+    return field if dot and kind.lower() == "json" and key else field.lower()
 
 
 def _published(url: str) -> str:

@@ -19,6 +19,10 @@ from builders.core.errors import ArchiveError
 MAX_MEMBER_SIZE = 256 * 2**20  # bytes; no image is that large, and a header may claim anything
 
 
+class NoContent(bytes):
+    """What a member reads as whose content is not to be had: a link to nowhere, a sparse member."""
+
+
 class Member(NamedTuple):
     """A file of an archive; `read` works until the next member is asked for.
 
@@ -47,7 +51,7 @@ def all_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Mem
         else:
             unpacked: Any = gzip.GzipFile(fileobj=file) if magic[:2] == b"\x1f\x8b" else file
             for entry in iter_tar(unpacked, MAX_MEMBER_SIZE):
-                yield Member(*entry)
+                yield Member(entry.name, NoContent if entry.fault else entry.read, entry.fault)
     except (struct.error, ValueError, OverflowError) as error:  # of a damaged header
         raise ArchiveError(f"{type(error).__name__}: {error}") from error
 

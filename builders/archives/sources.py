@@ -103,7 +103,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
         self._by_split = shards
         return shards
 
-    def left_out(self, split: str) -> dict[str, int]:
+    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
         uncaptioned = self._uncaptioned() if split == next(iter(self._by_split)) else 0
         absent = self._absent(self._by_split[split])
         return {"no_caption_split": uncaptioned, "archive_absent": absent}

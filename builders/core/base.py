@@ -49,6 +49,11 @@ REASONS = {
 # What is no source row of the splits that are read, and left out by design. It is told of with the same account.
 LEFT_OUT = {
     "no_caption_split": "an image of the test split, which was published without captions",
+    "no_archive": "a file beside the archives that is none, or hidden",
+    "not_image_or_caption": "a file of a folder that is neither",
+    "hidden": "a file whose name, or its folder's, begins with a dot",
+    "second_caption_file": "a caption file of a picture that has another, or captions in a table",
+    "outside_of_splits": "a file beside the folders train, validation and test",
     "archive_absent": "an annotation of an archive that is not in data_dir, or not among the parts asked for",
 }
 
@@ -197,7 +202,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
     def _blank(self, row: Row) -> dict[str, Any]:
         """A record of which nothing but its origin is known."""
         record: dict[str, Any] = dict.fromkeys(self._raw_features)
-        record.update(row.extras, key=row.key, source=row.source)
+        record.update(row.extras, key=row.key, source=row.source.encode("utf-8", "replace").decode())
         return record
 
     def _shrunk(self, data: bytes, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -232,7 +237,23 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
                 counts.update(json.load(file))
             os.remove(path)
             job += 1
-        self._report(split_generator.gen_kwargs, counts)
+        try:
+            self._report(split_generator.gen_kwargs, counts)
+        except (
+            NoRecordsError
+        ) as error:  # which must not cost the other splits: as_dataset raises it where this one is asked for
+            logger.warning(str(error))
+
+    def as_dataset(self, split: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `datasets` has it. Raises NoRecordsError where the split, or every one, holds no record."""
+        known = self.info.splits or {}
+        empty = [name for name, part in known.items() if not part.num_examples]
+        if empty and (str(split) in empty or (split is None and len(empty) == len(known))):
+            raise NoRecordsError(
+                f"no records. {self.name}/{self.config.name} {', '.join(empty)}: every source row was rejected; "
+                "keep_rejected=True gives them with their reasons"
+            )
+        return super().as_dataset(split, *args, **kwargs)
 
     def _counts_path(self, split: str, job: int) -> str:
         return f"{self._output_dir}/{split}-{job:05d}.counts.json"
@@ -240,8 +261,11 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
     def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:
         return CountedExamples(self._generate_examples, split_generator.gen_kwargs)
 
-    def left_out(self, split: str) -> dict[str, int]:
-        """Rows that belong to no split, by reason out of LEFT_OUT, as far as this split has to tell of them. Call it after `_shards`."""
+    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
+        """What belongs to no split, as a number or by name, by reason out of LEFT_OUT, as far as this split has to tell of it.
+
+        Call it after `_shards`.
+        """
         return {}
 
     def _report(self, read: Mapping[str, Any], counts: Counter[str], resumed: bool = False) -> None:
@@ -257,7 +281,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
             if not records and len(read["shards"]) == read["num_shards"] and not resumed:
                 raise NoRecordsError(f"no records. {summary}{account[0]}")
         if read["first"] in read["shards"]:  # so that of many readers one tells
-            account.append(_listed("left out: {}", LEFT_OUT, Counter(self.left_out(split))))
+            account.append(_left_out(self.left_out(split)))
         if any(account):
             logger.warning(summary + "; ".join(filter(None, account)))
 
@@ -265,6 +289,26 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
 def _listed(form: str, reasons: Mapping[str, str], counts: Counter[str]) -> str:
     told = ", ".join(f"{reason} {counts[reason]:,}" for reason in reasons if counts[reason])
     return form.format(told) if told else ""
+
+
+def _left_out(found: Mapping[str, int | list[str]]) -> str:
+    """`hidden 3: .DS_Store, .git/config, ...`"""
+    told = []
+    for reason in LEFT_OUT:
+        names = found.get(reason) or 0
+        if isinstance(names, int):
+            told += [f"{reason} {names:,}"] if names else []
+        else:
+            told.append(
+                f"{reason} {len(names):,}: {', '.join(map(_printable, names[:3]))}"
+                + ", ..." * (len(names) > 3)
+            )
+    return "left out: " + ", ".join(told) if told else ""
+
+
+def _printable(name: str) -> str:
+    """The name as a line of text may hold it: without control characters, and without bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")

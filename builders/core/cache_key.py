@@ -5,22 +5,18 @@ import inspect
 import os
 from pathlib import Path
 
+from builders.core.listing import walk_files
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def folder_fingerprint(folder: str) -> str:
     """Names, sizes and times of all files under the folder, hashed. Links count as what they lead to, folders too."""
-    digest, walked = hashlib.sha256(), set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(root)) in walked:  # a link that leads back
-            folders.clear()
-            continue
-        walked.add(real)
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(root, name)
-            stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link may lead nowhere
-            digest.update(f"{os.path.relpath(path, folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    digest = hashlib.sha256()
+    for name in walk_files(folder):
+        path = os.path.join(folder, name)
+        stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link may lead nowhere
+        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
 
 

@@ -45,7 +45,9 @@ def make_cards(
         for field in fields:
             raw = raw_latents(field, sample.arrays[field.name], manifest.recipe)
             pixels = decode(raw, encoder) if encoder else _false_colours(raw)
-            source = source_pixels(images.get(sample.key), sample.facts, *pixels.shape[:2], color)
+            source = source_pixels(
+                images.get(sample.key), sample.facts, pixels.shape[0], pixels.shape[1], color
+            )
             if source is not None and field.name.endswith("_flipped"):
                 source = source[:, ::-1]
             pictures.append(

@@ -26,6 +26,7 @@ from tests.support.raw.photos import HTML, encode, jpeg, truncated
 
 TARS, ROWS = 10, 100
 SIZE = (256, 256)
+LINK = b"a symbolic link"
 
 
 def grey(level: int) -> bytes:
@@ -60,6 +61,8 @@ BAD: list[tuple[str, dict[str, bytes], str]] = [
     ("tags", {"jpg": jpeg(2, SIZE), "txt": b"<br> https://example.com"}, "empty_caption"),
     ("page", {"jpg": jpeg(2, SIZE), "txt": b"a page of words " * 2000}, "caption_too_long"),
     ("gbk", {"jpg": jpeg(2, SIZE), "txt": "红色的汽车".encode("gbk")}, "unreadable_text"),
+    ("apple", {"jpg": b"\0\0\0\x18ftypheic" + bytes(99), "txt": b"HEIC"}, "unsupported_format"),
+    ("link", {"jpg": LINK, "txt": b"a link to nowhere"}, "unreadable"),
     ("gone", {"txt": b"a caption and no image"}, "missing_image"),
     ("nsfw", {"jpg": jpeg(4, SIZE), "txt": b"flagged"}, "unsafe"),
     ("k003", {"jpg": jpeg(4, SIZE), "txt": b"again"}, "duplicate_key"),
@@ -96,6 +99,8 @@ def write(folder: Path, number: int) -> list[tuple[str, str]]:
             for extension, data in parts.items():
                 info = tarfile.TarInfo(f"{name}.{extension}")
                 info.size = len(data)
+                if data is LINK:
+                    info.type, info.size, info.linkname = tarfile.SYMTYPE, 0, "nowhere"
                 tar.addfile(info, io.BytesIO(data))
     return [(f"{number:05d}-{name}", reason) for name, _, reason in rows]
 
