@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from builders.core.base import REASONS
+from builders.core.account import REASONS
 from loader.format import SHARD_NAME
 from precompute.errors import UsageError
 

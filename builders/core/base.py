@@ -7,7 +7,6 @@ archive that is read, or an annotation whose image should be in one and is not. 
 
 import abc
 import hashlib
-import json
 import logging
 import os
 import re
@@ -20,42 +19,13 @@ import datasets
 from datasets.builder import Key
 
 from builders.core import images
+from builders.core.accounted import AccountedBuilder
 from builders.core.cache_key import code_hash, folder_fingerprint
-from builders.core.captions import LONGEST, clean_captions
+from builders.core.captions import clean_captions
 from builders.core.config import ImageCaptionConfig
-from builders.core.counted_examples import CountedExamples
-from builders.core.errors import NoRecordsError
 from builders.core.rgb_image import RGB_IMAGES, restore_rgb_image
 
 logger = logging.getLogger("builders")
-
-# Every reason to reject a source row. The first that holds, in this order, is the one that counts.
-REASONS = {
-    "bad_archive": "the rest of an archive cannot be read (truncated or damaged): fetch it again",
-    "duplicate_key": "a second row with the key of an earlier one",
-    "missing_image": "an annotation whose image is not in the archive",
-    "unreadable": "a file that the disk or its permissions do not let be read, or a member without content of its own",
-    "missing_caption": "an image that no annotation names, or whose caption is no text: NaN, bytes, an object",
-    "unreadable_text": "a caption in another encoding than UTF-8, or none at all: name it with caption_encoding",
-    "unsafe": "over the safety threshold, flagged by its maker, or without a score",
-    "caption_too_long": f"more than {LONGEST:,} characters: a page, not a caption",
-    "empty_caption": "no letter, digit or emoji is left of the caption after cleaning",
-    "unsupported_format": "a picture that no decoder here reads (HEIC, JPEG XL, SVG): convert it to JPEG, PNG, WebP or AVIF",
-    "undecodable": "zero bytes, not an image (an HTML page, say), truncated or damaged",
-    "too_large": f"more than {images.MAX_PIXELS:,} pixels: a decompression bomb",
-    "too_small": "shorter edge under min_image_size",
-}
-
-# What is no source row of the splits that are read, and left out by design. It is told of with the same account.
-LEFT_OUT = {
-    "no_caption_split": "an image of the test split, which was published without captions",
-    "no_archive": "a file beside the archives that is none, or hidden",
-    "not_image_or_caption": "a file of a folder that is neither",
-    "hidden": "a file whose name, or its folder's, begins with a dot",
-    "second_caption_file": "a caption file of a picture that has another, or captions in a table",
-    "outside_of_splits": "a file beside the folders train, validation and test",
-    "archive_absent": "an annotation of an archive that is not in data_dir, or not among the parts asked for",
-}
 
 
 class Row(NamedTuple):
@@ -69,7 +39,7 @@ class Row(NamedTuple):
     reject: str | None = None
 
 
-class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
+class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
     """Base of every builder: implement `_shards` and `_rows`, name the extra columns in EXTRAS."""
 
     VERSION = datasets.Version("1.0.0")
@@ -196,7 +166,7 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         if not images.is_whole(data, info.format):
             return "undecodable", record
         if config.max_image_size is not None and min(info.width, info.height) > config.max_image_size:
-            return self._shrunk(data, record)
+            return self._shrunk(data, record, config.max_image_size)
         return None, record
 
     def _blank(self, row: Row) -> dict[str, Any]:
@@ -205,110 +175,15 @@ class ImageCaptionBuilder(datasets.GeneratorBasedBuilder, abc.ABC):
         record.update(row.extras, key=row.key, source=row.source.encode("utf-8", "replace").decode())
         return record
 
-    def _shrunk(self, data: bytes, record: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    def _shrunk(self, data: bytes, record: dict[str, Any], edge: int) -> tuple[str | None, dict[str, Any]]:
         config = self.config
         try:
-            small = images.shrink(data, config.max_image_size, config.lossless, config.color_profile)
+            small = images.shrink(data, edge, config.lossless, config.color_profile)
         except images.UndecodableImage:
             return "undecodable", record
         info = images.probe(small)
         record.update(image={"bytes": small, "path": None}, width=info.width, height=info.height)
         return None, record
-
-    # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them ---------------
-
-    def _prepare_split_single(
-        self, gen_kwargs: dict[str, Any], *args: Any, job_id: int, **kwargs: Any
-    ) -> Iterator[tuple[int, bool, Any]]:
-        counts: Counter[str] = Counter()
-        for item in super()._prepare_split_single(
-            {**gen_kwargs, "counts": counts}, *args, job_id=job_id, **kwargs
-        ):
-            if item[1]:  # the job is done
-                with open(self._counts_path(gen_kwargs["split"], job_id), "w", encoding="utf-8") as file:
-                    json.dump(counts, file)
-            yield item
-
-    def _prepare_split(self, split_generator: datasets.SplitGenerator, *args: Any, **kwargs: Any) -> None:
-        super()._prepare_split(split_generator, *args, **kwargs)
-        split, job, counts = split_generator.name, 0, Counter[str]()
-        while os.path.exists(path := self._counts_path(split, job)):
-            with open(path, encoding="utf-8") as file:
-                counts.update(json.load(file))
-            os.remove(path)
-            job += 1
-        try:
-            self._report(split_generator.gen_kwargs, counts)
-        except (
-            NoRecordsError
-        ) as error:  # which must not cost the other splits: as_dataset raises it where this one is asked for
-            logger.warning(str(error))
-
-    def as_dataset(self, split: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `datasets` has it. Raises NoRecordsError where the split, or every one, holds no record."""
-        known = self.info.splits or {}
-        empty = [name for name, part in known.items() if not part.num_examples]
-        if empty and (str(split) in empty or (split is None and len(empty) == len(known))):
-            raise NoRecordsError(
-                f"no records. {self.name}/{self.config.name} {', '.join(empty)}: every source row was rejected; "
-                "keep_rejected=True gives them with their reasons"
-            )
-        return super().as_dataset(split, *args, **kwargs)
-
-    def _counts_path(self, split: str, job: int) -> str:
-        return f"{self._output_dir}/{split}-{job:05d}.counts.json"
-
-    def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:
-        return CountedExamples(self._generate_examples, split_generator.gen_kwargs)
-
-    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
-        """What belongs to no split, as a number or by name, by reason out of LEFT_OUT, as far as this split has to tell of it.
-
-        Call it after `_shards`.
-        """
-        return {}
-
-    def _report(self, read: Mapping[str, Any], counts: Counter[str], resumed: bool = False) -> None:
-        """`read`: the gen_kwargs that have been read to the end, of all shards or of some."""
-        split, rows, records = read["split"], counts.total(), counts["ok"]
-        summary = f"{self.name}/{self.config.name} {split}: "
-        account = []
-        if not self.config.keep_rejected:  # whoever asks for the rejected rows counts them
-            account.append(
-                f"{rows:,} rows, {records:,} records, {rows - records:,} rejected"
-                + _listed(" ({})", REASONS, counts)
-            )
-            if not records and len(read["shards"]) == read["num_shards"] and not resumed:
-                raise NoRecordsError(f"no records. {summary}{account[0]}")
-        if read["first"] in read["shards"]:  # so that of many readers one tells
-            account.append(_left_out(self.left_out(split)))
-        if any(account):
-            logger.warning(summary + "; ".join(filter(None, account)))
-
-
-def _listed(form: str, reasons: Mapping[str, str], counts: Counter[str]) -> str:
-    told = ", ".join(f"{reason} {counts[reason]:,}" for reason in reasons if counts[reason])
-    return form.format(told) if told else ""
-
-
-def _left_out(found: Mapping[str, int | list[str]]) -> str:
-    """`hidden 3: .DS_Store, .git/config, ...`"""
-    told = []
-    for reason in LEFT_OUT:
-        names = found.get(reason) or 0
-        if isinstance(names, int):
-            told += [f"{reason} {names:,}"] if names else []
-        else:
-            told.append(
-                f"{reason} {len(names):,}: {', '.join(map(_printable, names[:3]))}"
-                + ", ..." * (len(names) > 3)
-            )
-    return "left out: " + ", ".join(told) if told else ""
-
-
-def _printable(name: str) -> str:
-    """The name as a line of text may hold it: without control characters, and without bytes that are no UTF-8."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in name)
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")

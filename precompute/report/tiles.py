@@ -11,7 +11,7 @@ from precompute.encode.image import ImageEncoder
 from precompute.report.formatting import printable
 from precompute.shards.sample_reader import Sample, raw_latents
 from precompute.verification.decode_check import decode, psnr
-from precompute.verification.source_check import color_profile, source_pixels
+from precompute.verification.source_check import source_pixels
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -39,14 +39,14 @@ def make_cards(
 ) -> list[Card]:
     """One card for each sample."""
     fields = [field for field in manifest.fields if field.kind in ("moments", "latents")]
-    cards, color = [], color_profile(manifest.recipe)
+    cards = []
     for sample in samples:
         pictures = []
         for field in fields:
             raw = raw_latents(field, sample.arrays[field.name], manifest.recipe)
             pixels = decode(raw, encoder) if encoder else _false_colours(raw)
             source = source_pixels(
-                images.get(sample.key), sample.facts, pixels.shape[0], pixels.shape[1], color
+                images.get(sample.key), sample.facts, pixels.shape[0], pixels.shape[1], manifest.recipe
             )
             if source is not None and field.name.endswith("_flipped"):
                 source = source[:, ::-1]
@@ -54,7 +54,7 @@ def make_cards(
                 Picture(_label(field.name), pixels, None if source is None else psnr(pixels, source))
             )
         height, width = max((p.pixels.shape[:2] for p in pictures), default=(256, 256))
-        shown = source_pixels(images.get(sample.key), sample.facts, height, width, color)
+        shown = source_pixels(images.get(sample.key), sample.facts, height, width, manifest.recipe)
         source_picture = [] if shown is None else [Picture("source", shown)]
         cards.append(Card(sample.key, printable(sample.caption), source_picture + pictures))
     return cards

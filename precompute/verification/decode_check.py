@@ -22,13 +22,7 @@ from precompute.errors import ModelError, PrecomputeError
 from precompute.shards.sample_reader import Sample, per_channel, pick_samples, raw_latents
 from precompute.shards.store import Store
 from precompute.verification.check_folder import Finding, redo
-from precompute.verification.source_check import (
-    Where,
-    color_profile,
-    find_records,
-    open_source,
-    source_pixels,
-)
+from precompute.verification.source_check import Where, find_records, open_source, source_pixels
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -148,7 +142,7 @@ def _look(
     sources: dict[str, UInt8] = {}
     for sample in samples:
         height, width = (cells * encoder.factor for cells in sample.arrays[spec.name].shape[1:])
-        pixels = source_pixels(images.get(sample.key), sample.facts, height, width, color_profile(recipe))
+        pixels = source_pixels(images.get(sample.key), sample.facts, height, width, recipe)
         if pixels is not None:
             sources[sample.key] = pixels
         elif images:

@@ -85,13 +85,8 @@ def find_records(records: Records, wanted: dict[int, set[str]]) -> dict[str, Rec
     return found
 
 
-def color_profile(recipe: dict[str, Any]) -> str:
-    """What became of colour profiles under this recipe; those made before there was a choice ignored them."""
-    return str(recipe.get("color_profile", "ignore"))
-
-
 def source_pixels(
-    data: bytes | None, facts: dict[str, Any], height: int, width: int, color_profile: str
+    data: bytes | None, facts: dict[str, Any], height: int, width: int, recipe: dict[str, Any]
 ) -> npt.NDArray[np.uint8] | None:
     """What the encoder should have seen: (H, W, 3), by a full decode and the crop that the sample's own facts name.
 
@@ -103,7 +98,8 @@ def source_pixels(
         boxes = [(float(left), float(top), float(right), float(bottom)) for left, top, right, bottom in crops]
         if data is None:
             return None
-        image = decode_rgb(data, color_profile=color_profile)
+        # Recipes from before there was a choice ignored colour profiles.
+        image = decode_rgb(data, color_profile=recipe.get("color_profile", "ignore"))
         box = min(boxes, key=lambda b: abs((b[2] - b[0]) * height - (b[3] - b[1]) * width))
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
     except (UndecodableImage, KeyError, ValueError, TypeError, AttributeError):

@@ -19,7 +19,8 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 import builders
-from builders.core.base import REASONS, make_key
+from builders.core.account import REASONS
+from builders.core.base import make_key
 from builders.core.errors import BuilderError, MissingSourceError, NoRecordsError, UnknownBuilderError
 from builders.core.images import decode_rgb
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 import builders
 from builders.archives.sources import SplitSources
-from builders.core.base import REASONS
+from builders.core.account import REASONS
 from tests.support.raw.server import serve
 
 DATASETS = ["coco", "cc12m", "diffusiondb", "textcaps", "sa1b", "journeydb", "webdataset"]

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from builders.core.base import REASONS, Row
+from builders.core.account import REASONS
+from builders.core.base import Row
 from builders.webdataset import Webdataset
 from loader.format import Manifest
 from precompute import run

@@ -1,0 +1,93 @@
+"""A builder that keeps the account of its rows, whichever way it is read, and tells it at the end of each split."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import datasets
+
+from builders.core.account import REASONS, listed, told_of
+from builders.core.config import ImageCaptionConfig
+from builders.core.counted_examples import CountedExamples
+from builders.core.errors import NoRecordsError
+
+logger = logging.getLogger("builders")
+
+
+class AccountedBuilder(datasets.GeneratorBasedBuilder):
+    """Counts rows by outcome: `_generate_examples` takes the counter, the parent of all jobs sums and shows it."""
+
+    config: ImageCaptionConfig
+
+    # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them ---------------
+
+    def _prepare_split_single(
+        self, gen_kwargs: dict[str, Any], *args: Any, job_id: int, **kwargs: Any
+    ) -> Iterator[tuple[int, bool, Any]]:
+        counts: Counter[str] = Counter()
+        for item in super()._prepare_split_single(
+            {**gen_kwargs, "counts": counts}, *args, job_id=job_id, **kwargs
+        ):
+            if item[1]:  # the job is done
+                with open(self._counts_path(gen_kwargs["split"], job_id), "w", encoding="utf-8") as file:
+                    json.dump(counts, file)
+            yield item
+
+    def _prepare_split(self, split_generator: datasets.SplitGenerator, *args: Any, **kwargs: Any) -> None:
+        super()._prepare_split(split_generator, *args, **kwargs)
+        split, job, counts = split_generator.name, 0, Counter[str]()
+        while os.path.exists(path := self._counts_path(split, job)):
+            with open(path, encoding="utf-8") as file:
+                counts.update(json.load(file))
+            os.remove(path)
+            job += 1
+        try:
+            self._report(split_generator.gen_kwargs, counts)
+        except (
+            NoRecordsError
+        ) as error:  # which must not cost the other splits: as_dataset raises it where this one is asked for
+            logger.warning(str(error))
+
+    def as_dataset(self, split: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `datasets` has it. Raises NoRecordsError where the split, or every one, holds no record."""
+        known = self.info.splits or {}
+        empty = [name for name, part in known.items() if not part.num_examples]
+        if empty and (str(split) in empty or (split is None and len(empty) == len(known))):
+            raise NoRecordsError(
+                f"no records. {self.name}/{self.config.name} {', '.join(empty)}: every source row was rejected; "
+                "keep_rejected=True gives them with their reasons"
+            )
+        return super().as_dataset(split, *args, **kwargs)
+
+    def _counts_path(self, split: str, job: int) -> str:
+        return f"{self._output_dir}/{split}-{job:05d}.counts.json"
+
+    def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:
+        return CountedExamples(self._generate_examples, split_generator.gen_kwargs)
+
+    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
+        """What belongs to no split, as a number or by name, by reason out of LEFT_OUT, as far as this split has to tell of it.
+
+        Call it after `_shards`.
+        """
+        return {}
+
+    def _report(self, read: Mapping[str, Any], counts: Counter[str], resumed: bool = False) -> None:
+        """`read`: the gen_kwargs that have been read to the end, of all shards or of some."""
+        split, rows, records = read["split"], counts.total(), counts["ok"]
+        summary = f"{self.name}/{self.config.name} {split}: "
+        account = []
+        if not self.config.keep_rejected:  # whoever asks for the rejected rows counts them
+            account.append(
+                f"{rows:,} rows, {records:,} records, {rows - records:,} rejected"
+                + listed(" ({})", REASONS, counts)
+            )
+            if not records and len(read["shards"]) == read["num_shards"] and not resumed:
+                raise NoRecordsError(f"no records. {summary}{account[0]}")
+        if read["first"] in read["shards"]:  # so that of many readers one tells
+            account.append(told_of(self.left_out(split)))
+        if any(account):
+            logger.warning(summary + "; ".join(filter(None, account)))
