@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import datasets
@@ -21,6 +22,9 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
     """Counts rows by outcome: `_generate_examples` takes the counter, the parent of all jobs sums and shows it."""
 
     config: ImageCaptionConfig
+    _without_records: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # split -> its account, of those that this build found empty
 
     # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them ---------------
 
@@ -50,14 +54,17 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             NoRecordsError
         ) as error:  # which must not cost the other splits: as_dataset raises it where this one is asked for
             logger.warning(str(error))
+            self._without_records = {**self._without_records, split: str(error)}
 
     def as_dataset(self, split: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `datasets` has it. Raises NoRecordsError where the split, or every one, holds no record."""
         known = self.info.splits or {}
         empty = [name for name, part in known.items() if not part.num_examples]
         if empty and (str(split) in empty or (split is None and len(empty) == len(known))):
+            known_why = [why for name, why in self._without_records.items() if name in empty]
             raise NoRecordsError(
-                f"no records. {self.name}/{self.config.name} {', '.join(empty)}: every source row was rejected; "
+                "; ".join(known_why)
+                or f"no records. {self.name}/{self.config.name} {', '.join(empty)}: every source row was rejected; "
                 "keep_rejected=True gives them with their reasons"
             )
         return super().as_dataset(split, *args, **kwargs)
