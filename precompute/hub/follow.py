@@ -11,8 +11,8 @@ from loader.format import FormatError
 from precompute.errors import PrecomputeError, UsageError
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
+from precompute.hub.push_loop import Config, push
 from precompute.hub.retry import Refusal
-from precompute.push import Config, push
 from precompute.runtime.claims import Lock
 from precompute.shards.output_folder import OutputFolder
 
@@ -27,7 +27,7 @@ class Follower:
     def __init__(self, config: Config, lease_timeout: float) -> None:
         self._config, self._stop = config, threading.Event()
         self._failure: Exception | None = None
-        self._target = Target(config)
+        self._target = Target(config.output, config.repo, private=config.private)
         self._target.open()
         self._lock = Lock(OutputFolder(config.output), "pushing", lease_timeout)
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)

@@ -1,185 +1,191 @@
-"""A dataset repository on the Hub, as something to push units to: whole after each commit."""
+"""A dataset on the Hub as something to push units to: whole after each commit, and exactly what its manifest lists.
 
-import re
+The markers are the truth there too. Each commit stands on the one that was read: if somebody else has committed since, the
+Hub is read again and both are merged, so that no unit of another folder or split is ever lost.
+"""
+
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_download
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.sha import git_hash
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from yaml import YAMLError
 
-from loader.format import MANIFEST, NULL_CAPTION, Manifest, Split, recipe_differences
+from loader.format import MANIFEST, NULL_CAPTION, Manifest, Split
 from precompute.errors import UsageError
 from precompute.hub.dataset_card import Known, render_card, source_info
 from precompute.hub.local_dataset import Finished, manifest_of_all
-from precompute.hub.retry import PushError, Refusal, ask
+from precompute.hub.published import Published, read_published
+from precompute.hub.repository import Repository, is_same
+from precompute.hub.retry import ASKED, Patience, PushError, Refusal, status_of
+from precompute.report.formatting import file_size
 from precompute.verification.check_folder import README, REPORT, SHEET
 
-if TYPE_CHECKING:
-    from precompute.push import Config
-
 GO_ON = "look at its discussions, and go on with --revision refs/pr/NUMBER, or again with --create-pr"
+FIRST, MOST = (
+    200,
+    2000,
+)  # files of the first commit, and of any; the Hub's gateway gives up on commits of too many
+CONFLICTS = (409, 412)  # somebody else has committed since
+
+
+@dataclass(frozen=True)
+class Change:
+    """One commit to be. units: that it adds. there: units that are on the Hub after it. said: what it does, for its message."""
+
+    units: list[str]
+    there: int
+    contents: dict[str, bytes]
+    stale: list[str]
+    said: str
 
 
 class Target:
-    """A dataset repository at a revision."""
+    """A dataset repository that a folder of shards is pushed to."""
 
-    def __init__(self, config: "Config") -> None:
-        self._config, self._api = config, HfApi()
-        self._revision = config.revision
-
-    @property
-    def address(self) -> str:
-        tree = f"/tree/{self._revision}" if self._revision else ""
-        return f"{self._api.endpoint}/datasets/{self._config.repo}{tree}"
-
-    def open(self) -> None:
-        """Make repository and branch where they are missing. Raises UsageError for flags that cannot be."""
-        config = self._config
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.repo):
-            raise UsageError(f"{config.repo}: write the dataset as USER/REPO")
-        if config.create_pr and config.delete_pushed:
+    def __init__(
+        self,
+        output: Path,
+        repo: str,
+        revision: str | None = None,
+        private: bool = False,
+        create_pr: bool = False,
+        delete_pushed: bool = False,
+    ) -> None:
+        if create_pr and delete_pushed:
             raise UsageError(
                 "--delete-pushed: not with --create-pr, which others may reject; push to a branch"
             )
-        if config.create_pr and config.revision:
+        if create_pr and revision:
             raise UsageError("--create-pr: not with --revision; a pull request is against main")
-        if get_token() is None:
-            raise PushError(
-                f"{config.repo}: no token. Run `hf auth login`, or set HF_TOKEN to one that may write"
-            )
-        local = Finished.read(config.output)
+        self._repository = Repository(repo, revision)
+        self._output, self._private = output, private
+        self._create_pr, self._delete_pushed = create_pr, delete_pushed
+        self._most_files = FIRST
+        self._opening = False  # a pull request was asked for, and no answer came
+
+    @property
+    def address(self) -> str:
+        return self._repository.address
+
+    def open(self) -> None:
+        """Make repository and branch where they are missing. Raises UsageError for flags that cannot be."""
+        local = Finished.read(self._output)
         manifest = local.manifest or (manifest_of_all(local.markers) if local.markers else None)
         source = source_info(manifest) if manifest else Known()
-        if source.forbids_sharing and not config.private:
+        if source.forbids_sharing and not self._private:
             raise UsageError(
                 f"--private: the licence of the source says: {source.licence}. Push with --private"
             )
-        ask(
-            self._config.repo,
-            lambda: self._api.create_repo(
-                config.repo, repo_type="dataset", private=config.private or None, exist_ok=True
-            ),
-        )
-        if config.private and not ask(config.repo, lambda: self._api.dataset_info(config.repo)).private:
-            raise UsageError(
-                f"--private: {config.repo} is there already, and public. Make it private in its settings, or name another"
-            )
-        if config.revision and not config.revision.startswith("refs/"):
-            branch = config.revision
-            ask(
-                self._config.repo,
-                lambda: self._api.create_branch(
-                    config.repo, repo_type="dataset", branch=branch, exist_ok=True
-                ),
-            )
-
-    def push(self, local: Finished, final: bool) -> bool:
-        """Bring the Hub up to date with what is finished; whether anything was sent. final: even if it is the card alone."""
-        remote = self._list()
-        before = self._remote_manifest(local, remote)
-        missing = _missing(local, remote)
-        there = [stem for stem in local.markers if stem not in missing]
-        if self._config.delete_pushed:
-            self._delete(local, there)
-        sent = False
-        for batch in local.batches(list(missing)):
-            there += batch
-            self._commit(local, {stem: missing[stem] for stem in batch}, there, before, remote)
-            if self._config.delete_pushed:
-                self._confirm(local, batch)
-                self._delete(local, batch)
-            sent = True
-        if final and not sent:
-            sent = self._commit(local, {}, there, before, remote)
-        return sent
+        self._repository.make(self._private)
 
     def has(self, local: Finished) -> bool:
         """Whether the Hub has all that is finished."""
-        return not _missing(local, self._list())
+        return not missing_files(local, read_published(self._repository, local))
+
+    def push(self, local: Finished, final: bool) -> bool:
+        """Bring the Hub up to date with what is finished; whether anything was sent. final: even if it is the card alone."""
+        sent = set[str]()
+        patience = Patience(self._repository.name)
+        while True:
+            hub = read_published(self._repository, local)
+            missing = missing_files(local, hub)
+            if lost := sorted(sent & missing.keys()):
+                self._confirm(local, lost)
+            if self._delete_pushed:
+                self._delete(local, [stem for stem in local.markers if stem not in missing])
+            if not missing and (sent or not final):
+                return bool(sent)
+            units = local.batch(list(missing), self._most_files)
+            change = self._change(local, hub, units)
+            if not (change.units or change.contents or change.stale):
+                return False
+            try:
+                self._commit(local, hub, missing, change)
+            except ASKED as error:
+                self._bear(error, patience)
+                continue
+            patience = Patience(self._repository.name)
+            self._most_files = min(MOST, 2 * self._most_files)
+            print(f"{self.address}: {change.said}; {change.there} units are there", flush=True)
+            if not units:
+                return True
+            sent.update(units)
+            if self._delete_pushed:
+                self._confirm(local, units)
+                self._delete(local, units)
+
+    def _bear(self, error: Exception, patience: "Patience") -> None:
+        """Wait until the commit may be tried again, or raise PushError. What fits into no time-out is made smaller."""
+        status = status_of(error)
+        if status in CONFLICTS:
+            patience.pause(error)
+            return
+        if status == 504:
+            self._most_files = max(1, self._most_files // 2)
+        patience.bear(error)
 
     # --- one commit ---
 
-    def _commit(
-        self,
-        local: Finished,
-        missing: dict[str, list[str]],
-        there: list[str],
-        before: Manifest | None,
-        remote: dict[str, RepoFile],
-    ) -> bool:
-        """Commit the units in `missing` and what goes with them; False where nothing has changed."""
-        manifest = manifest_of_all({stem: local.markers[stem] for stem in sorted(there)})
-        for name, split in before.splits.items() if before else ():  # pushed from another folder
-            manifest.splits.setdefault(name, split)
-        for name, split in local.manifest.splits.items() if local.manifest else ():  # planned
-            manifest.splits.setdefault(name, Split(split.plan, 0, (), {}))
-        contents: dict[str, bytes] = {MANIFEST: manifest.to_json().encode()}
+    def _change(self, local: Finished, hub: Published, units: list[str]) -> Change:
+        """What a commit of these units is made of: them, the manifest of all that is then there, card and companions."""
+        markers = {**hub.markers, **{stem: local.markers[stem] for stem in units}}
+        manifest = manifest_of_all(markers)
+        for planned in (hub.manifest, local.manifest):
+            for name, split in planned.splits.items() if planned else ():
+                manifest.splits.setdefault(name, Split(split.plan, 0, (), {}))
+        wanted: dict[str, bytes] = {MANIFEST: manifest.to_json().encode()}
         for name in (NULL_CAPTION, SHEET, REPORT):
             if (local.folder / name).exists():
-                contents[name] = (local.folder / name).read_bytes()
-        sheet = SHEET in contents or SHEET in remote
-        contents[README] = render_card(
-            manifest, self._config.repo, self._read(README, remote), sheet
-        ).encode()
-        units, size = len(missing), sum(local.size(stem) for stem in missing)
-        if not missing and all(_is(remote.get(name), data) for name, data in contents.items()):
-            return False
-        message = f"Add {units} units, {size / 1e9:.2f} GB" if units else "Update manifest and card"
-        opens_pr = self._config.create_pr and self._revision is None
-        tried = False
+                wanted[name] = (local.folder / name).read_bytes()
+        sheet = SHEET in wanted or SHEET in hub.snapshot.files
+        wanted[README] = self._card(manifest, hub, sheet)
+        contents = {
+            name: data for name, data in wanted.items() if not is_same(hub.snapshot.files.get(name), data)
+        }
+        stale = hub.stale(local, markers, manifest)
+        size = sum(local.size(stem) for stem in units)
+        said = f"Add {len(units)} units, {size / 1e9:.2f} GB" if units else "Update manifest and card"
+        said += f", delete {len(stale)} stale files" if stale else ""
+        return Change(units, len(markers), contents, stale, said)
 
-        def commit() -> None:
-            nonlocal tried
-            if tried and opens_pr:
-                raise PushError(
-                    f"{self.address}: the connection was lost while the pull request was opened; {GO_ON}"
-                )
-            if tried and _is(self._list().get(MANIFEST), contents[MANIFEST]):
-                return  # the Hub had taken it before the connection was lost
-            tried = True
-            info = self._api.create_commit(
-                self._config.repo,
-                [*self._additions(local, missing), *(CommitOperationAdd(n, d) for n, d in contents.items())],
-                commit_message=message,
-                repo_type="dataset",
-                revision=self._revision,
-                create_pr=opens_pr,
+    def _card(self, manifest: Manifest, hub: Published, sheet: bool) -> bytes:
+        """The card, around what people wrote. Raises Refusal where what is there cannot be read as a card."""
+        there = self._repository.read(hub.snapshot, README)
+        try:
+            return render_card(manifest, self._repository.name, there.decode("utf-8"), sheet).encode()
+        except (ValueError, YAMLError) as error:
+            raise Refusal(
+                f"{self._repository.name}: {README} there has no header that can be read ({str(error).splitlines()[0]}). "
+                "Mend it there, or remove it, and run the same command again"
+            ) from error
+
+    def _commit(self, local: Finished, hub: Published, missing: dict[str, list[str]], change: Change) -> None:
+        opens_pr = self._create_pr and self._repository.revision is None
+        if opens_pr and self._opening:
+            raise PushError(
+                f"{self.address}: the connection was lost while the pull request was opened; {GO_ON}"
             )
-            if info.pr_revision:
-                self._revision = info.pr_revision
+        for name, data in sorted(change.contents.items()):
+            print(f"{self.address}: beside the shards: {name}, {file_size(len(data))}", flush=True)
+        operations = [
+            *_additions(local, {stem: missing[stem] for stem in change.units}),
+            *(CommitOperationAdd(name, data) for name, data in change.contents.items()),
+            *(CommitOperationDelete(path, is_folder=False) for path in change.stale),
+        ]
+        self._opening = opens_pr
+        self._repository.commit(operations, change.said, hub.snapshot.head, opens_pr)
 
-        ask(self._config.repo, commit)
-        print(f"{self.address}: {message}; {len(there)} units are there", flush=True)
-        return True
-
-    def _additions(self, local: Finished, missing: dict[str, list[str]]) -> Iterator[CommitOperationAdd]:
-        """The files of some units, each held against the hash that its marker has."""
-        for stem, names in missing.items():
-            hashes = local.files(stem)
-            for name in names:
-                path = local.folder / name
-                if not path.exists():
-                    raise PushError(
-                        f"{path}: neither here nor on the Hub. Remove {stem}.json and run precompute/run.py again"
-                    )
-                addition = CommitOperationAdd(local.hub_path(stem, name), str(path))
-                if hashes[name] is not None and addition.upload_info.sha256.hex() != hashes[name]:
-                    raise PushError(
-                        f"{path}: not what was written (its sha256 differs). Run precompute/verify.py"
-                    )
-                yield addition
+    # --- deleting here ---
 
     def _confirm(self, local: Finished, stems: list[str]) -> None:
         """Raises PushError unless the Hub says that it has every file of these units."""
-        remote = self._list()
+        missing = missing_files(local, read_published(self._repository, local))
         for stem in stems:
-            for name, sha256 in local.files(stem).items():
-                if not _same(local.folder / name, sha256, remote.get(local.hub_path(stem, name))):
-                    raise PushError(
-                        f"{name}: the Hub has something else. Nothing was deleted; run the same command again"
-                    )
+            if stem in missing:
+                raise PushError(
+                    f"{missing[stem][0]}: the Hub has something else. Nothing was deleted; run the same command again"
+                )
 
     def _delete(self, local: Finished, stems: list[str]) -> None:
         """Remove the tars of units that the Hub has, but for those done again since `local` was read."""
@@ -189,72 +195,46 @@ class Target:
             for shard in local.markers[stem].shards:
                 (local.folder / f"{shard.name}.tar").unlink(missing_ok=True)
 
-    # --- reading the Hub ---
 
-    def _list(self) -> dict[str, RepoFile]:
-        def tree() -> dict[str, RepoFile]:
-            entries = self._api.list_repo_tree(
-                self._config.repo, recursive=True, repo_type="dataset", revision=self._revision
-            )
-            return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-        return ask(self._config.repo, tree)
-
-    def _read(self, name: str, remote: dict[str, RepoFile]) -> str:
-        if name not in remote:
-            return ""
-
-        def read() -> str:
-            revision = self._revision or "main"
-            path = hf_hub_download(self._config.repo, name, repo_type="dataset", revision=revision)
-            return Path(path).read_text(encoding="utf-8")
-
-        return ask(self._config.repo, read)
-
-    def _remote_manifest(self, local: Finished, remote: dict[str, RepoFile]) -> Manifest | None:
-        """The manifest that is there. Raises Refusal where it is of another recipe or plan."""
-        text = self._read(MANIFEST, remote)
-        if not text:
-            return None
-        theirs, ours = Manifest.from_json(text), manifest_of_all(local.markers)
-        wrong = recipe_differences(theirs.recipe, ours.recipe)
-        for name in theirs.splits.keys() & ours.splits.keys():
-            wrong += recipe_differences(theirs.splits[name].plan, ours.splits[name].plan, "plan")
-        if wrong:
-            lines = "\n  ".join(wrong)
-            raise Refusal(
-                f"{self._config.repo}: it holds shards of another recipe:\n  {lines}\nName another dataset or --revision"
-            )
-        return theirs
+def _additions(local: Finished, missing: dict[str, list[str]]) -> Iterator[CommitOperationAdd]:
+    """The files of some units, each held against the hash that its marker has."""
+    for stem, names in missing.items():
+        hashes = local.files(stem)
+        for name in names:
+            path = local.folder / name
+            if not path.exists():
+                raise PushError(
+                    f"{path}: neither here nor on the Hub. Remove {stem}.json and run precompute/run.py again"
+                )
+            addition = CommitOperationAdd(local.hub_path(stem, name), str(path))
+            if hashes[name] is not None and addition.upload_info.sha256.hex() != hashes[name]:
+                raise PushError(
+                    f"{path}: not what was written (its sha256 differs). Run precompute/verify.py"
+                )
+            yield addition
 
 
-def _missing(local: Finished, remote: dict[str, RepoFile]) -> dict[str, list[str]]:
-    """The files that the Hub has not, or has otherwise, by unit."""
+def missing_files(local: Finished, hub: Published) -> dict[str, list[str]]:
+    """The files that the Hub has not, or has otherwise, by unit. Markers that differ in their timings alone are the same."""
     missing = {}
-    for stem in local.markers:
-        files = local.files(stem).items()
+    for stem, marker in local.markers.items():
+        there = hub.markers.get(stem)
+        same = there is not None and replace(there, timings={}) == replace(marker, timings={})
         names = [
             name
-            for name, sha256 in files
-            if not _same(local.folder / name, sha256, remote.get(local.hub_path(stem, name)))
+            for name, sha256 in local.files(stem).items()
+            if not (
+                same if sha256 is None else _has(hub, local.hub_path(stem, name), sha256, local.folder / name)
+            )
         ]
         if names:
             missing[stem] = names
     return missing
 
 
-def _same(path: Path, sha256: str | None, there: RepoFile | None) -> bool:
-    """Whether the Hub has this file: by the sha256 that its marker has, or else by its contents."""
-    if there is None:
-        return False
-    if sha256 is not None and there.lfs is not None:
-        return bool(there.lfs.sha256 == sha256)
-    return _is(there, path.read_bytes()) if path.exists() else False
-
-
-def _is(there: RepoFile | None, data: bytes) -> bool:
-    if there is None or there.size != len(data):
-        return False
-    if there.lfs is not None:
-        return bool(CommitOperationAdd("x", data).upload_info.sha256.hex() == there.lfs.sha256)
-    return bool(there.blob_id == git_hash(data))
+def _has(hub: Published, path: str, sha256: str, here: Path) -> bool:
+    """Whether the Hub has a file: by its sha256, or by its contents where the Hub keeps it as text."""
+    there = hub.snapshot.files.get(path)
+    if there is not None and there.lfs is None:
+        return here.exists() and is_same(there, here.read_bytes())
+    return there is not None and bool(there.lfs.sha256 == sha256)

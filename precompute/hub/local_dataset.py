@@ -1,6 +1,5 @@
 """What is finished in an output folder, as units that can be pushed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.shards.missing_ok import may_be_gone
 from precompute.shards.store import hub_folder
 
-COMMIT_BYTES, COMMIT_FILES = 50 * 10**9, 2000  # of one commit; the Hub takes up to 25,000 files
+COMMIT_BYTES = 50 * 10**9  # of one commit
 
 
 @dataclass(frozen=True)
@@ -46,36 +45,47 @@ class Finished:
             now = read_marker(self.folder / f"{stem}.json")
         return now == self.markers[stem]
 
+    def marker_bytes(self, stem: str) -> bytes | None:
+        """The marker's file as it is now; None where there is none, as while a unit is done again."""
+        data = None
+        if stem in self.markers:
+            with may_be_gone():
+                data = (self.folder / f"{stem}.json").read_bytes()
+        return data
+
     def files(self, stem: str) -> dict[str, str | None]:
         """File -> sha256 of one unit; None for the marker, which is small and compared as it is."""
-        shards = self.markers[stem].shards
-        tars = {f"{shard.name}.tar": shard.sha256 for shard in shards if shard.samples}
-        return {
-            **tars,
-            **{f"{shard.name}.parquet": shard.parquet_sha256 for shard in shards},
-            f"{stem}.json": None,
-        }
+        return files_of(stem, self.markers[stem])
 
     def hub_path(self, stem: str, name: str) -> str:
         """Where a file of a unit lies on the Hub."""
-        return f"{hub_folder(self.markers[stem])}/{name}".removeprefix("/")
+        return hub_path(self.markers[stem], name)
 
     def size(self, stem: str) -> int:
         return sum(shard.bytes for shard in self.markers[stem].shards)
 
-    def batches(self, stems: list[str]) -> Iterator[list[str]]:
-        """Units in order, as many as one commit should hold."""
+    def batch(self, stems: list[str], most_files: int) -> list[str]:
+        """The first of these units: as many as one commit should hold, and one at least."""
         batch, size, count = list[str](), 0, 0
         for stem in stems:
-            files = len(self.files(stem))
-            if batch and (count + files > COMMIT_FILES or size + self.size(stem) > COMMIT_BYTES):
-                yield batch
-                batch, size, count = [], 0, 0
-            batch.append(stem)
             size += self.size(stem)
-            count += files
-        if batch:
-            yield batch
+            count += len(self.files(stem))
+            if batch and (count > most_files or size > COMMIT_BYTES):
+                break
+            batch.append(stem)
+        return batch
+
+
+def files_of(stem: str, marker: Marker) -> dict[str, str | None]:
+    """File -> sha256 of the unit that a marker lists; None for the marker itself."""
+    tars = {f"{shard.name}.tar": shard.sha256 for shard in marker.shards if shard.samples}
+    sidecars = {f"{shard.name}.parquet": shard.parquet_sha256 for shard in marker.shards}
+    return {**tars, **sidecars, f"{stem}.json": None}
+
+
+def hub_path(marker: Marker, name: str) -> str:
+    """Where a file of a unit lies on the Hub."""
+    return f"{hub_folder(marker)}/{name}".removeprefix("/")
 
 
 def manifest_of_all(markers: dict[str, Marker]) -> Manifest:

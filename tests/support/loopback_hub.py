@@ -92,6 +92,7 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.on_commit: Callable[[], None] = lambda: None
+        self.commit_limit: int | None = None  # files of a commit that the gateway has no time for: 504
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -166,7 +167,15 @@ class LoopbackHub:
         repo = self.repo(name, user) if create_pr else self.writable(name, user)
         if user is None:
             raise Refused(401, "", "Invalid username or password.")
-        files = dict(repo.commits[self.revision(repo, ref)])
+        if (
+            self.commit_limit is not None
+            and sum(line["key"] != "header" for line in lines) > self.commit_limit
+        ):
+            raise Refused(504, "", "Gateway Time-out")
+        parent = next((line["value"].get("parentCommit") for line in lines if line["key"] == "header"), None)
+        if parent and not create_pr and parent != self.revision(repo, ref):
+            raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
+        files = dict(repo.commits[self.revision(repo, parent if create_pr and parent else ref)])
         message = ""
         for line in lines:
             value = line["value"]
@@ -178,6 +187,9 @@ class LoopbackHub:
                 if value["oid"] not in self.objects:
                     raise Refused(400, "", f"lfs object {value['oid']} was never uploaded")
                 files[value["path"]] = Blob(self.objects[value["oid"]], True)
+            elif line["key"] == "deletedFile":
+                if files.pop(value["path"], None) is None:
+                    raise Refused(404, "EntryNotFound", f"{value['path']} does not exist")
             else:
                 raise Refused(400, "", f"unknown operation {line['key']}")
         if max(Counter(path.rpartition("/")[0] for path in files).values()) > FILES_IN_FOLDER:

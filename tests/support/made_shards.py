@@ -42,9 +42,11 @@ def members_of(key: str, caption: str, unit: int = 0, index: int = 0) -> dict[st
 
 
 @contextlib.contextmanager
-def unit_writer(output: Path, unit: int, samples_per_shard: int = 100) -> Iterator[UnitWriter]:
+def unit_writer(
+    output: Path, unit: int, samples_per_shard: int = 100, split: str = "train"
+) -> Iterator[UnitWriter]:
     names = [*(field.name for field in FIELDS), "txt", "json"]
-    writer = UnitWriter(OutputFolder(output), unit, names, samples_per_shard, f"token{unit}")
+    writer = UnitWriter(OutputFolder(output, split), unit, names, samples_per_shard, f"token{unit}")
     try:
         yield writer
     finally:

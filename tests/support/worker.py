@@ -20,7 +20,7 @@ from tqdm import tqdm
 import precompute.hub.retry
 from precompute import push, run
 from precompute.errors import one_line_errors, output_errors
-from precompute.hub import follow
+from precompute.hub import follow, push_loop
 from precompute.shards.tar_writer import TarWriter
 
 DEAD = 9  # exit code of a process that die_at has ended
@@ -98,7 +98,7 @@ def turn_to(hub: str, output: Path) -> None:
     constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = False, True
     constants.HF_HUB_CACHE = str(output.with_name("cache"))
     os.environ["HF_TOKEN"] = "hf_owner"
-    precompute.hub.retry.WAIT, push.POLL, follow.RETRY = 0.01, 0.02, 0.05
+    precompute.hub.retry.WAIT, push_loop.POLL, follow.RETRY = 0.01, 0.02, 0.05
     push.Config = lambda *a, **k: config(*a, **{**k, "every": 0.0})  # type: ignore[assignment, misc]
 
 

@@ -7,8 +7,7 @@ import huggingface_hub.constants
 import pytest
 
 import precompute.hub.retry
-from precompute import push
-from precompute.hub import follow
+from precompute.hub import follow, push_loop
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import start  # noqa: F401  a fixture
 
@@ -27,7 +26,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_owner")
         monkeypatch.setattr(precompute.hub.retry, "WAIT", 0.01)
-        monkeypatch.setattr(push, "POLL", 0.02)
+        monkeypatch.setattr(push_loop, "POLL", 0.02)
+        monkeypatch.setattr(push_loop, "OUTAGE", 0.05)
         monkeypatch.setattr(follow, "RETRY", 0.05)
         huggingface_hub.utils.disable_progress_bars()
         yield hub

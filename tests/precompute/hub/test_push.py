@@ -14,7 +14,7 @@ import precompute.hub.retry
 from loader.format import MANIFEST, Manifest, Marker
 from precompute import push
 from precompute.errors import PrecomputeError, UsageError
-from precompute.hub import local_dataset as finished
+from precompute.hub import hub_dataset
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
 from precompute.hub.retry import PushError
@@ -36,6 +36,12 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     return write_shards(tmp_path / "latents")
+
+
+def few_files(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Each commit holds at most so many."""
+    monkeypatch.setattr(hub_dataset, "FIRST", most)
+    monkeypatch.setattr(hub_dataset, "MOST", most)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -98,7 +104,7 @@ def test_only_what_is_new_is_sent(hub: LoopbackHub, shards: Path, tmp_path: Path
 def test_many_units_are_several_commits_each_a_whole_dataset(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finished, "COMMIT_FILES", 12)
+    few_files(monkeypatch, 12)
     shards = write_shards(tmp_path / "latents", units=11, samples=1)
     push.push(Config(shards, REPO))
     assert len(hub.repos[REPO].log) == 1 + 3 and there(hub) == contents(shards)
@@ -108,7 +114,7 @@ def test_many_units_are_several_commits_each_a_whole_dataset(
 def test_a_commit_holds_few_files_however_many_a_unit_has(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finished, "COMMIT_FILES", 20)
+    few_files(monkeypatch, 20)
     shards = write_shards(tmp_path / "latents", units=5, samples=4, samples_per_shard=1)  # 9 files a unit
     push.push(Config(shards, REPO))
     commits = list(hub.repos[REPO].commits.values())
@@ -245,7 +251,7 @@ def test_a_branch_is_made_and_main_left_alone(hub: LoopbackHub, shards: Path) ->
 def test_a_pull_request_holds_all_commits(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finished, "COMMIT_FILES", 6)
+    few_files(monkeypatch, 6)
     shards = write_shards(tmp_path / "latents", units=5, samples=1)
     assert push.push(Config(shards, REPO, create_pr=True)).endswith("/tree/refs/pr/1")
     assert there(hub, "refs/pr/1") == contents(shards) and there(hub) == {}

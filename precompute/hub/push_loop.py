@@ -1,0 +1,78 @@
+"""The flags of a push, and its loop: look at what is finished, send it, and with `follow` wait for more."""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from precompute.hub.hub_dataset import Target
+from precompute.hub.local_dataset import Finished
+from precompute.hub.retry import PushError, Refusal
+
+logger = logging.getLogger("precompute")
+
+POLL = 2.0  # seconds between looks for new units with --follow
+OUTAGE = 60.0  # seconds between tries with --follow while the Hub cannot be reached
+
+
+@dataclass(frozen=True)
+class Config:
+    output: tyro.conf.Positional[Path]
+    """Folder with the shards."""
+
+    repo: tyro.conf.Positional[str]
+    """Dataset on the Hub, USER/REPO; made if it is not there."""
+
+    private: bool = False
+    """Make the dataset private. One that is there already, and public, is refused."""
+
+    revision: str | None = None
+    """Branch to push to, made if it is not there. Default: main."""
+
+    create_pr: bool = False
+    """Open a pull request rather than push to the branch."""
+
+    follow: bool = False
+    """Push finished units while precompute runs, and end when all are there. An outage of the Hub is sat out."""
+
+    every: float = 300.0
+    """Seconds between commits with --follow; the Hub allows about a hundred an hour."""
+
+    delete_pushed: bool = False
+    """Delete each local tar once the Hub has it, by its sha256. Markers and sidecars stay, so precompute goes on."""
+
+
+def push(config: Config, stop: threading.Event | None = None) -> str:
+    """Push, and return the address. stop: ends a --follow early, once what is finished by then is pushed."""
+    target = Target(
+        config.output, config.repo, config.revision, config.private, config.create_pr, config.delete_pushed
+    )
+    target.open()
+    stop, last = stop or threading.Event(), float("-inf")
+    while True:
+        stopping = stop.is_set()  # before looking, so that nothing finished by then is left
+        began = time.monotonic()
+        local = Finished.read(config.output)
+        looked = time.monotonic() - began
+        done = local.complete or stopping or not config.follow
+        due = done or time.monotonic() - last >= config.every
+        pause = max(POLL, 20 * looked)  # to read thousands of markers takes a while
+        try:
+            if local.markers and due and target.push(local, final=done):
+                last = time.monotonic()
+        except PushError as error:
+            if stopping or not config.follow or isinstance(error, Refusal):
+                raise
+            logger.warning("%s; the next try is in %d s", error, OUTAGE)
+            done, pause = False, OUTAGE
+        if done:
+            break
+        stop.wait(pause)
+    if not local.markers:
+        raise PushError(
+            f"{config.output}: no unit is finished yet; run precompute/run.py first, or push with --follow"
+        )
+    return target.address
