@@ -22,7 +22,8 @@ from precompute.hub import hub_dataset
 from precompute.hub.repository import Repository
 from precompute.hub.retry import PushError, Refusal, retry_after
 from precompute.push import Config
-from precompute.shards.unit_writer import Row, manifest_of
+from precompute.shards.markers import manifest_of
+from precompute.shards.unit_writer import Row
 from tests.precompute.hub.test_push import REPO
 from tests.support.loopback_hub import Blob, LoopbackHub
 from tests.support.made_shards import (
