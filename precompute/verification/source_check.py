@@ -4,7 +4,8 @@ What neither recipe nor plan knows, where the raw files lie on this machine, com
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 
 from builders.core.images import UndecodableImage, decode_rgb
 from loader.format import Manifest, Marker
+from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.input.records import OURS, Record, Records, Source
 from precompute.shards.store import Store
@@ -22,6 +24,7 @@ from precompute.verification.check_folder import Finding, redo
 from precompute.verification.check_shard import read_sidecar
 
 FOREIGN = ("image_column", "caption_column", "caption_cleaning")
+PLAIN_OPTION = re.compile(r'\w+=("[\w,+ -]*"|[\d.eE+-]+|true|false|null)')
 NO_OPTION = {"path", "name", "version", "options", *FOREIGN}
 
 
@@ -50,6 +53,8 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
         columns = {"caption_cleaning": recipe.get("caption_cleaning")}
     else:
         columns = {column: recipe[column] for column in FOREIGN if column in recipe}
+    if not where.is_named:
+        _refuse_what_only_the_recipe_names(name, options)
     records = Records(
         Source(
             dataset=name,
@@ -69,6 +74,22 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
             "give --data-dir and --options as precompute/run.py had them"
         )
     return records
+
+
+def _refuse_what_only_the_recipe_names(name: str, options: Sequence[str]) -> None:
+    """The recipe may be a stranger's: what it names on this machine or in this network is not opened because it says so.
+
+    Our builders are published archives, and their options may be numbers and plain words, but no path and no address.
+    """
+    if not name.startswith(OURS):
+        raise UsageError(
+            f"--source: the shards' recipe names {printable(name)}; give that yourself to have it opened"
+        )
+    for option in options:
+        if not PLAIN_OPTION.fullmatch(option):
+            raise UsageError(
+                f"--options: the shards' recipe says {printable(option)}; give that yourself to have it opened"
+            )
 
 
 def find_records(records: Records, wanted: dict[int, set[str]]) -> dict[str, Record]:
