@@ -243,6 +243,7 @@ for epoch in range(EPOCHS):
         seen += batch["key"]
         if epoch == 1 and step == 3:
             accelerator.save_state(str(out / "state"))
+            accelerator.wait_for_everyone()  # the main process writes what all of them read
             wrong = next(iter(train))
             accelerator.load_state(str(out / "state"))
             break

@@ -322,6 +322,7 @@ def retar(output: Path, change: Callable[[list[tarfile.TarInfo]], list[tarfile.T
     with tarfile.open(path) as tar:
         infos = tar.getmembers()
         data = {info.name: tar.extractfile(info).read() for info in infos}
+    path.unlink()
     writer = TarWriter(path)
     for info in change(infos):
         writer.add(info.name, data[info.name])
