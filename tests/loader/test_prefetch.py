@@ -68,7 +68,7 @@ def test_close_waits_for_no_server_that_is_down(server: Server) -> None:
     server.faults["/train-00000.tar"] = []
     for number in range(1, 12):
         server.faults[f"/train-{number:05d}.tar"] = [status(503)] * 100_000
-    batches = make_loader(server.url, 5, shuffle_window=40, patience=3600, **OPTIONS)
+    batches = make_loader(server.url, 5, shuffle_window=40, patience=3600, **{**OPTIONS, "prefetch": 4})
     iterator = iter(batches)
     next(iterator)
     wait_until(lambda: asked(server)[1] > 2)
