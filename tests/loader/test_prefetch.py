@@ -65,16 +65,17 @@ def test_the_trainer_finds_in_the_cache_what_was_fetched_ahead(server: Server) -
 
 
 def test_close_waits_for_no_server_that_is_down(server: Server) -> None:
+    """Batches in the foreground wait as long as the server asks, beside the four that fetch ahead."""
     server.faults["/train-00000.tar"] = []
     for number in range(1, 12):
-        server.faults[f"/train-{number:05d}.tar"] = [status(503)] * 100_000
-    batches = make_loader(server.url, 5, shuffle_window=40, patience=3600, **{**OPTIONS, "prefetch": 4})
-    iterator = iter(batches)
-    next(iterator)
-    wait_until(lambda: asked(server)[1] > 2)
+        server.faults[f"/train-{number:05d}.tar"] = [status(503, Retry_After="90")] * 100_000
+    many = {**OPTIONS, "prefetch": 13, "num_threads": 14}
+    batches = make_loader(server.url, 5, shuffle_window=60, patience=3600, **many)
+    next(iter(batches))
+    wait_until(lambda: set(asked(server)) >= {1, 2, 3, 4, 5, 6})
     closing = threading.Thread(target=batches.close)
     closing.start()
-    closing.join(60)
+    closing.join(30)
     in_time = not closing.is_alive()
     server.faults.clear()
     closing.join()
