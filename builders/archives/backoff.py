@@ -27,11 +27,11 @@ class Patience:
     def wait(self, what: str, asked: str | None = None) -> bool:
         """Say `what` failed, and pause before the next try; False, at once, when patience is over or it is `ENOUGH`.
 
-        asked: the server's Retry-After, which is honoured.
+        asked: the server's Retry-After, which is honoured up to ten minutes and never beyond what patience is left.
         """
         if self._spent >= PATIENCE:
             return False
-        pause = max(self._pause, min(_LONGEST_ASKED, _seconds(asked or "")))
+        pause = min(max(self._pause, min(_LONGEST_ASKED, _seconds(asked or ""))), PATIENCE - self._spent)
         self._pause, self._spent = min(_LONGEST, 2 * self._pause), self._spent + pause
         logger.warning(f"{what}. Trying again in {pause:.0f} s")
         return not ENOUGH.wait(pause)
@@ -44,8 +44,10 @@ def may_pass(status: int) -> bool:
 
 def _seconds(retry_after: str) -> float:
     """From a number or an HTTP date; 0 from neither."""
-    if retry_after.isdecimal():
+    if retry_after.isdecimal() and len(retry_after) < 10:
         return float(retry_after)
-    with contextlib.suppress(ValueError, TypeError):
+    if retry_after.isdecimal():
+        return _LONGEST_ASKED
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
     return 0.0

@@ -1,6 +1,7 @@
 """Files over HTTP: resumed at the byte, retried with patience, checked, and named only when whole.
 
-A file appears under its name only when its size and checksum, where known, are right; until then it is NAME.part.
+A file appears under its name only when its size and checksum, where known, are right; until then it is NAME.part. Beside it NAME.part.of
+says of which version of the file it is a part (its ETag or time), so that yesterday's half is never joined to today's.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 import huggingface_hub
-import requests
+from huggingface_hub.utils import httpx
 
 from builders.archives.backoff import ENOUGH, Patience, may_pass
 from builders.archives.read_errors import refusal, without_query
@@ -24,6 +25,8 @@ from builders.core.errors import DownloadError
 
 _CHUNK = 2**16  # bytes; what a broken connection loses at most
 _TIMEOUT = 60  # seconds without a byte
+_LARGEST = 100 * 2**30  # bytes of a file whose size nobody tells; no archive of ours is that large
+_LONGEST_NUMBER = 18  # digits of a size
 
 
 class _Stop(DownloadError):
@@ -76,25 +79,25 @@ class Downloader:
         target = os.path.join(self.folder, source.path)
         if os.path.isfile(target) and source.size in (None, os.path.getsize(target)):
             return False
+        _forget_unknown(source, target + ".part")
         patience, had = Patience(), -1
         while True:
             try:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 self._attempt(source, target)
                 return True
-            except (
-                _Transient,
-                requests.ConnectionError,
-                requests.Timeout,
-                requests.exceptions.ChunkedEncodingError,
-            ) as error:
+            except (_Transient, httpx.TransportError) as error:
                 size = _size(target + ".part")
                 patience, had = Patience() if size > had else patience, size
-                what = f"{source.path}: {without_query(error)}"
+                what = f"{source.path}: {without_query(error) or type(error).__name__}"
                 if self.stopping.is_set():
                     raise DownloadError(f"{what}. Run again to go on") from None
                 if not patience.wait(what, getattr(error, "asked", None)):
                     raise DownloadError(f"{what}, for half an hour. Run again to go on") from None
+            except httpx.HTTPError as error:  # too many redirects, an odd encoding
+                raise DownloadError(
+                    f"{source.path}: {type(error).__name__}: {without_query(error)}"
+                ) from None
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise DownloadError(f"{source.path}: {without_query(error)}") from None
@@ -106,25 +109,40 @@ class Downloader:
 
     def _attempt(self, source: Source, target: str) -> None:
         part = target + ".part"
-        have = _size(part)
+        have, version = _size(part), _read_version(part)
         headers = {"Range": f"bytes={have}-"} if have else {}
+        if have and version:
+            headers["If-Range"] = version
         with self._request(source, headers) as response:
             total = self._check(source, response, have)
             if response.status_code != 206:
                 have = 0  # the server sends all of it, asked for or not
+            elif version and _version(response) not in ("", version):
+                _remove(part)  # by a server that does not know If-Range
+                raise _Transient("the file has changed since its first half arrived")
+            _write_version(part, _version(response))
             digest = hashlib.sha256()
             with open(part, "r+b" if have else "wb") as file:
                 for chunk in iter(lambda: file.read(_CHUNK), b"") if have else ():
                     digest.update(chunk)
                 file.seek(have)
-                self._copy(source, response, file, digest)
+                self._copy(source, response, file, digest, total)
         _verify(source, part, total, digest.hexdigest(), _published_sha256(response) or source.sha256)
         os.replace(part, target)
+        _remove(part)
 
-    def _copy(self, source: Source, response: requests.Response, file: IO[bytes], digest: Any) -> None:
-        for chunk in response.iter_content(_CHUNK):
+    def _copy(
+        self, source: Source, response: httpx.Response, file: IO[bytes], digest: Any, total: int | None
+    ) -> None:
+        most = _LARGEST if total is None else total
+        for chunk in response.iter_bytes(_CHUNK):
             if file.tell() == 0 and _is_html(chunk):
                 raise self._refused(source, "an HTML page came instead of the file")
+            if file.tell() + len(chunk) > most:
+                _remove(file.name)
+                raise DownloadError(
+                    f"{source.path}: the server sends more than the {most:,} bytes that it has"
+                )
             file.write(chunk)
             digest.update(chunk)
             self.bar.update(len(chunk))
@@ -132,20 +150,19 @@ class Downloader:
         os.fsync(file.fileno())
 
     @contextlib.contextmanager
-    def _request(self, source: Source, headers: dict[str, str]) -> Iterator[requests.Response]:
+    def _request(self, source: Source, headers: dict[str, str]) -> Iterator[httpx.Response]:
         url = source.url
         if url.startswith("hf://"):
             repository, path = "/".join(url.split("/")[3:5]), "/".join(url.split("/")[5:])
             url = huggingface_hub.hf_hub_url(repository, path, repo_type="dataset")
             headers = headers | huggingface_hub.utils.build_hf_headers()
         # identity: a range counts bytes of the file, not of its compressed transfer
-        with requests.get(
-            url, headers={"Accept-Encoding": "identity"} | headers, stream=True, timeout=_TIMEOUT
-        ) as response:
+        headers = {"Accept-Encoding": "identity"} | headers
+        with httpx.stream("GET", url, headers=headers, timeout=_TIMEOUT, follow_redirects=True) as response:
             yield response
 
-    def _check(self, source: Source, response: requests.Response, have: int) -> int | None:
-        """The file's size as the server gives it. Raises for every answer that is not the file."""
+    def _check(self, source: Source, response: httpx.Response, have: int) -> int | None:
+        """The file's size as the server gives it, or else as published. Raises for every answer that is not the file."""
         status = response.status_code
         if may_pass(status):
             raise _Transient(f"the server answered {status}", response.headers.get("Retry-After"))
@@ -157,20 +174,23 @@ class Downloader:
             )
         if status == 416:  # what we have is as long as the file, or longer
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
-            os.remove(os.path.join(self.folder, source.path) + ".part")
+            _remove(os.path.join(self.folder, source.path) + ".part")
             raise _Transient(f"{have:,} bytes had arrived of a file of {total or 'unknown'}")
         if status not in (200, 206):
             raise DownloadError(f"{source.path}: the server answered {status}")
         if status == 206:
-            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            sent, _, total = response.headers.get("Content-Range", "").partition("/")
+            if not sent.startswith(f"bytes {have}-"):
+                _remove(os.path.join(self.folder, source.path) + ".part")
+                raise _Transient(f"asked for the bytes from {have:,} on, the server sends {sent or 'others'}")
         else:
             total = response.headers.get("Content-Length", "")
-        size = int(total) if total.isdecimal() else None
+        size = int(total) if total.isdecimal() and len(total) <= _LONGEST_NUMBER else None
         if None not in (size, source.size) and size != source.size:
             raise DownloadError(
                 f"{source.path}: published with {source.size:,} bytes, the server has {size:,}; the set has changed"
             )
-        return size
+        return source.size if size is None else size
 
     def _refused(self, source: Source, what: str) -> DownloadError:
         if self.name == "sa1b" and not source.url.startswith("hf://"):
@@ -186,16 +206,47 @@ def _verify(source: Source, part: str, total: int | None, digest: str, published
     if total is not None and size < total:
         raise _Transient(f"{size:,} of {total:,} bytes arrived")
     if total is not None and size > total:
-        os.remove(part)
+        _remove(part)
         raise _Transient(f"{size:,} bytes arrived of a file of {total:,}")
     if published is not None and digest != published:
-        os.remove(part)
+        _remove(part)
         raise DownloadError(
             f"{source.path}: sha256 is {digest}, published is {published}. It was damaged on its way: run again"
         )
 
 
-def _published_sha256(response: requests.Response) -> str | None:
+def _version(response: httpx.Response) -> str:
+    """What tells this version of the file from another, as If-Range takes it; nothing where the server does not say."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+
+
+def _read_version(part: str) -> str:
+    try:
+        with open(part + ".of", encoding="ascii") as file:
+            return file.read()
+    except (FileNotFoundError, UnicodeError):
+        return ""
+
+
+def _write_version(part: str, version: str) -> None:
+    with open(part + ".of", "w", encoding="ascii", errors="ignore") as file:
+        file.write(version)
+
+
+def _forget_unknown(source: Source, part: str) -> None:
+    """Drop what an earlier run left of nobody knows which version, unless a checksum will tell."""
+    if source.sha256 is None and not _read_version(part):
+        _remove(part)
+
+
+def _remove(part: str) -> None:
+    for path in (part, part + ".of"):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+def _published_sha256(response: httpx.Response) -> str | None:
     """The Hub names a large file's sha256 in the answer that leads on to its storage."""
     for answer in (*response.history, response):
         tag = answer.headers.get("X-Linked-Etag", "").strip('"')

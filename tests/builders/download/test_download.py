@@ -1,5 +1,6 @@
 """The download command against a loopback server that cuts, lies, refuses and slows down."""
 
+import contextlib
 import dataclasses
 import email.utils
 import errno
@@ -10,11 +11,12 @@ import time
 import pytest
 
 import builders.textcaps
+from builders.archives.backoff import PATIENCE, Patience
 from builders.archives.sources import Source, hub_url
 from builders.download import __main__ as download
 from builders.download import fetch
 from tests.support.raw import textcaps
-from tests.support.raw.server import serve
+from tests.support.raw.server import etag, serve
 
 DATA = b"PK" + bytes(range(256)) * 8000  # 2 MB
 
@@ -104,12 +106,119 @@ def test_a_broken_connection_goes_on_at_the_byte(server, downloader, tmp_path, w
 def test_a_killed_download_goes_on_in_the_next_run(server, downloader, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.zip.part").write_bytes(DATA[:1_000_001])
+    (tmp_path / "out/a.zip.part.of").write_text(etag(DATA))
     downloader.fetch(source(server))
     assert (tmp_path / "out/a.zip").read_bytes() == DATA
     assert (
         server.requests == [("GET", "a.zip", "bytes=1000001-")]
         and downloader.bar.total == len(DATA) - 1_000_001
     )
+
+
+@pytest.mark.parametrize("knows_if_range", [True, False])
+def test_yesterdays_half_is_never_joined_to_todays(server, downloader, tmp_path, waits, knows_if_range):
+    today = bytes(reversed(DATA))
+    server.faults["a.zip"] = whole = answer(200, DATA, {"ETag": etag(DATA)}, times=0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.zip.part").write_bytes(DATA[:1_000_000])
+    (tmp_path / "out/a.zip.part.of").write_text(etag(DATA))
+    (server.root / "a.zip").write_bytes(today)
+
+    def ignores_if_range(handler, data):
+        del handler.headers["If-Range"]
+        return whole(handler, data)
+
+    if not knows_if_range:
+        server.faults["a.zip"] = ignores_if_range
+    downloader.fetch(source(server))
+    assert (tmp_path / "out/a.zip").read_bytes() == today
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.zip"]
+
+
+def test_a_half_of_nobody_knows_what_is_fetched_again(server, downloader, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.zip.part").write_bytes(b"z" * 1000)
+    downloader.fetch(source(server))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA and server.requests[0][2] is None
+
+
+def test_a_run_that_ended_in_the_middle_goes_on_in_the_next(server, downloader, tmp_path):
+    def cut_with_version(handler, data):
+        handler.send_response(200)
+        for name, value in {"Content-Length": str(len(data)), "ETag": etag(data)}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(data[:1_000_000])
+        handler.close_connection = True
+        return True
+
+    server.faults["a.zip"] = cut_with_version
+    downloader.stopping.set()
+    with pytest.raises(fetch.DownloadError, match="Run again"):
+        downloader.fetch(source(server))
+    downloader.stopping.clear()
+    del server.faults["a.zip"]
+    had = (tmp_path / "out/a.zip.part").stat().st_size
+    downloader.fetch(source(server))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA and had
+    assert server.requests[-1] == ("GET", "a.zip", f"bytes={had}-")
+
+
+def without_length(handler, body, endless=False):
+    """As a server of HTTP 1.0 answers: the end of the connection is the end of the file."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        handler.wfile.write(body)
+        while endless:
+            handler.wfile.write(b"\1" * 2**20)
+    handler.close_connection = True
+    return True
+
+
+def test_a_server_without_length_that_breaks_off_is_noticed_by_the_published_size(
+    server, downloader, tmp_path, waits
+):
+    left = [2]
+
+    def breaks_off(handler, data):
+        left[0] -= 1
+        return left[0] >= 0 and without_length(handler, data[:1000])
+
+    server.faults["a.zip"] = breaks_off
+    downloader.fetch(source(server, size=len(DATA)))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA and len(waits) == 2
+
+
+def test_a_body_without_end_is_cut_at_the_published_size(server, downloader, tmp_path):
+    server.faults["a.zip"] = lambda handler, data: without_length(handler, b"", endless=True)
+    with pytest.raises(fetch.DownloadError, match="more than the 1,000 bytes"):
+        downloader.fetch(source(server, size=1000))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "abc", "-5", ""])
+def test_a_nonsense_length_is_no_length(server, downloader, tmp_path, waits, size):
+    def nonsense(handler, data):
+        if len(server.requests) > 1:
+            return False
+        handler.answer(206, data, {"Content-Range": f"bytes 0-1/{size}"})
+        return True
+
+    server.faults["a.zip"] = nonsense
+    downloader.fetch(source(server, size=len(DATA)))
+    assert (tmp_path / "out/a.zip").read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "asked", ["1000000000", "9" * 400, "inf", "nan", "-1", "1e9", "Fri, 31 Dec 9999 23:59:59 GMT", "²"]
+)
+def test_a_server_does_not_say_how_long_we_live(waits, asked):
+    patience = Patience()
+    while patience.wait("a.zip: the server answered 503", asked):
+        pass
+    assert sum(waits) <= PATIENCE and max(waits) <= 600 and min(waits) > 0
 
 
 def test_a_server_without_ranges_starts_over(server, downloader, tmp_path):
@@ -123,6 +232,7 @@ def test_a_server_without_ranges_starts_over(server, downloader, tmp_path):
 def test_more_on_disk_than_there_is_starts_over(server, downloader, tmp_path, waits):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.zip.part").write_bytes(DATA + b"too much")
+    (tmp_path / "out/a.zip.part.of").write_text(etag(DATA))
     downloader.fetch(source(server))
     assert (tmp_path / "out/a.zip").read_bytes() == DATA
 

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,10 +12,15 @@ from pathlib import Path
 Fault = Callable[["Handler", bytes], bool]  # True: it has answered
 
 
+def etag(data: bytes) -> str:
+    return f'"{zlib.crc32(data):08x}"'
+
+
 class Handler(BaseHTTPRequestHandler):
     server: "Server"
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    version: dict[str, str] = {}  # noqa: RUF012  set anew for each request
 
     def log_message(self, *args: object) -> None:
         pass
@@ -26,15 +32,17 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.lstrip("/").split("?")[0]
         self.server.requests.append((self.command, path, self.headers.get("Range")))
         self.server.hits[path] += 1
+        self.version = {}
         file = self.server.root / path
         if not file.is_file():
             return self.answer(404, b"no such file")
         data = file.read_bytes()
+        self.version = {"ETag": etag(data)}
         fault = self.server.faults.get(path)
         if fault is not None and fault(self, data):
             return None
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None:
+        if wanted is None or self.headers.get("If-Range", etag(data)) != etag(data):
             return self.answer(200, data)
         start, end = int(wanted[1]), min(int(wanted[2] or len(data) - 1), len(data) - 1)
         if start >= len(data):
@@ -44,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for name, value in (
-            {"Content-Length": str(len(body)), "Accept-Ranges": "bytes"} | (headers or {})
+            {"Content-Length": str(len(body)), "Accept-Ranges": "bytes", **self.version} | (headers or {})
         ).items():
             self.send_header(name, value)
         self.end_headers()
