@@ -16,18 +16,30 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import httpx
 
 from builders.archives.backoff import may_pass
 from builders.core.errors import ArchiveError, BuilderError, DownloadError, RefusedError
 
+_LASTING = (  # the same request will never succeed
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+    httpx.InvalidURL,
+    httpx.TooManyRedirects,
+    httpx.UnsupportedProtocol,
+)
+
 
 def verdict(error: BaseException, url: str) -> BuilderError | None:
     """What to raise for a request that failed, without trying again; None where it may pass."""
+    if isinstance(error, BuilderError):  # which one of ours has judged already
+        return type(error)(f"{without_query(url)}: {error}")
     what, status = describe(error), status_of(error)
     if is_refusal(error):
         return RefusedError(f"{without_query(url)}: {refusal(url, what)}")
     is_local = getattr(error, "errno", None) in (errno.ENOENT, errno.EACCES)
-    if is_local or _is(error, OfflineModeIsEnabled, RevisionNotFoundError, HFValidationError):
+    if is_local or _is(error, *_LASTING):
         return DownloadError(f"{without_query(url)}: {what}")
     if is_lost(error):
         return ArchiveError(f"it is gone: {what}")

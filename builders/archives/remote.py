@@ -1,5 +1,6 @@
 """Local and remote files behind one `open_source`: seekable, buffered, and tried again for long when the network fails."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -9,6 +10,7 @@ from typing import IO, Any
 import fsspec
 
 from builders.archives.backoff import Patience
+from builders.archives.http_file import HttpFile
 from builders.archives.read_errors import describe, is_disk_fault, retry_after, verdict, without_query
 from builders.core.errors import ArchiveError, DownloadError, MissingSourceError
 
@@ -32,19 +34,43 @@ def open_source(location: str, token: str | bool | None = None) -> IO[bytes]:
 
 def version_of(location: str, token: str | bool | None) -> str:
     """Changes when the file does: size and time of a local one, what the server tells of a remote one."""
-    fs, path = _filesystem(location, token)
     try:
-        info = fs.info(path) if is_local(location) else _patiently(location, lambda: fs.info(path))
+        if is_local(location):
+            info = _FsspecFile(location, token).facts()
+        else:
+            with contextlib.closing(_remote_file(location, token)) as file:
+                info = _patiently(location, file.facts)
     except ArchiveError as error:
         raise MissingSourceError(f"{without_query(location)}: {error}") from error
     known = {key: str(info.get(key)) for key in ("name", "size", "mtime", "ETag", "blob_id", "last_modified")}
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
-def _filesystem(location: str, token: str | bool | None) -> tuple[fsspec.AbstractFileSystem, str]:
-    options = {"token": token} if location.startswith("hf://") else {}
-    fs, path = fsspec.core.url_to_fs(location, **options)
-    return fs, path
+def _remote_file(url: str, token: str | bool | None) -> "HttpFile | _FsspecFile":
+    return HttpFile(url) if url.startswith(("http://", "https://")) else _FsspecFile(url, token)
+
+
+class _FsspecFile:
+    """A file of whatever else fsspec opens, the Hub's among them, with the interface of HttpFile."""
+
+    def __init__(self, url: str, token: str | bool | None) -> None:
+        options = {"token": token} if url.startswith("hf://") else {}
+        self._fs, self._path = fsspec.core.url_to_fs(url, **options)
+
+    def facts(self) -> dict[str, Any]:
+        facts = self._fs.info(self._path)
+        if facts.get("size") is None:
+            raise DownloadError("cannot be streamed: nothing says how long it is")
+        return facts
+
+    def read(self, start: int, end: int, size: int) -> bytes:
+        data: bytes = self._fs.cat_file(self._path, start=start, end=end)
+        if len(data) != end - start:
+            raise DownloadError(f"cannot be streamed: asked for {end - start:,} bytes, got {len(data):,}")
+        return data
+
+    def close(self) -> None:
+        """The file system is fsspec's to keep."""
 
 
 def _patiently(url: str, request: Callable[[], Any]) -> Any:
@@ -88,10 +114,9 @@ class _Remote(io.RawIOBase):
     """A remote file as stateless byte ranges, so that a retry is just the same request again."""
 
     def __init__(self, url: str, token: str | bool | None) -> None:
-        self._url = url
-        self._fs, self._path = _filesystem(url, token)
-        self._size = int(_patiently(url, lambda: self._fs.info(self._path)["size"]))
-        self._at = 0
+        self._url, self._at = url, 0
+        self._file = _remote_file(url, token)
+        self._size = int(_patiently(url, self._file.facts)["size"])
 
     def readable(self) -> bool:
         return True
@@ -111,11 +136,20 @@ class _Remote(io.RawIOBase):
         if length <= 0:
             return 0
         start, end = self._at, self._at + length
-        data = _patiently(self._url, lambda: self._fs.cat_file(self._path, start=start, end=end))
-        if len(data) != length:
-            raise DownloadError(
-                f"{without_query(self._url)}: asked for {length:,} bytes, got {len(data):,}; the server cannot be streamed from"
-            )
+        data = _patiently(self._url, lambda: self._file.read(start, end, self._size))
         buffer[:length] = data
         self._at += length
         return length
+
+    def readall(self) -> bytes:
+        """The rest, in requests of a block each: Python's own would ask for 8 KiB at a time."""
+        parts = []
+        while self._at < self._size:
+            block = bytearray(min(_BLOCK_SIZE, self._size - self._at))
+            self.readinto(block)
+            parts.append(bytes(block))
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

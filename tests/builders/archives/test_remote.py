@@ -1,5 +1,6 @@
 """What a reader meets on its way: outages that pass, archives that are gone, doors that are closed, disks that fail."""
 
+import contextlib
 import dataclasses
 import socket
 from pathlib import Path
@@ -59,13 +60,13 @@ def rows(server, tmp_path):
     return lambda: list(dataset.decode(False))
 
 
-def answer(status, times=10**9, headers=None):
+def answer(status, times=10**9, headers=None, body=b""):
     left = iter(range(times))
 
     def fault(handler, data):
         if next(left, None) is None:
             return False
-        handler.answer(status, b"", headers)
+        handler.answer(status, body, headers)
         return True
 
     return fault
@@ -88,7 +89,7 @@ def outcomes(rows):
     return [row["reject"] or row["caption"] for row in rows]
 
 
-@pytest.mark.parametrize("fault", [answer(503, 30), answer(500, 30), answer(429, 30), hang_up(90)])
+@pytest.mark.parametrize("fault", [answer(503, 30), answer(500, 30), answer(429, 30), hang_up(30)])
 def test_an_outage_of_minutes_is_waited_out(server, rows, waits, caplog, fault):
     server.faults["1.tar"] = fault
     assert outcomes(rows()) == ["a"] * 6
@@ -103,6 +104,67 @@ def test_an_outage_in_the_middle_of_an_archive_is_waited_out(server, waits):
         server.faults["0.tar"] = hang_up(9)
         assert file.read() == (server.root / "0.tar").read_bytes()
     assert waits
+
+
+def without_ranges(body_length, headers, sent=None):
+    """Answers that are whole files, whatever was asked for. sent: where the bytes that leave are counted."""
+
+    def fault(handler, data):
+        handler.send_response(200)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(0, body_length, 2**20):
+                handler.wfile.write(bytes(2**20))
+                if sent is not None:
+                    sent.append(2**20)
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
+def test_a_server_that_ignores_ranges_is_not_read_whole(server, waits):
+    """Of a file of 40 GB the first range is taken, and the second is an error before its body has come."""
+    sent = []
+    headers = {"Content-Length": str(40 * 2**30)}
+    server.faults["0.tar"] = without_ranges(40 * 2**30, headers, sent)
+    with open_source(f"{server.url}/0.tar?key=SECRET") as file:
+        assert file.read(9) == bytes(9)
+        file.seek(30 * 2**30)
+        with pytest.raises(
+            DownloadError, match=r"/0\.tar: the server cannot be streamed from: it sends whole files"
+        ) as told:
+            file.read(9)
+    assert sum(sent) < 64 * 2**20 and not waits and "SECRET" not in str(told.value)
+
+
+def test_a_small_file_is_read_from_a_server_that_ignores_ranges(server):
+    server.faults["0.tar"] = lambda handler, data: answer(200, body=data)(handler, data)
+    with open_source(f"{server.url}/0.tar") as file:
+        assert file.read() == (server.root / "0.tar").read_bytes()
+
+
+def test_a_server_that_tells_no_length_is_an_error_with_the_cure(server, waits):
+    server.faults["0.tar"] = without_ranges(2**20, {})
+    with pytest.raises(DownloadError, match=r"/0\.tar: .*does not say how long.*data_dir"):
+        open_source(f"{server.url}/0.tar?key=SECRET")
+    assert not waits
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(server, waits):
+    with open_source(f"{server.url}/0.tar") as file:
+        (server.root / "0.tar").write_bytes(bytes(10_240))
+        with pytest.raises(DownloadError, match=r"/0\.tar: the file has changed"):
+            file.read()
+    assert not waits
+
+
+def test_an_empty_file_is_empty(server):
+    (server.root / "0.tar").write_bytes(b"")
+    with open_source(f"{server.url}/0.tar") as file:
+        assert file.read() == b""
 
 
 def test_patience_ends_after_half_an_hour(server, waits):
@@ -132,7 +194,7 @@ def test_a_server_may_ask_for_a_longer_pause(server, rows, waits):
 @pytest.mark.parametrize("when", ["before", "between two ranges"])
 def test_an_archive_that_is_gone_costs_its_own_rows(server, rows, waits, status, when):
     def gone(handler, data):
-        return (when == "before" or "Range" in handler.headers) and answer(status)(handler, data)
+        return (when == "before" or handler.headers["Range"] != "bytes=0-0") and answer(status)(handler, data)
 
     server.faults["1.tar"] = gone
     found = rows()
