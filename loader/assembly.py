@@ -178,7 +178,7 @@ def _draw(source: Source, select: Selection, settings: Settings) -> Draw:
 def _null_caption(source: Source, text: Sequence[Field]) -> dict[str, Array]:
     """The empty caption's arrays by field name, float16."""
     where = f"{source.files.url}/{NULL_CAPTION}"
-    cure = "precompute/run.py writes it; run it again on the folder, or give dropped='zeros'"
+    cure = "the run that made the shards writes it; run it again on the folder, or give dropped='zeros'"
     try:
         with np.load(io.BytesIO(source.files.read(NULL_CAPTION)), allow_pickle=False) as file:
             arrays = {field.name: file[field.name] for field in text}

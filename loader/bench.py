@@ -5,14 +5,17 @@ python -m loader.bench latents/cc12m --batch-size 256 --resolution 256 --seconds
 
 import argparse
 import json
+import sys
 import time
+from typing import Any
 
 from loader.loader import make_loader
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m loader.bench", description="How fast the loader reads your shards."
+        prog=sys.argv[0] if sys.argv[0].startswith("latentmill ") else "python -m loader.bench",
+        description="How fast the loader reads your shards.",
     )
     parser.add_argument("shards", nargs="+", help="folders, hf://datasets/USER/REPO, https://...")
     parser.add_argument("--weights", type=float, nargs="+")
@@ -29,9 +32,18 @@ def main() -> None:
     shards, seconds = args.pop("shards"), args.pop("seconds")
     if not seconds > 0:
         parser.error(f"--seconds {seconds:g}: give more than 0")
+    try:
+        _measure(shards, seconds, args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _measure(shards: list[str], seconds: float, options: dict[str, Any]) -> None:
+    """Read for so many seconds, and print."""
     started = time.perf_counter()
     try:
-        batches = make_loader(shards, **args)
+        batches = make_loader(shards, **options)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(str(error)) from None
     first: dict[str, object] | None = None

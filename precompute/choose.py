@@ -19,6 +19,7 @@ from loader.condition import Condition, ok_rows, select_samples
 from loader.remote import open_files
 from loader.sidecar import I64
 from loader.source import ManifestSource, open_source
+from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
 
 PATIENCE = 60.0  # seconds
@@ -105,7 +106,7 @@ def _write(path: Path, keys: pa.ChunkedArray) -> None:
 
 def main() -> None:
     with one_line_errors():
-        print(choose(tyro.cli(Config, description=__doc__)))
+        print(choose(parse("select", Config, __doc__)))
 
 
 if __name__ == "__main__":

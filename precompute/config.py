@@ -102,7 +102,7 @@ class Config:
     same command goes on with a retry that was interrupted."""
 
     push_to: str | None = None
-    """Dataset on the Hub, USER/REPO, to push finished units to while the run goes on; see precompute/push.py."""
+    """Dataset on the Hub, USER/REPO, to push finished units to while the run goes on; see the verb push."""
 
     private: bool = False
     """With --push-to: make the dataset private, if it is made."""

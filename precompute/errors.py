@@ -62,9 +62,12 @@ def output_errors(output: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn our errors into one line on stderr and an exit code; everything else keeps its traceback."""
+    """Turn our errors into one line on stderr and an exit code, and Ctrl-C into one too; everything else keeps its traceback."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted. What is finished stays: run the same command again", file=sys.stderr, flush=True)
+        sys.exit(130)
     except (PrecomputeError, FormatError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 1))

@@ -7,11 +7,9 @@ A recipe is a TOML file of precompute/recipes, or any other. Each step is a comm
 runs, and goes on where it was: after a fault, mend it and run the same line again.
 """
 
-import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -21,6 +19,7 @@ from typing import Any
 
 import tyro
 
+from precompute.commands import executable, parse, script, words
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.hub.dataset_card import known_source
 from precompute.shards.markers import marker_paths, read_marker
@@ -59,10 +58,10 @@ class Config:
     """Make the pushed datasets private, and not only those whose licence forbids to share them."""
 
     launch: str = "accelerate launch"
-    """How precompute/run.py is started."""
+    """How a run is started."""
 
     flags: str = ""
-    """More flags for precompute/run.py, as in --flags="--batch-size 64". They come last, and win."""
+    """More flags of the run, as in --flags="--batch-size 64". They come last, and win."""
 
     sample: str = "builders/demo"
     """Dataset that --plan encodes to measure bytes and images/s."""
@@ -151,17 +150,17 @@ def _steps(config: Config, recipe: Recipe, dataset: Dataset) -> Iterator[Step]:
     where = ["--options", *(f"links={path}" for path in links)] if links else []
     if not config.stream:
         where = ["--data-dir", str(raw)]
-        command = [sys.executable, "-m", "builders.download", dataset.name, *named, *where]
+        command = [*words("download"), dataset.name, *named, *where]
         yield Step(dataset.name, "download", [*command, *(f"--links={path}" for path in links)])
     for split in dataset.splits:
-        command = [*shlex.split(config.launch), _script("run"), f"builders/{dataset.name}", *named]
+        command = [*shlex.split(config.launch), *script("run"), f"builders/{dataset.name}", *named]
         command += ["--split", split, "--output", output, *where]
         yield Step(dataset.name, f"precompute {split}", [*command, *recipe.flags, *shlex.split(config.flags)])
-    yield Step(dataset.name, "verify", [sys.executable, _script("verify"), output])
-    yield Step(dataset.name, "preview", [sys.executable, _script("preview"), output, *where])
+    yield Step(dataset.name, "verify", [*words("verify"), output])
+    yield Step(dataset.name, "preview", [*words("preview"), output, *where])
     if config.push_to:
         repository = f"{config.push_to}/{recipe.name.replace('_', '-')}-{dataset.name}"
-        command = [sys.executable, _script("push"), output, repository]
+        command = [*words("push"), output, repository]
         private = config.private or known_source(f"builders/{dataset.name}").forbids_sharing
         yield Step(dataset.name, "push", [*command, *(["--private"] if private else [])])
 
@@ -177,15 +176,10 @@ def _links(raw: Path, dataset: Dataset) -> list[Path]:
     return [path]
 
 
-def _script(verb: str) -> str:
-    """As one would type it."""
-    return os.path.relpath(Path(__file__).with_name(f"{verb}.py"))
-
-
 def run(step: Step) -> None:
-    """Print the command and run it to its end. Raises PrecomputeError if it fails."""
+    """Print the command as one would type it, and run it to its end. Raises PrecomputeError if it fails."""
     print(f"\n== {step.dataset}: {step.verb}\n{shlex.join(step.command)}", flush=True)
-    code = subprocess.run(step.command).returncode
+    code = subprocess.run(executable(step.command)).returncode
     if code:
         raise PrecomputeError(
             f"{step.dataset}: {step.verb} ended with exit code {code}; mend it and run the same line again: "
@@ -204,7 +198,7 @@ class Measured:
 def measure(config: Config, recipe: Recipe) -> Measured:
     """Encode a small dataset with the recipe's flags, and take the numbers from its markers. The first unit warms up."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, _script("run"), config.sample, "--output", folder]
+        command = ["python", *script("run"), config.sample, "--output", folder]
         run(Step("sample", "precompute", [*command, *recipe.flags, *shlex.split(config.flags)]))
         markers = sorted(
             (read_marker(path) for path in marker_paths(Path(folder))), key=lambda marker: marker.unit
@@ -254,8 +248,8 @@ def free_space(config: Config) -> str:
 
 
 def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
     with one_line_errors():
+        config = parse("make", Config, __doc__)
         recipe = read_recipe(config.recipe, config.small, config.only)
         if config.plan:
             print(f"\n{plan(recipe, measure(config, recipe), raw=not config.stream)}\n{free_space(config)}")

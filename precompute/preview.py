@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from loader.format import Manifest
+from precompute.commands import parse
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.report.figures import gather
 from precompute.report.page import render
@@ -24,8 +25,8 @@ from precompute.shards.sample_reader import pick_samples
 from precompute.shards.store import Store, expected_manifest
 from precompute.verification.check_folder import REPORT, SHEET
 from precompute.verification.decode_check import Models, recipe_image_encoder, source_images
+from precompute.verification.read_folder import read_markers
 from precompute.verification.source_check import Where
-from precompute.verify import read_markers
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Config:
     """DATASET with the source images. Default: the one that the recipe names."""
 
     data_dir: Path | None = None
-    """Folder with the raw archives, as given to precompute/run.py."""
+    """Folder with the raw archives, as the run had it."""
 
     options: tuple[str, ...] = ()
     """Options of the dataset's builder that have to differ from those that the shards were made with, `links=PATH` say."""
@@ -113,9 +114,8 @@ def headline(manifest: Manifest, split: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
     with one_line_errors():
-        for path in run(config):
+        for path in run(parse("preview", Config, __doc__)):
             print(path)
 
 

@@ -9,8 +9,7 @@ commit, and units that others have pushed stay. What is on the Hub already, by i
 failure run the same command again. The token comes from `hf auth login` or HF_TOKEN.
 """
 
-import tyro
-
+from precompute.commands import parse
 from precompute.errors import one_line_errors
 from precompute.hub.push_loop import Config, push
 
@@ -18,9 +17,8 @@ __all__ = ["Config", "main", "push"]
 
 
 def main() -> None:
-    config = tyro.cli(Config, description=__doc__)
     with one_line_errors():
-        print(push(config))
+        print(push(parse("push", Config, __doc__)))
 
 
 if __name__ == "__main__":

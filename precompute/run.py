@@ -21,10 +21,10 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-import tyro
 
 from loader.format import NULL_CAPTION, as_json
 from precompute import push
+from precompute.commands import parse
 from precompute.config import SDXL_TEXT, Config, check, check_repeats
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import is_main, pick_device
@@ -218,7 +218,7 @@ def stop_on_sigterm() -> None:
 def main() -> None:
     with one_line_errors():
         check_repeats(sys.argv)
-    config = tyro.cli(Config, description=__doc__)
+    config = parse("run", Config, __doc__)
     logging.basicConfig(format="%(message)s")
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()

@@ -24,8 +24,9 @@ _SKIPPED = ("demo", "folder", "webdataset")  # read what is on the machine alrea
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    started = sys.argv[0] if sys.argv[0].startswith("latentmill ") else "python -m builders.download"
     parser = argparse.ArgumentParser(
-        "python -m builders.download", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        started, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
         "dataset", nargs="+", choices=[name for name in names() if name not in _SKIPPED], metavar="NAME"
@@ -49,8 +50,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 if every file is there, 1 if one is not."""
-    options = _parse(arguments)
+    """Exit status: 0 if every file is there, 1 if one is not, 130 after Ctrl-C."""
+    try:
+        return _fetch(_parse(arguments))
+    except KeyboardInterrupt:
+        print("interrupted. What has arrived stays: run the same command again", file=sys.stderr)
+        return 130
+
+
+def _fetch(options: argparse.Namespace) -> int:
     status = 0
     for name in options.dataset:
         own = options.data_dir is not None and len(options.dataset) == 1

@@ -12,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from yaml import YAMLError
 
 from loader.format import MANIFEST, NULL_CAPTION, Manifest, Split
+from precompute.commands import command, launched
 from precompute.errors import UsageError
 from precompute.hub.dataset_card import Known, render_card, source_info
 from precompute.hub.local_dataset import Finished, manifest_of_all
@@ -204,12 +205,12 @@ def _additions(local: Finished, missing: dict[str, list[str]]) -> Iterator[Commi
             path = local.folder / name
             if not path.exists():
                 raise PushError(
-                    f"{path}: neither here nor on the Hub. Remove {stem}.json and run precompute/run.py again"
+                    f"{path}: neither here nor on the Hub. Remove {stem}.json and run `{launched()}` again"
                 )
             addition = CommitOperationAdd(local.hub_path(stem, name), str(path))
             if hashes[name] is not None and addition.upload_info.sha256.hex() != hashes[name]:
                 raise PushError(
-                    f"{path}: not what was written (its sha256 differs). Run precompute/verify.py"
+                    f"{path}: not what was written (its sha256 differs). Run `{command('verify', local.folder)}`"
                 )
             yield addition
 

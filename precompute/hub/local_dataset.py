@@ -25,7 +25,7 @@ class Finished:
     def read(cls, folder: Path) -> "Finished":
         """Raises UsageError or FormatError where it is no folder of shards."""
         if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder. Name the --output of precompute/run.py")
+            raise UsageError(f"{folder}: no such folder. Name the --output folder of a run")
         path = folder / MANIFEST
         manifest = Manifest.from_json(path.read_bytes()) if path.exists() else None
         return cls(folder, {path.stem: read_marker(path) for path in marker_paths(folder)}, manifest)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from precompute.commands import launched
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
 from precompute.hub.retry import PushError, Refusal
@@ -73,6 +74,6 @@ def push(config: Config, stop: threading.Event | None = None) -> str:
         stop.wait(pause)
     if not local.markers:
         raise PushError(
-            f"{config.output}: no unit is finished yet; run precompute/run.py first, or push with --follow"
+            f"{config.output}: no unit is finished yet; run `{launched()}` first, or push with --follow"
         )
     return target.address

@@ -10,6 +10,7 @@ import psutil
 from tqdm import tqdm
 
 from loader.format import Split
+from precompute.commands import command
 from precompute.encode.devices import processes_here
 from precompute.runtime.leases import Leases
 from precompute.runtime.stats import Stats
@@ -59,9 +60,9 @@ def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
     rows += [(f"  {reason}", count) for reason, count in sorted(split.rejected.items())]
     lines = [f"{name:<18}{count:>14,}" for name, count in rows]
     if split.rejected:
-        lines += ["  (which, and why: the .parquet beside each tar, or precompute/preview.py)"]
+        lines += [f"  (which, and why: the .parquet beside each tar, or `{command('preview')}`)"]
     if new is None:
-        done = "all of it by earlier runs; nothing was left to do (precompute/verify.py proves it whole)"
+        done = f"all of it by earlier runs; nothing was left to do (`{command('verify')}` proves it whole)"
         return "\n".join([*lines, done])
     lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
     if stats.images:

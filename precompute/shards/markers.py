@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loader.format import SHARD_NAME, Field, FormatError, Manifest, Marker, Split
+from precompute.commands import launched
 
 
 def marker_paths(output: Path) -> list[Path]:
@@ -30,7 +31,7 @@ def parse_marker(path: Path | str, data: bytes) -> Marker:
     try:
         return Marker.from_json(data)
     except FormatError as error:
-        raise FormatError(f"{path}: {error}. Remove it and run precompute/run.py again") from error
+        raise FormatError(f"{path}: {error}. Remove it and run `{launched()}` again") from error
 
 
 def manifest_of(recipe: dict[str, Any], fields: Iterable[Field], markers: Iterable[Marker]) -> Manifest:

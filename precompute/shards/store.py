@@ -48,7 +48,7 @@ class Store:
         self.files = {name: _file(entries[path]) for name, path in self._paths.items()}
         if MANIFEST not in self.files and not self.marker_stems():
             raise UsageError(
-                f"{url}: no shards there (no {MANIFEST}, no marker). Name the --output folder of precompute/run.py"
+                f"{url}: no shards there (no {MANIFEST}, no marker). Name the --output folder of a run"
             )
 
     def marker_stems(self) -> list[str]:

@@ -21,9 +21,9 @@ from loader.format import (
     Shard,
     recipe_differences,
 )
+from precompute.commands import command, launched
 from precompute.shards.store import File
 
-RERUN = "run precompute/run.py again"
 OTHER_SIDECAR = "the .parquet is not the one that the marker was written with (its sha256 differs)"
 
 
@@ -42,7 +42,12 @@ class Finding:
 
 def redo(stem: str) -> str:
     """The cure for whatever is wrong inside a unit: without its marker it counts as not done."""
-    return f"remove {stem}.json and {RERUN}"
+    return f"remove {stem}.json and {rerun()}"
+
+
+def rerun() -> str:
+    """Finish what is not done, by the command as it is typed here."""
+    return f"run `{launched()}` again"
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -82,12 +87,14 @@ def check_layout(files: dict[str, File], markers: dict[str, Marker]) -> Iterator
                     what = f"the marker lists {name}, which is not there"
                     cure = f"bring it back, or {redo(stem)}"
                     if name.endswith(".tar"):
-                        cure += "; after push.py --delete-pushed verify hf://datasets/USER/REPO instead"
+                        cure += (
+                            f"; after --delete-pushed {command('verify', 'hf://datasets/USER/REPO')} instead"
+                        )
                     yield Finding(shard.name, "", what, cure)
     for name in sorted(files.keys() - known):
         stem, _, suffix = name.rpartition(".")
         if suffix in ("tar", "parquet") and SHARD_NAME.fullmatch(stem):
-            yield Finding(stem, "", f"no marker lists {name}", f"remove it, or {RERUN} to finish the unit")
+            yield Finding(stem, "", f"no marker lists {name}", f"remove it, or {rerun()} to finish the unit")
         elif not name.startswith("."):
             yield Finding(name, "", "a foreign file", "move it out of the folder")
 
@@ -135,13 +142,15 @@ def check_markers(
     for split, done in splits.items():
         units = expected.splits[split].plan["units"]
         if done < units:
-            yield Finding(split, "", f"{done} of {units} units are finished", f"{RERUN} to finish the others")
+            yield Finding(
+                split, "", f"{done} of {units} units are finished", f"{rerun()} to finish the others"
+            )
     if manifest is None:
-        yield Finding("manifest.json", "", "missing", f"{RERUN}: it is made again from the markers")
+        yield Finding("manifest.json", "", "missing", f"{rerun()}: it is made again from the markers")
     elif manifest != expected:
         wrong = recipe_differences(json.loads(manifest.to_json()), json.loads(expected.to_json()))
         what = f"does not say what the markers say ({wrong[0] if wrong else 'recipe'})"
-        yield Finding("manifest.json", "", what, f"{RERUN}: it is made again from the markers")
+        yield Finding("manifest.json", "", what, f"{rerun()}: it is made again from the markers")
 
 
 def check_rejects(stem: str, marker: Marker, statuses: Counter[str]) -> Iterator[Finding]:

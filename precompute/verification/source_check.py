@@ -71,7 +71,7 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
     if len(records.units) != plan["units"]:
         raise UsageError(
             f"--source {name}: it has {len(records.units)} units, the shards were made of {plan['units']}; "
-            "give --data-dir and --options as precompute/run.py had them"
+            "give --data-dir and --options as the run had them"
         )
     return records
 

@@ -50,6 +50,12 @@ def test_shipped_recipe_names_the_datasets_of_the_paper() -> None:
         assert dataset.config in get_dataset_config_names(f"builders/{dataset.name}")
 
 
+@pytest.fixture(autouse=True)
+def in_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python precompute/make.py` starts the others."""
+    monkeypatch.setattr("sys.argv", ["precompute/make.py"])
+
+
 def test_steps_are_commands_in_order(tmp_path: Path) -> None:
     config = make.Config("micro_budget", small=True, only=("coco",), push_to="someone", latents=tmp_path)
     found = list(make.steps(config, make.read_recipe("micro_budget", small=True, only=config.only)))

@@ -18,7 +18,7 @@ from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.sample_reader import pick_samples, spread
 from precompute.shards.store import Store
 from precompute.shards.unit_writer import Row, UnitWriter
-from precompute.verification import source_check
+from precompute.verification import read_folder, source_check
 from precompute.verification.check_folder import Finding
 from precompute.verification.decode_check import check_captions, compare, psnr
 from precompute.verification.source_check import _compare
@@ -202,7 +202,7 @@ def test_embeddings_of_the_next_caption_are_named(demo: Path, tmp_path: Path) ->
 def test_a_manifest_with_another_scale_is_named(demo: Path) -> None:
     report = verify.Report(str(demo), "test")
     store = Store(str(demo))
-    markers, manifest, _ = verify.read_markers(store)
+    markers, manifest, _ = read_folder.read_markers(store)
     assert manifest is not None
     recipe = {**manifest.recipe, "image_encoder": {**manifest.recipe["image_encoder"], "scale": 0.18215}}
     changed = SimpleNamespace(recipe=recipe, fields=manifest.fields, splits=manifest.splits)

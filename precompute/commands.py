@@ -1,0 +1,95 @@
+"""The verbs, and how each is started from here: as `latentmill VERB`, by its file or as a module.
+
+A message that names a command asks `command`, so that what a cure says exists where the user stands.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+# Verb -> its module, and what it does.
+VERBS = {
+    "run": (
+        "precompute.run",
+        "images and captions into shards; with GPUs: accelerate launch -m precompute.run",
+    ),
+    "verify": ("precompute.verify", "prove that shards are whole"),
+    "preview": ("precompute.preview", "a contact sheet and a report of shards"),
+    "push": ("precompute.push", "shards to the Hub"),
+    "make": ("precompute.make", "all datasets of a recipe, from download to push"),
+    "select": ("precompute.choose", "how many samples a condition takes"),
+    "download": ("builders.download.__main__", "fetch a dataset's raw archives"),
+    "bench": ("loader.bench", "how fast the loader reads your shards"),
+    "doctor": ("precompute.doctor", "what is installed here, in lines for an issue"),
+}
+PROGRAM = "latentmill"
+
+
+def words(verb: str) -> list[str]:
+    """The words that start a verb, in the way in which this process was started."""
+    module = VERBS[verb][0].removesuffix(".__main__")
+    first = sys.argv[0] if sys.argv else ""
+    if first.split(" ")[0] == PROGRAM:
+        return [PROGRAM, verb]
+    package, _, name = module.partition(".")
+    started = getattr(sys.modules["__main__"], "__spec__", None)  # None where a file was started
+    if started is not None and str(started.name).partition(".")[0] == package:
+        return ["python", "-m", module]
+    if package == "precompute" and Path(first).parent.name == package:
+        return ["python", os.path.join(os.path.dirname(first), f"{name}.py")]
+    return [PROGRAM, verb] if shutil.which(PROGRAM) else ["python", "-m", module]
+
+
+def script(verb: str) -> list[str]:
+    """What a launcher such as `accelerate launch` or `python` is given to start a verb: its file, or -m and its module."""
+    how = words(verb)
+    return ["-m", VERBS[verb][0]] if how[0] == PROGRAM else how[1:]
+
+
+def executable(typed: list[str]) -> list[str]:
+    """The words that start with this interpreter what one would type here, whatever the PATH is."""
+    if typed[0] == PROGRAM:
+        return [sys.executable, "-P", "-m", "precompute", *typed[1:]]
+    if typed[0] == "python":
+        return [sys.executable, *typed[1:]]
+    beside = Path(sys.executable).parent / typed[0]
+    return [str(beside), *typed[1:]] if shutil.which(typed[0]) is None and beside.exists() else typed
+
+
+def command(verb: str, *arguments: object) -> str:
+    """A command line as one would type it here."""
+    return shlex.join([*words(verb), *map(str, arguments)])
+
+
+def launched() -> str:
+    """The command line that starts a run on all GPUs, up to its arguments."""
+    return shlex.join(["accelerate", "launch", *script("run")])
+
+
+def parse(verb: str, config: type[T], description: str | None) -> T:
+    """The flags of a verb; its description names commands as they are started here."""
+    return tyro.cli(config, prog=" ".join(words(verb)), description=as_started(description or ""))
+
+
+def as_started(text: str) -> str:
+    """The text with `python precompute/VERB.py` and `accelerate launch precompute/run.py` as they are typed here."""
+    verbs = {module.partition(".")[2]: verb for verb, (module, _) in VERBS.items()}
+
+    def typed(match: re.Match[str]) -> str:
+        return launched() if match["launch"] else command(verbs[match["name"]])
+
+    return re.sub(r"(?:(?P<launch>accelerate launch)|python) precompute/(?P<name>\w+)\.py", typed, text)
+
+
+def help_text() -> str:
+    """What `latentmill --help` prints."""
+    lines = [f"  {verb:<10}{what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join([f"usage: {PROGRAM} VERB ...   ({PROGRAM} VERB --help is its manual)", "", *lines])

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The wheel alone, from another directory: each verb's manual, and a toy run with its proof. $1: an environment with the tested set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tested=$(realpath "$1")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+"$tested/bin/python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work" .
+"$tested/bin/python" -m venv "$work/venv"
+"$work/venv/bin/python" -m pip install --quiet --no-deps "$work"/*.whl
+# What it depends on is read where it lies: a line of a .pth runs no .pth of that folder, so that no checkout is found by it.
+site='import sys; print("\n".join(path for path in sys.path if path.endswith("site-packages")))'
+"$tested/bin/python" -c "$site" > "$("$work/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tested.pth"
+mill=$work/venv/bin/latentmill
+export HF_HUB_OFFLINE=1
+mkdir "$work/elsewhere"
+cd "$work/elsewhere"
+"$mill" doctor
+for verb in $("$mill" --help | awk '/^  [a-z]/ { print $1 }'); do
+    "$mill" "$verb" --help > /dev/null
+done
+"$mill" run builders/demo --output out --limit 6 --vae toy --text-encoder toy --dtype float32 --resolutions 64
+"$mill" verify out --decode 4
+"$mill" preview out
+"$mill" select out --subset 0 0.5
+"$mill" bench out --resolution 64 --batch-size 2 --seconds 0.5 > /dev/null
+rm out/train-00000.parquet
+cure=$("$mill" verify out --quick | grep -o '`[^`]*`' | head -1 | tr -d '`')
+echo "the cure of a lost sidecar: $cure"
+PATH=$work/venv/bin:$PATH $cure --help > /dev/null
