@@ -8,166 +8,53 @@ like; processes find each other through the output folder.
 """
 
 import contextlib
-import dataclasses
-import io
 import logging
 import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
 
 import diffusers
-import numpy as np
-import torch
 import transformers
 
-from loader.format import NULL_CAPTION, as_json
 from precompute import push
 from precompute.commands import parse
-from precompute.config import SDXL_TEXT, Config, check, check_repeats
-from precompute.encode.batch_encoder import BatchEncoder
-from precompute.encode.devices import is_main, pick_device
-from precompute.encode.image import ImageEncoder, open_image_encoder
-from precompute.encode.text import TextEncoder, open_text_encoder
-from precompute.errors import ModelError, PrecomputeError, UsageError, one_line_errors, output_errors
+from precompute.config import Config, check, check_repeats
+from precompute.encode.devices import is_main
+from precompute.errors import PrecomputeError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
-from precompute.input import pixels
-from precompute.input.records import Records, Source
 from precompute.runtime.disk_budget import DiskBudget
 from precompute.runtime.leases import Gate, Leases
-from precompute.runtime.pipeline import Pipeline
-from precompute.runtime.progress import default_threads, progress_bar, summary
+from precompute.runtime.progress import progress_bar, summary
+from precompute.runtime.session import Session
 from precompute.runtime.stats import Stats
-from precompute.runtime.unit_output import Output
-from precompute.shards.destination import Destination
-from precompute.shards.manifest import ManifestKeeper
 from precompute.shards.output_folder import OutputFolder, open_folder
-
-
-def check_factor(config: Config, encoder: ImageEncoder) -> None:
-    edges = [("--resolutions", resolution) for resolution in config.resolutions]
-    for flag, edge in edges + ([("--buckets", config.buckets)] if config.buckets else []):
-        if edge % encoder.factor:
-            near = max(1, round(edge / encoder.factor)) * encoder.factor
-            raise UsageError(
-                f"{flag} {edge}: not divisible by {encoder.factor}, the factor of --vae {config.vae}; use {near}"
-            )
-
-
-def open_text_encoders(config: Config, device: torch.device) -> list[TextEncoder]:
-    encoders = [open_text_encoder(value, device, config.dtype) for value in config.text_encoder or SDXL_TEXT]
-    names = [field.name for encoder in encoders for field in encoder.fields]
-    if len(set(names)) != len(names):
-        raise UsageError(
-            "--text-encoder: give every encoder but one a NAME of its own, as in t5=google/t5-v1_1-xxl"
-        )
-    return encoders
-
-
-def make_recipe(
-    config: Config, records: Records, image: ImageEncoder, texts: list[TextEncoder]
-) -> dict[str, Any]:
-    """Everything that determines a value; equal recipes may share a folder."""
-    posterior = config.posterior if image.has_posterior else "mode"
-    recipe = {
-        "dataset": records.recipe,
-        "image_encoder": image.recipe,
-        "text_encoders": [encoder.recipe for encoder in texts],
-        "resolutions": list(config.resolutions),
-        "posterior": posterior,
-        "seed": config.seed if posterior == "sample" or config.crop == "random" else None,
-        "flip": config.flip,
-        **pixels.recipe(config.buckets, config.crop, color_profile(records)),
-    }
-    return as_json(recipe)
-
-
-def color_profile(records: Records) -> str:
-    """What becomes of pixels that are not sRGB: an option of our datasets; those of others are converted."""
-    return str(records.recipe.get("color_profile", "srgb"))
-
-
-def write_null_caption(output: Destination, texts: list[TextEncoder]) -> None:
-    """`null_caption.npz`: the empty caption's arrays by field name, for classifier-free guidance."""
-    arrays = {name: array for encoder in texts for name, array in encoder.encode([""])[0].items()}
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise ModelError(
-                f"--text-encoder: {name} of the empty caption does not fit into float16; take layer=-1, whose states are "
-                "normalised, or add norm to the options of --text-encoder"
-            )
-    out = io.BytesIO()
-    np.savez(out, **arrays)  # type: ignore[arg-type]
-    output.put(NULL_CAPTION, out.getvalue())
 
 
 def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
     open_folder("--output", config.output)
-    records = Records(source_of(config))
-    device = pick_device()
-    image_encoder = open_image_encoder(config.vae, device, config.dtype)
-    check_factor(config, image_encoder)
-    if config.compile:
-        image_encoder.compile()
-    texts = open_text_encoders(config, device)
-    encoder = BatchEncoder(
-        image_encoder,
-        texts,
-        config.resolutions,
-        config.posterior,
-        config.seed,
-        config.flip,
-        fixed_size=config.buckets is None,
-        fill_to=config.batch_size if config.compile else None,
-    )
-    recipe = make_recipe(config, records, image_encoder, texts)
-    output = OutputFolder(config.output, config.split)
-    keeper = ManifestKeeper(output, recipe, encoder.fields, records.plan)
-    keeper.start()
-    again = keeper.reopen(config.retry_rejected)
-    write_null_caption(output, texts)
+    session = Session.open(config, OutputFolder(config.output, config.split))
     if is_main():
-        done = keeper.manifest().splits[config.split].units_done
-        print(f"{config.dataset} {config.split} -> {config.output}, on {device}: {done} of ", end="")
-        print(f"{len(records.units)} units finished before", end="")
-        print(f", {again} to do again" if config.retry_rejected else "", flush=True)
-    work(config, records, encoder, output, keeper, recipe)
+        done = session.keeper.manifest().splits[config.split].units_done
+        print(f"{config.dataset} {config.split} -> {config.output}, on {session.device}: {done} of ", end="")
+        print(f"{len(session.records.units)} units finished before", end="")
+        print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)
+    work(session)
 
 
-def work(
-    config: Config,
-    records: Records,
-    encoder: BatchEncoder,
-    destination: Destination,
-    keeper: ManifestKeeper,
-    recipe: dict[str, Any],
-) -> None:
+def work(session: Session) -> None:
     """Finish all units, with whoever else is at it, and say what came of it."""
     started = time.monotonic()
-    output = Output(
-        destination,
-        config.samples_per_shard,
-        recipe,
-        records.plan,
-        config.batch_size,
-        on_commit=keeper.keep_fresh,
-    )
-    threads = config.num_threads or default_threads()
-
-    def read(data: bytes, key: str) -> pixels.Picture:
-        place = pixels.place_of(config.crop, config.seed, key)
-        return pixels.read_picture(data, config.resolutions, config.buckets, place, color_profile(records))
-
+    config, destination, keeper = session.config, session.destination, session.keeper
     with contextlib.closing(destination), contextlib.ExitStack() as stack:
         check = stack.enter_context(following(pushing(config), config.lease_timeout))
         gates: list[Gate] = [PushGate(check)]
         if config.max_disk:
             budget = DiskBudget(destination, config.max_disk, config.lease_timeout, keeper.largest_unit)
             gates.append(stack.enter_context(contextlib.closing(budget)))
-        leases = Leases(destination, records.units, config.lease_timeout, gates)
+        leases = Leases(destination, session.records.units, config.lease_timeout, gates)
         stack.enter_context(contextlib.closing(leases))
         before = leases.finished()
         on_progress = stack.enter_context(progress_bar(leases, is_main()))
@@ -176,7 +63,7 @@ def work(
             check()
             on_progress(stats)
 
-        stats = Pipeline(records, leases, encoder, output, read, threads, on_batch).run()
+        stats = session.work(leases, on_batch, on_commit=keeper.keep_fresh)
         manifest = keeper.refresh()
     if is_main():
         new = keeper.samples_since(before)
@@ -196,11 +83,6 @@ def pushing(config: Config) -> push.Config | None:
     return push.Config(
         config.output, config.push_to, config.private, follow=True, every=every, delete_pushed=delete
     )
-
-
-def source_of(config: Config) -> Source:
-    """The flags that say what to read."""
-    return Source(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Source)})
 
 
 def stop_on_sigterm() -> None:

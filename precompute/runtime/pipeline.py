@@ -80,6 +80,8 @@ class Pipeline:
                         self._hand_over(self._launched.popleft())
                     self.stats.seconds = time.monotonic() - started
                     self._on_progress(self.stats)
+                for batch in self._launched:
+                    self._hand_over(batch)
                 self._put(self._encoded, None)
                 for thread in threads:
                     thread.join()
@@ -166,9 +168,8 @@ class Pipeline:
     def _next_decoded(self) -> tuple[UnitLease, Item | None] | None:
         stage = "reading"
         while True:
-            while (
-                self._launched and self._decoded.empty()
-            ):  # nothing to launch; and a unit may be waiting for this
+            # There is nothing to launch; and a unit may be waiting for this.
+            while self._launched and self._decoded.empty():
                 self._hand_over(self._launched.popleft())
             with self._timed(stage):
                 entry = self._get(self._decoded)
@@ -191,8 +192,7 @@ class Pipeline:
         results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
         for item, arrays in zip(batch.good, results, strict=True):
             item.arrays, item.reject = arrays, None if arrays else "non_finite"
-        batch.in_flight = None
-        self.stats.images += len(batch.good)
+        batch.in_flight, self.stats.images = None, self.stats.images + len(batch.good)
         self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
         with self._timed("writing"):
             self._put(self._encoded, batch)

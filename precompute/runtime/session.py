@@ -1,0 +1,168 @@
+"""What a process opens once, and then works on any units with: records, models, and the place of the shards.
+
+    session = Session.open(config, destination)
+    session.work(leases, on_batch)
+
+An engine may hold one in each of its workers and deal units by a `UnitLeases` of its own (precompute/runtime/leases.py).
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from loader.format import NULL_CAPTION, as_json
+from precompute.config import SDXL_TEXT, Config
+from precompute.encode.batch_encoder import BatchEncoder
+from precompute.encode.devices import pick_device
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.text import TextEncoder, open_text_encoder
+from precompute.errors import ModelError, UsageError
+from precompute.input import pixels
+from precompute.input.records import Records, Source
+from precompute.runtime.leases import UnitLeases
+from precompute.runtime.pipeline import Pipeline
+from precompute.runtime.progress import default_threads
+from precompute.runtime.stats import Stats
+from precompute.runtime.unit_output import Output
+from precompute.shards.destination import Destination
+from precompute.shards.manifest import ManifestKeeper
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run as one process holds it. Where engines deal the units, each worker has its own, and they agree by the recipe.
+
+    recipe: everything that determines a value; reopened: how many finished units --retry-rejected has taken up again.
+    """
+
+    config: Config
+    records: Records
+    device: torch.device
+    encoder: BatchEncoder
+    destination: Destination
+    recipe: dict[str, Any]
+    keeper: ManifestKeeper
+    reopened: int
+
+    @classmethod
+    def open(cls, config: Config, destination: Destination) -> "Session":
+        """Open records and models, and hold what lies at the destination against them. Raises PrecomputeError, above all
+        RecipeMismatch."""
+        records = Records(source_of(config))
+        device = pick_device()
+        image_encoder = open_image_encoder(config.vae, device, config.dtype)
+        check_factor(config, image_encoder)
+        if config.compile:
+            image_encoder.compile()
+        texts = open_text_encoders(config, device)
+        encoder = BatchEncoder(
+            image_encoder,
+            texts,
+            config.resolutions,
+            config.posterior,
+            config.seed,
+            config.flip,
+            fixed_size=config.buckets is None,
+            fill_to=config.batch_size if config.compile else None,
+        )
+        recipe = make_recipe(config, records, image_encoder, texts)
+        keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
+        keeper.start()
+        reopened = keeper.reopen(config.retry_rejected)
+        write_null_caption(destination, texts)
+        return cls(config, records, device, encoder, destination, recipe, keeper, reopened)
+
+    def work(
+        self,
+        leases: UnitLeases,
+        on_batch: Callable[[Stats], None] = lambda stats: None,
+        on_commit: Callable[[], object] = lambda: None,
+    ) -> Stats:
+        """Finish units until `leases` has no more. May be called again, with other leases.
+
+        on_batch is called in this thread, on_commit in the writer's, after each unit. Raises what stopped the work.
+        """
+        config = self.config
+        output = Output(
+            self.destination,
+            config.samples_per_shard,
+            self.recipe,
+            self.records.plan,
+            config.batch_size,
+            on_commit,
+        )
+        threads = config.num_threads or default_threads()
+        return Pipeline(self.records, leases, self.encoder, output, self._read, threads, on_batch).run()
+
+    def _read(self, data: bytes, key: str) -> pixels.Picture:
+        config = self.config
+        place = pixels.place_of(config.crop, config.seed, key)
+        return pixels.read_picture(
+            data, config.resolutions, config.buckets, place, color_profile(self.records)
+        )
+
+
+def source_of(config: Config) -> Source:
+    """The flags that say what to read."""
+    return Source(**{field.name: getattr(config, field.name) for field in fields(Source)})
+
+
+def check_factor(config: Config, encoder: ImageEncoder) -> None:
+    edges = [("--resolutions", resolution) for resolution in config.resolutions]
+    for flag, edge in edges + ([("--buckets", config.buckets)] if config.buckets else []):
+        if edge % encoder.factor:
+            near = max(1, round(edge / encoder.factor)) * encoder.factor
+            raise UsageError(
+                f"{flag} {edge}: not divisible by {encoder.factor}, the factor of --vae {config.vae}; use {near}"
+            )
+
+
+def open_text_encoders(config: Config, device: torch.device) -> list[TextEncoder]:
+    encoders = [open_text_encoder(value, device, config.dtype) for value in config.text_encoder or SDXL_TEXT]
+    names = [field.name for encoder in encoders for field in encoder.fields]
+    if len(set(names)) != len(names):
+        raise UsageError(
+            "--text-encoder: give every encoder but one a NAME of its own, as in t5=google/t5-v1_1-xxl"
+        )
+    return encoders
+
+
+def make_recipe(
+    config: Config, records: Records, image: ImageEncoder, texts: list[TextEncoder]
+) -> dict[str, Any]:
+    """Everything that determines a value; equal recipes may share a folder."""
+    posterior = config.posterior if image.has_posterior else "mode"
+    recipe = {
+        "dataset": records.recipe,
+        "image_encoder": image.recipe,
+        "text_encoders": [encoder.recipe for encoder in texts],
+        "resolutions": list(config.resolutions),
+        "posterior": posterior,
+        "seed": config.seed if posterior == "sample" or config.crop == "random" else None,
+        "flip": config.flip,
+        **pixels.recipe(config.buckets, config.crop, color_profile(records)),
+    }
+    return as_json(recipe)
+
+
+def color_profile(records: Records) -> str:
+    """What becomes of pixels that are not sRGB: an option of our datasets; those of others are converted."""
+    return str(records.recipe.get("color_profile", "srgb"))
+
+
+def write_null_caption(output: Destination, texts: list[TextEncoder]) -> None:
+    """`null_caption.npz`: the empty caption's arrays by field name, for classifier-free guidance."""
+    arrays = {name: array for encoder in texts for name, array in encoder.encode([""])[0].items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ModelError(
+                f"--text-encoder: {name} of the empty caption does not fit into float16; take layer=-1, whose states are "
+                "normalised, or add norm to the options of --text-encoder"
+            )
+    out = io.BytesIO()
+    np.savez(out, **arrays)  # type: ignore[arg-type]
+    output.put(NULL_CAPTION, out.getvalue())
