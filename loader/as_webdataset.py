@@ -6,21 +6,22 @@ Here only the members that the shard contract knows are decoded.
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from loader.cache import Cache, cache_folder
+from loader.folders import Files
+from loader.joined import JoinedSource, open_source
+from loader.options import Layered, Path_
 from loader.printable import printable
 from loader.remote import RemoteFolder, open_files
-from loader.source import open_source
 from loader.transport import FsspecTransport
 
 
 def as_webdataset(
-    path: str | os.PathLike[str],
+    path: Path_ | Layered,
     split: str = "train",
     *,
     storage_options: dict[str, Any] | None = None,
@@ -29,19 +30,37 @@ def as_webdataset(
     """A `webdataset.WebDataset` over the shards of `path`, members decoded: `sample["moments_256.npy"]`, `sample["txt"]`.
 
     Members of other names stay bytes: do not add `.decode()`, which unpickles some of them.
+    path: a tuple is a folder and the layers beside it; a sample has the members of all, and those that are not whole are left out.
     storage_options: of fsspec's file system for s3:// and its like. options: as of WebDataset; shardshuffle is False unless given.
     Its latents are raw: scaling is up to you.
     """
+    folder = cache_folder()
+    files = [
+        open_files(one, Cache(folder, None), patience=60.0, storage_options=storage_options)
+        for one in (path if isinstance(path, tuple) else (path,))
+    ]
+    source = open_source(files[0], split, folder, files[1:])
+    parts = source.parts if isinstance(source, JoinedSource) else [source]
+    numbers = np.flatnonzero(source.samples([], False)).tolist()
+    urls = [[place.address(part.paths[n]) for n in numbers] for place, part in zip(files, parts, strict=True)]
+    dataset = _stream(files[0], urls[0], options)
+    if len(parts) > 1:
+        bases = [printable(url) for url in urls[0]]
+        layers = [
+            (place, dict(zip(bases, tars, strict=True)))
+            for place, tars in zip(files[1:], urls[1:], strict=True)
+        ]
+        dataset = dataset.compose(_Join(layers, options))
+    return dataset.map(decode_members)
+
+
+def _stream(files: Files, urls: list[str], options: dict[str, Any]) -> Any:
+    """Samples of some tars, members undecoded."""
     try:
         import webdataset
     except ImportError as error:
         raise ImportError("as_webdataset needs the package webdataset: pip install webdataset") from error
 
-    folder = cache_folder()
-    files = open_files(path, Cache(folder, None), patience=60.0, storage_options=storage_options)
-    source = open_source(files, split, folder)
-    counts = source.samples([], False)
-    urls = [files.address(path) for path, count in zip(source.paths, counts, strict=True) if count]
     dataset = webdataset.WebDataset(urls, **{"shardshuffle": False, "empty_check": False, **options})
     if isinstance(files, RemoteFolder) and isinstance(files.transport, FsspecTransport):
         stages = dataset.pipeline
@@ -51,7 +70,42 @@ def as_webdataset(
         if stage < 0:
             raise ValueError(f"cache_dir: {files.url} is read in place; leave cache_dir out")
         stages[stage] = _Open(files.transport, options.get("handler", webdataset.reraise_exception))
-    return dataset.map(decode_members)
+    return dataset
+
+
+class _Join:
+    """Adds the members of layers to samples of the base; those that are not in every layer are left out.
+
+    layers: of each its files, and its tars by the URLs of the base's. A layer's samples are of the base's, in the same order.
+    """
+
+    def __init__(self, layers: list[tuple[Files, dict[str, str]]], options: dict[str, Any]) -> None:
+        kept = {
+            name: value for name, value in options.items() if name in ("handler", "cache_dir", "cache_size")
+        }
+        self._layers, self._options = layers, {**kept, "nodesplitter": None, "workersplitter": None}
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        url = ""
+        streams: list[Iterator[dict[str, Any]]] = []
+        ahead: list[dict[str, Any] | None] = []
+        for sample in samples:
+            if sample["__url__"] != url:
+                url = sample["__url__"]
+                streams = [
+                    iter(_stream(f, [tars[printable(url)]], self._options)) for f, tars in self._layers
+                ]
+                ahead = [next(stream, None) for stream in streams]
+            found = [
+                one if one is not None and one["__key__"] == sample["__key__"] else None for one in ahead
+            ]
+            for number, one in enumerate(found):
+                if one is not None:
+                    ahead[number] = next(streams[number], None)
+            if None not in found:
+                yield {
+                    name: value for one in (*found, sample) if one is not None for name, value in one.items()
+                }
 
 
 class _Open:

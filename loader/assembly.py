@@ -9,6 +9,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import numpy as np
 from loader.cache import Cache, cache_folder
 from loader.condition import Condition, select_samples
 from loader.draw import Draw
+from loader.folders import Files
 from loader.format import NULL_CAPTION, Field
+from loader.joined import Source, open_source
 from loader.members import Array
-from loader.options import Path_, Settings
+from loader.options import Layered, Path_, Paths, Settings
 from loader.order import I64, Order, bucketed, mixture
 from loader.proportions import integer_weights
-from loader.remote import RemoteFolder, open_files
+from loader.remote import open_files
 from loader.select import (
     Selection,
     check_alike,
@@ -32,8 +35,8 @@ from loader.select import (
     select_pooled,
     select_text,
 )
-from loader.source import ManifestSource, Source, open_source
 from loader.state import Part, ShardSet
+from loader.tar_source import TarSource
 
 log = logging.getLogger("loader")
 
@@ -56,25 +59,21 @@ class Assembly:
     @property
     def remote(self) -> bool:
         """Whether any shards come over a network."""
-        return bool(_remote([source for _, source in self.sources]))
+        return any(source.remote for _, source in self.sources)
 
     def with_stride(self, stride: int) -> "Assembly":
         """The same, with so many units in turn for each partition."""
         return replace(self, order=replace(self.order, stride=stride))
 
 
-def assemble(paths: Path_ | Sequence[Path_], settings: Settings, world_size: int) -> Assembly:
+def assemble(paths: Paths, settings: Settings, world_size: int) -> Assembly:
     """Raises ValueError for an option that does not fit the shards, FormatError for an unreadable manifest."""
-    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    listed = [paths] if isinstance(paths, str | os.PathLike | tuple) else list(paths)
     folder = cache_folder(settings.cache_dir)
     cache = Cache(folder, settings.cache_limit)
-    sources = [
-        open_source(
-            open_files(path, cache, settings.patience, settings.storage_options), settings.split, folder
-        )
-        for path in listed
-    ]
-    select = _select(sources, settings)
+    opened = [_open(path, cache, folder, settings) for path in listed]
+    select = _select(opened, settings)
+    sources = [source.reading(select.members) for source in opened]
     captions = "caption" in select.extras
     chosen = None
     if settings.condition:
@@ -100,6 +99,15 @@ def assemble(paths: Path_ | Sequence[Path_], settings: Settings, world_size: int
         ),
         chosen,
     )
+
+
+def _open(path: Path_ | Layered, cache: Cache, folder: Path, settings: Settings) -> Source:
+    """The dataset at a path, or at the paths of a folder and its layers."""
+    files = [
+        open_files(one, cache, settings.patience, settings.storage_options)
+        for one in (path if isinstance(path, tuple) else (path,))
+    ]
+    return open_source(files[0], settings.split, folder, files[1:])
 
 
 def stride_of(settings: Settings, unit: int, world_size: int) -> int:
@@ -177,29 +185,27 @@ def _draw(source: Source, select: Selection, settings: Settings) -> Draw:
 
 def _null_caption(source: Source, text: Sequence[Field]) -> dict[str, Array]:
     """The empty caption's arrays by field name, float16."""
-    where = f"{source.files.url}/{NULL_CAPTION}"
+    return {field.name: _null_array(source.files_of(field), field) for field in text}
+
+
+def _null_array(files: Files, field: Field) -> Array:
+    where = f"{files.url}/{NULL_CAPTION}"
     cure = "the run that made the shards writes it; run it again on the folder, or give dropped='zeros'"
     try:
-        with np.load(io.BytesIO(source.files.read(NULL_CAPTION)), allow_pickle=False) as file:
-            arrays = {field.name: file[field.name] for field in text}
+        with np.load(io.BytesIO(files.read(NULL_CAPTION)), allow_pickle=False) as file:
+            array: Array = file[field.name]
     except FileNotFoundError:
         raise ValueError(f"dropped='null': there is no {where}; {cure}") from None
     except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"dropped='null': {where}: {error}; {cure}") from error
-    for field in text:
-        array = arrays[field.name]
-        fits = len(array.shape) == len(field.shape) and all(
-            n in (None, m) for n, m in zip(field.shape, array.shape, strict=True)
+    fits = len(array.shape) == len(field.shape) and all(
+        n in (None, m) for n, m in zip(field.shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype.kind != "f":
+        raise ValueError(
+            f"dropped='null': {where}: {field.name} is {array.dtype} of shape {array.shape}, not {field.shape}; {cure}"
         )
-        if not fits or array.dtype.kind != "f":
-            raise ValueError(
-                f"dropped='null': {where}: {field.name} is {array.dtype} of shape {array.shape}, not {field.shape}; {cure}"
-            )
-    return {name: array.astype(np.float16) for name, array in arrays.items()}
-
-
-def _remote(sources: Sequence[Source]) -> list[ManifestSource]:
-    return [s for s in sources if isinstance(s, ManifestSource) and isinstance(s.files, RemoteFolder)]
+    return array.astype(np.float16)
 
 
 def _check_chosen(counts: Sequence[I64], condition: Condition) -> None:
@@ -212,9 +218,10 @@ def _check_chosen(counts: Sequence[I64], condition: Condition) -> None:
 def _check_cache(sources: Sequence[Source], counts: Sequence[I64], settings: Settings) -> None:
     """A cache that does not hold what a window reads would fetch the same shards over and over."""
     limit, window = settings.cache_limit, settings.shuffle_window
-    remote = [(s, c) for s, c in zip(sources, counts, strict=True) if _remote([s])]
     need = sum(
-        source.cache_needed(window, count) for source, count in remote if isinstance(source, ManifestSource)
+        source.cache_needed(window, count)
+        for source, count in zip(sources, counts, strict=True)
+        if source.remote and not isinstance(source, TarSource)
     )
     if limit is not None and limit < need:
         raise ValueError(

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from loader.loader import make_loader
+from loader.options import Paths
 
 
 def main() -> None:
@@ -18,6 +19,9 @@ def main() -> None:
         description="How fast the loader reads your shards.",
     )
     parser.add_argument("shards", nargs="+", help="folders, hf://datasets/USER/REPO, https://...")
+    parser.add_argument(
+        "--layers", nargs="+", default=[], help="layers beside the shards, which are one folder then"
+    )
     parser.add_argument("--weights", type=float, nargs="+")
     parser.add_argument("--split", default="train")
     parser.add_argument("--batch-size", type=int, default=256)
@@ -29,17 +33,19 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
     args = vars(parser.parse_args())
-    shards, seconds = args.pop("shards"), args.pop("seconds")
+    shards, layers, seconds = args.pop("shards"), args.pop("layers"), args.pop("seconds")
+    if layers and len(shards) > 1:
+        parser.error(f"--layers {' '.join(layers)}: they lie beside one folder of shards; name that alone")
     if not seconds > 0:
         parser.error(f"--seconds {seconds:g}: give more than 0")
     try:
-        _measure(shards, seconds, args)
+        _measure([(*shards, *layers)] if layers else shards, seconds, args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _measure(shards: list[str], seconds: float, options: dict[str, Any]) -> None:
+def _measure(shards: Paths, seconds: float, options: dict[str, Any]) -> None:
     """Read for so many seconds, and print."""
     started = time.perf_counter()
     try:

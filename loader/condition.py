@@ -27,9 +27,10 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from loader.format import FormatError
+from loader.joined import JoinedSource, Source
 from loader.sidecar import I64
-from loader.source import ManifestSource, Source
+from loader.source import ManifestSource
+from loader.tar_source import TarSource
 
 Keys = str | os.PathLike[str] | Iterable[str]
 COLUMNS = (
@@ -110,7 +111,7 @@ def select_samples(
 
     Raises ValueError for an expression that the columns do not allow, OSError or FormatError for an unreadable sidecar.
     """
-    if isinstance(source, ManifestSource):
+    if not isinstance(source, TarSource):
         return _kept(source, condition, folder)
     if condition.where is not None:
         raise ValueError(
@@ -122,7 +123,7 @@ def select_samples(
     ]
 
 
-def _kept(source: ManifestSource, condition: Condition, folder: Path) -> list[I64]:
+def _kept(source: ManifestSource | JoinedSource, condition: Condition, folder: Path) -> list[I64]:
     shards = json.dumps([source.fingerprint, source.names, source.sidecars, condition.identity])
     path = folder / "selected" / f"{hashlib.sha256(shards.encode()).hexdigest()}.npz"
     try:
@@ -147,13 +148,13 @@ def _put(path: Path, **arrays: npt.NDArray[Any]) -> None:
         return
 
 
-def _work_out(source: ManifestSource, condition: Condition) -> list[I64]:
+def _work_out(source: ManifestSource | JoinedSource, condition: Condition) -> list[I64]:
     words = {word.lower() for word in re.findall(r"[A-Za-z_]\w*", condition.where or "")}
     columns = {"status", "key"} | {name for name in COLUMNS if name in words}
     if words - set(COLUMNS) - NO_COLUMNS:
         columns.add("extras")
     with ThreadPoolExecutor(THREADS) as pool:
-        tables = list(pool.map(lambda n: ok_rows(source, n, sorted(columns)), range(len(source.names))))
+        tables = list(pool.map(lambda n: source.ok_rows(n, sorted(columns)), range(len(source.names))))
     counts = [len(table) for table in tables]
     firsts = np.cumsum([0, *counts])
     whole = pa.concat_tables(tables) if tables else pa.table({"key": pa.array([], pa.string())})
@@ -161,23 +162,6 @@ def _work_out(source: ManifestSource, condition: Condition) -> list[I64]:
     if condition.where is not None:
         chosen &= _by_sql(whole, condition.where)
     return [np.flatnonzero(chosen[a:b]) for a, b in itertools.pairwise(firsts.tolist())]
-
-
-def ok_rows(source: ManifestSource, number: int, columns: Sequence[str]) -> pa.Table:
-    """Columns of the samples of a shard, from its sidecar alone; `status` has to be one, and is dropped.
-
-    Raises OSError, or FormatError where the sidecar is damaged or lacks a column.
-    """
-    name = source.names[number]
-    with os.fdopen(source.open_sidecar(number), "rb") as file:
-        try:
-            table = pq.read_table(file, columns=list(columns), use_threads=False)
-            rows = table.filter(pc.equal(table["status"], "ok")).drop_columns(["status"])
-        except (pa.ArrowException, KeyError) as error:
-            raise FormatError(f"{name}.parquet: {error}") from error
-    if set(rows.column_names) != set(columns) - {"status"}:
-        raise FormatError(f"{name}.parquet has no column {sorted(set(columns) - set(table.column_names))}")
-    return rows
 
 
 def _by_key(keys: Any, condition: Condition) -> npt.NDArray[np.bool_]:

@@ -6,7 +6,7 @@ Batches are cut from one global stream of samples (order.py) and dealt to ranks 
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from loader.assembly import assemble, stride_of, weights_of
 from loader.batch import Batch
-from loader.options import Options, Path_, settings_of
+from loader.options import Options, Paths, settings_of
 from loader.order import I64
 from loader.prefetch import FetchAhead
 from loader.ranks import Rank, given_rank, present_rank, tell_doubt
@@ -44,14 +44,16 @@ class LatentDataset(IterableDataset[Batch]):
     Use it through `make_loader`, or as `DataLoader(dataset, batch_size=None)`. Keep the latter away from
     `accelerator.prepare` with several processes: it would deal out a rank's batches a second time.
 
-    paths: folders of shards, hf://datasets/USER/REPO[@REVISION][/FOLDER], https:// or what else fsspec opens. Their samples are one dataset, or a mixture where `weights` are given.
+    paths: a folder of shards, hf://datasets/USER/REPO[@REVISION][/FOLDER], https:// or what else fsspec opens; a tuple of such:
+        a folder and the layers beside it, of which those samples are read that are whole in all; or a list of either. The
+        samples of a list are one dataset, or a mixture where `weights` are given.
     batch_size: samples per rank and batch.
     options: see `loader.options.Options`.
 
     Raises ValueError for an argument that does not fit the shards, FormatError for an unreadable manifest.
     """
 
-    def __init__(self, paths: Path_ | Sequence[Path_], batch_size: int, **options: Unpack[Options]) -> None:
+    def __init__(self, paths: Paths, batch_size: int, **options: Unpack[Options]) -> None:
         self._settings = settings = settings_of(batch_size, options)
         self.batch_size, self.drop_last, self.from_start = batch_size, settings.drop_last, settings.from_start
         self._given = given_rank(settings.rank, settings.world_size)

@@ -7,19 +7,19 @@ processes. `num_workers` processes do the same through torch's DataLoader.
 import time
 import weakref
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import Any, Literal, Unpack
 
 from loader.batch import Batch
 from loader.dataset import LatentDataset
-from loader.options import Options, Path_
+from loader.options import Options, Paths
 from loader.samples import BatchSampler, Samples
 from loader.state import State
 from loader.streams import Counted, as_it_is, in_processes, in_threads
 
 
 def make_loader(
-    paths: Path_ | Sequence[Path_],
+    paths: Paths,
     batch_size: int,
     *,
     num_workers: int = 0,

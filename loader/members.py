@@ -44,6 +44,7 @@ class Rows:
         self.counts["bytes"] += sum(sizes)
         array, listed = self.arrays.get(field.name), self.listed.get(field.name)
         header, expected, length, full = bytearray(), b"", 0, -1
+        tar = shard.descriptor(member)
         if array is not None:
             target = memoryview(array.numpy().data).cast("B")
             length, expected = len(target) // self.size, npy_header("float16", known_axes(field))
@@ -52,9 +53,9 @@ class Rows:
             try:
                 if size == full:
                     row = target[index * length : (index + 1) * length]
-                    if os.preadv(shard.descriptor, [header, row], offset) == size and header == expected:
+                    if os.preadv(tar, [header, row], offset) == size and header == expected:
                         continue
-                value = _read_member(shard.descriptor, offset, size, field)
+                value = _read_member(tar, offset, size, field)
                 if array is not None:
                     array[index] = torch.from_numpy(value)
                 elif listed is not None:
@@ -80,7 +81,9 @@ class Rows:
             if caption is None:
                 size, offset = int(table.size["txt"][row]), int(table.offset["txt"][row])
                 try:
-                    caption = os.pread(shard.descriptor, size, offset).decode("utf-8", errors="replace")
+                    caption = os.pread(shard.descriptor("txt"), size, offset).decode(
+                        "utf-8", errors="replace"
+                    )
                 except OSError as error:
                     errors[index] = error
                     continue

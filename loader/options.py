@@ -11,6 +11,8 @@ from loader.condition import Condition, Keys
 from loader.select import Scale
 
 Path_ = str | os.PathLike[str]
+Layered = tuple[Path_, ...]  # a folder, and the layers that lie beside it
+Paths = Path_ | Layered | Sequence[Path_ | Layered]
 Extra = Literal["key", "caption"]
 Chance = float | Mapping[str, float]
 

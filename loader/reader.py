@@ -15,11 +15,12 @@ from loader.buffers import Buffers
 from loader.cache import Cache
 from loader.draw import Draw
 from loader.format import FormatError
+from loader.joined import Source
 from loader.order import ATTEMPTS, I64, Order
 from loader.printable import printable
 from loader.select import Selection
 from loader.sidecar import Table
-from loader.source import DataError, OpenShard, Source
+from loader.source import DataError, OpenShard
 
 log = logging.getLogger("loader")
 
@@ -53,7 +54,8 @@ class BatchReader:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
         self._tables: OrderedDict[int, Table] = OrderedDict()
-        self._most = max(4, min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
+        files = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)
+        self._most = max(4, files // max(source.tars for _, source in sources))
         self._epoch = 0
         self.in_progress = 0
         self._watcher: Callable[[int, int], None] = lambda *_: None
@@ -122,7 +124,7 @@ class BatchReader:
 
     def plan(self, numbers: Sequence[int]) -> None:
         """Tell the cache which shards are needed soon, in that order."""
-        self.cache.room.plan([n for n in (s.cached_as(local) for s, local in map(self.source, numbers)) if n])
+        self.cache.room.plan([name for s, local in map(self.source, numbers) for name in s.cached_as(local)])
 
     def release(self, number: int) -> None:
         """Close a shard that no batch needs soon, and tell the cache."""
@@ -130,7 +132,7 @@ class BatchReader:
             if isinstance(self._open.get(number), OpenShard):
                 del self._open[number]
         source, local = self.source(number)
-        if name := source.cached_as(local):
+        for name in source.cached_as(local):
             self.cache.room.release(name)
 
     def _forgive(self, epoch: int) -> None:

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
+
+BASE = "base"  # in the recipe of a layer, the fingerprint of the shards that it lies beside; in its plan, their plan and rows
 
 
 def fingerprint(recipe: dict[str, Any]) -> str:
@@ -31,3 +34,27 @@ def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             )
         return lines
     return [] if old == new else [f"{prefix}: {old!r} there, {new!r} here"]
+
+
+def joined_recipe(base: dict[str, Any], layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The recipe of a folder and the layers beside it: what it would be had all been made at once.
+
+    What is a list in both goes on (text encoders, features, resolutions); a layer that says otherwise of anything else stands
+    whole under `layers`.
+    """
+    joined, apart = dict(base), list[Any]()
+    for layer in layers:
+        own = {
+            name: value
+            for name, value in layer.items()
+            if name not in (BASE, "dataset") and value is not None
+        }
+        lists = {name for name, value in own.items() if isinstance(value, list)}
+        there = {name: joined.get(name) or [] for name in lists}
+        if any(joined.get(name, own[name]) != own[name] for name in own.keys() - lists) or not all(
+            isinstance(value, list) for value in there.values()
+        ):
+            apart.append(own)
+        else:
+            joined |= own | {name: [*there[name], *own[name]] for name in lists}
+    return {**joined, "layers": apart} if apart else joined

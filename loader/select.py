@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from loader.format import Field, image_field_name, recipe_differences, text_field_name
-from loader.source import Source
+from loader.joined import Source
 
 Scale = float | Sequence[float]
 

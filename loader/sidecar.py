@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loader.format import FormatError
@@ -89,6 +90,18 @@ def read_sidecar(file: Any, members: Sequence[str], captions: bool, rows: int, e
         keys=table["key"],
         captions=table["caption"] if captions else None,
     )
+
+
+def read_ok_rows(file: Any, columns: Sequence[str]) -> Any:
+    """Columns of the ok rows, as an Arrow table; `status` has to be one, and is dropped. Raises FormatError."""
+    try:
+        table = pq.read_table(file, columns=list(columns), use_threads=False)
+        rows = table.filter(pc.equal(table["status"], "ok")).drop_columns(["status"])
+    except (pa.ArrowException, KeyError) as error:
+        raise FormatError(printable(error)) from error
+    if set(rows.column_names) != set(columns) - {"status"}:
+        raise FormatError(f"it has no column {sorted(set(columns) - set(table.column_names))}")
+    return rows
 
 
 def _read(file: Any, members: Sequence[str], captions: bool, rows: int) -> Any:

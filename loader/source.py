@@ -1,28 +1,20 @@
-"""One dataset at one place: what a sample holds, how many each shard has, and how to open one.
+"""Shards at one place, as their manifest says: what a sample holds, how many each shard has, and how to open one."""
 
-Opening a dataset reads its manifest and nothing else, however many shards there are. A folder of foreign tars, with no
-manifest, is scanned instead (index.py).
-"""
-
-import contextlib
 import logging
 import os
 import re
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from loader.folders import Files, LocalFolder
-from loader.format import MANIFEST, Field, FormatError, Kind, Manifest
-from loader.index import DoubledMember, Scan, scan, scan_cached
-from loader.npy import npy_array
+from loader.format import Field, FormatError, Manifest, Shard
+from loader.index import scan
 from loader.printable import printable
-from loader.sidecar import I64, Table, read_sidecar
+from loader.sidecar import I64, Table, read_ok_rows, read_sidecar
 
 log = logging.getLogger("loader")
 
@@ -36,41 +28,38 @@ class DataError(RuntimeError):
 
 
 class OpenShard:
-    """A shard's tar, open for os.pread, and its table. Closes itself when nobody uses it any more."""
+    """A shard's tars, open for os.pread, and its table. Closes them when nobody uses it any more.
 
-    def __init__(self, descriptor: int, table: Table) -> None:
-        self.descriptor, self.table = descriptor, table
-        weakref.finalize(self, os.close, descriptor)
+    tars: descriptors by the members that lie there, "" for all others: with layers a shard has a tar in each.
+    """
+
+    def __init__(self, tars: Mapping[str, int], table: Table) -> None:
+        self._tars, self.table = tars, table
+        for descriptor in set(tars.values()):
+            weakref.finalize(self, os.close, descriptor)
+
+    def descriptor(self, member: str) -> int:
+        """Of the tar in which a member lies."""
+        return self._tars[member] if member in self._tars else self._tars[""]
 
     def keep(self, samples: I64) -> None:
         """Only these, by their numbers, are samples of the shard from now on."""
         self.table = self.table.only(samples)
 
 
-def open_source(files: Files, split: str, cache: Path) -> "Source":
-    """Raises FormatError for an unreadable manifest, ValueError for an unknown split or a folder without shards."""
-    try:
-        manifest = Manifest.from_json(files.read(MANIFEST))
-    except FileNotFoundError:
-        if isinstance(files, LocalFolder):
-            return TarSource(files, cache)
-        raise ValueError(f"{files.url} has no {MANIFEST}: a remote dataset needs one") from None
-    except FormatError as error:
-        raise FormatError(f"{files.url}/{MANIFEST}: {error}") from error
-    if split not in manifest.splits:
-        raise ValueError(f"split={split!r} is not in {files.url}, which has {sorted(manifest.splits)}")
-    return ManifestSource(files, manifest, split)
-
-
 class ManifestSource:
-    """Shards as precompute writes them. names: of the shards; paths: of their tars; recipe, fingerprint: of the manifest."""
+    """Shards as precompute writes them. names: of the shards; paths: of their tars; recipe, fingerprint: of the manifest;
+    plan, missing: of the split: its plan, and how many of its units are not finished. tars: that are open for one shard."""
+
+    tars = 1
 
     def __init__(self, files: Files, manifest: Manifest, split: str) -> None:
         self.files, self.fields = files, manifest.fields
         self.recipe, self.fingerprint = manifest.recipe, manifest.fingerprint
-        self._shards = manifest.splits[split].shards
-        if not manifest.splits[split].complete:
-            done, units = manifest.splits[split].units_done, manifest.splits[split].plan["units"]
+        self._shards, self.plan = manifest.splits[split].shards, manifest.splits[split].plan
+        done, units = manifest.splits[split].units_done, self.plan["units"]
+        self.missing = units - done
+        if self.missing:
             log.warning(
                 "%s: %d of %d units of split %s are finished, and only they are read; with the others the order is another",
                 *(files.url, done, units, split),
@@ -80,9 +69,43 @@ class ManifestSource:
         self.paths = [f"{shard.path}.tar" for shard in self._shards]
         self.sidecars = [shard.parquet_sha256 for shard in self._shards]
 
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """Of the split, in order of unit."""
+        return self._shards
+
+    @property
+    def remote(self) -> bool:
+        """Whether the tars come over a network."""
+        return not isinstance(self.files, LocalFolder)
+
+    def reading(self, members: Sequence[str]) -> "ManifestSource":
+        """The same, of which only these members are read."""
+        return self
+
+    def files_of(self, field: Field) -> Files:
+        """The folder that has a field."""
+        return self.files
+
+    def ok_rows(self, number: int, columns: Sequence[str]) -> Any:
+        """Columns of a shard's samples, from its sidecar alone, as an Arrow table; `status` has to be one, and is dropped.
+
+        Raises OSError, or FormatError where the sidecar is damaged or lacks a column.
+        """
+        with os.fdopen(self.open_sidecar(number), "rb") as file:
+            try:
+                return read_ok_rows(file, columns)
+            except FormatError as error:
+                raise FormatError(f"{self.names[number]}.parquet: {error}") from error
+
     def open_sidecar(self, number: int) -> int:
         """A descriptor of the shard's parquet, which the caller closes. Raises OSError or FormatError."""
         return self.files.open(f"{self._shards[number].path}.parquet", 0, self.sidecars[number])
+
+    def open_tar(self, number: int) -> int:
+        """A descriptor of the shard's tar, which the caller closes. Raises OSError or FormatError."""
+        shard = self._shards[number]
+        return self.files.open(f"{shard.path}.tar", shard.bytes, shard.sha256)
 
     @property
     def largest(self) -> int:
@@ -107,17 +130,16 @@ class ManifestSource:
         self, number: int, members: Sequence[str], captions: bool, table: Table | None = None
     ) -> OpenShard:
         """table: that an earlier opening gave, and need not be read again. Raises OSError or FormatError."""
-        shard = self._shards[number]
-        tar = self.files.open(f"{shard.path}.tar", shard.bytes, shard.sha256)
+        tar = self.open_tar(number)
         try:
-            return OpenShard(tar, table or self._table(number, tar, members, captions))
+            return OpenShard({"": tar}, table or self._table(number, tar, members, captions))
         except BaseException:
             os.close(tar)
             raise
 
-    def cached_as(self, number: int) -> str:
-        """Name of its tar in the cache; empty where it has none."""
-        return "" if isinstance(self.files, LocalFolder) else self._shards[number].sha256
+    def cached_as(self, number: int) -> list[str]:
+        """Names of its tars in the cache; none where they are local."""
+        return [self._shards[number].sha256] if self.remote else []
 
     def reserve(self, number: int) -> bool:
         """Take the room for its tar; False where there is none now. Raises OSError or FormatError."""
@@ -136,135 +158,30 @@ class ManifestSource:
         tar = self.files.discard(f"{shard.path}.tar", shard.sha256)
         return self.files.discard(f"{shard.path}.parquet", shard.parquet_sha256) or tar
 
+    def read_table(self, number: int, members: Sequence[str], captions: bool) -> Table:
+        """What the sidecar says of the samples. Raises FileNotFoundError where there is none, FormatError for a damaged one."""
+        shard = self._shards[number]
+        with os.fdopen(self.open_sidecar(number), "rb") as file:
+            try:
+                table = read_sidecar(file, members, captions, shard.rows, shard.bytes)
+            except (OSError, FormatError) as error:
+                raise FormatError(f"{shard.name}.parquet: {printable(error)}") from error
+        return self._checked(number, table)
+
     def _table(self, number: int, tar: int, members: Sequence[str], captions: bool) -> Table:
         shard = self._shards[number]
         try:
-            sidecar = self.open_sidecar(number)
+            return self.read_table(number, members, captions)
         except FileNotFoundError:
             log.warning(
                 "%s/%s.parquet is missing: reading the headers of the tar", self.files.url, shard.path
             )
-            with os.fdopen(os.dup(tar), "rb") as file:
-                table = scan(file, shard.bytes, f"{self.files.url}/{shard.path}.tar").table(members, captions)
-        else:
-            with os.fdopen(sidecar, "rb") as file:
-                try:
-                    table = read_sidecar(file, members, captions, shard.rows, shard.bytes)
-                except (OSError, FormatError) as error:
-                    raise FormatError(f"{shard.name}.parquet: {printable(error)}") from error
+        with os.fdopen(os.dup(tar), "rb") as file:
+            found = scan(file, shard.bytes, f"{self.files.url}/{shard.path}.tar")
+        return self._checked(number, found.table(members, captions))
+
+    def _checked(self, number: int, table: Table) -> Table:
+        shard = self._shards[number]
         if len(table) != shard.samples:
             raise FormatError(f"{shard.name}.parquet does not belong to {shard.name}.tar")
         return table
-
-
-class TarSource:
-    """A local folder of tars of which nothing is known but their headers."""
-
-    def __init__(self, files: LocalFolder, cache: Path) -> None:
-        self.files, self._cache = files, cache
-        self.recipe: dict[str, Any] = {}
-        self.fingerprint = ""
-        self._paths = _tars_below(files.path)
-        self.names = self.paths = [str(path.relative_to(files.path)) for path in self._paths]
-        if not self._paths:
-            raise ValueError(f"{files.url}: no {MANIFEST} and no .tar there")
-        self._unreadable: dict[Path, str] = {}
-        self.buckets = [""] * len(self._paths)
-        self.fields = self._guess_fields()
-
-    def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
-        with ThreadPoolExecutor(8) as pool:
-            tables = pool.map(lambda path: len(self._scan(path, members, captions)), self._paths)
-            return np.array(list(tables), np.int64)
-
-    def open(
-        self, number: int, members: Sequence[str], captions: bool, table: Table | None = None
-    ) -> OpenShard:
-        path = self._paths[number]
-        return OpenShard(
-            self.files.open(self.names[number], 0, ""), table or self._scan(path, members, captions)
-        )
-
-    def cached_as(self, number: int) -> str:
-        return ""
-
-    def reserve(self, number: int) -> bool:
-        return True
-
-    def prefetch(self, number: int) -> bool:
-        return True
-
-    def discard(self, number: int) -> bool:
-        return False
-
-    def _scan(self, path: Path, members: Sequence[str], captions: bool) -> Table:
-        return self._found(path).table(members, captions)
-
-    def _found(self, path: Path) -> Scan:
-        """What the headers say; nothing of a file that is no tar, which is told once. Raises FormatError for a doubled member."""
-        try:
-            return scan_cached(path, self._cache)
-        except DoubledMember:
-            raise
-        except FormatError as error:
-            if path not in self._unreadable:
-                self._unreadable[path] = str(error)
-                log.warning("%s; it is left out, and the other tars are read", error)
-            return Scan(np.empty(0, np.str_), {}, {})
-
-    def _guess_fields(self) -> tuple[Field, ...]:
-        """Fields by their member names, dtypes and shapes by the first sample that has them."""
-        for path in self._paths:
-            found = self._found(path)
-            guesses = [self._guess(path, name, found.offset[name], found.size[name]) for name in found.offset]
-            if fields := tuple(guess for guess in guesses if guess is not None):
-                return fields
-        raise ValueError(
-            f"{self.files.url}: no tar there holds latents_R.npy, moments_R.npy or caption_latents.npy"
-            + "".join(f"; {reason}" for reason in list(self._unreadable.values())[:1])
-        )
-
-    def _guess(
-        self, path: Path, name: str, offset: npt.NDArray[np.int64], size: npt.NDArray[np.int64]
-    ) -> Field | None:
-        match = IMAGE_MEMBER.fullmatch(name) or TEXT_MEMBER.fullmatch(name)
-        if match is None:
-            return None
-        kinds: dict[str, Kind] = {"moments": "moments", "latents": "latents"}
-        kinds |= {"caption_latents": "caption_latents", "caption_pooled": "caption_pooled"}
-        first = _first_array(path, offset, size)
-        if first is None:
-            return None
-        ragged = len(np.unique(size[offset >= 0])) > 1
-        shape: tuple[int, ...] = first.shape
-        axes: tuple[int | None, ...] = (
-            (None, *shape[1:]) if ragged and match[1] == "caption_latents" else shape
-        )
-        return Field(name, kinds[match[1]], first.dtype.name, axes)
-
-
-def _first_array(
-    path: Path, offset: npt.NDArray[np.int64], size: npt.NDArray[np.int64]
-) -> npt.NDArray[Any] | None:
-    """The first of a few members that is a readable .npy."""
-    with path.open("rb") as file:
-        for index in np.flatnonzero(offset >= 0)[:GUESSES].tolist():
-            file.seek(int(offset[index]))
-            with contextlib.suppress(FormatError):
-                return npy_array(file.read(int(size[index])))
-    return None
-
-
-def _tars_below(folder: Path) -> list[Path]:
-    """All tars, sorted; links to folders are followed, each folder once. macOS's `._` files are none."""
-    found, seen = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [Path(parent, name) for name in files if name.endswith(".tar") and not name.startswith("._")]
-    return sorted(found)
-
-
-Source = ManifestSource | TarSource

@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import tyro
 
 from loader.cache import Cache, cache_folder
-from loader.condition import Condition, ok_rows, select_samples
+from loader.condition import Condition, select_samples
+from loader.joined import JoinedSource, open_source
 from loader.remote import open_files
 from loader.sidecar import I64
-from loader.source import ManifestSource, open_source
+from loader.source import ManifestSource
+from loader.tar_source import TarSource
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
 
@@ -39,6 +41,9 @@ class Config:
     subset: tuple[float, float] | None = None
     """Keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
 
+    layers: tuple[str, ...] = ()
+    """Layers beside the shards: only samples that are whole in all of them count."""
+
     split: str = "train"
     """Split of the shards."""
 
@@ -50,8 +55,9 @@ def choose(config: Config) -> str:
     """The table. Raises UsageError for a condition, a path or a file that cannot be."""
     folder = cache_folder()
     try:
-        source = open_source(open_files(config.path, Cache(folder, None), PATIENCE), config.split, folder)
-        if not isinstance(source, ManifestSource):
+        path, *layers = (open_files(p, Cache(folder, None), PATIENCE) for p in (config.path, *config.layers))
+        source = open_source(path, config.split, folder, layers)
+        if isinstance(source, TarSource):
             raise UsageError(
                 f"{config.path}: it has no manifest.json, so nothing is known of its samples but their keys"
             )
@@ -86,10 +92,10 @@ def _line(name: str, count: int, total: int) -> str:
     return f"{name:40} {count:>14,}  {count / max(total, 1):>7.2%}"
 
 
-def keys_of(source: ManifestSource, chosen: list[I64]) -> pa.ChunkedArray:
+def keys_of(source: ManifestSource | JoinedSource, chosen: list[I64]) -> pa.ChunkedArray:
     """Keys of the chosen samples, in the order of the shards, out of the sidecars."""
     parts = [
-        ok_rows(source, n, ["key", "status"])["key"].take(part) for n, part in enumerate(chosen) if len(part)
+        source.ok_rows(n, ["key", "status"])["key"].take(part) for n, part in enumerate(chosen) if len(part)
     ]
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
 

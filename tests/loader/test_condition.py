@@ -14,8 +14,8 @@ import torch
 from loader import make_loader
 from loader.cache import Cache
 from loader.condition import Condition, select_samples
+from loader.joined import open_source
 from loader.remote import open_files
-from loader.source import open_source
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.unit_writer import Row, UnitWriter

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from loader.format import MANIFEST, Field, npy_bytes
+from loader.format import MANIFEST, Field, Manifest, npy_bytes
+from loader.joined import rows_hash
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.unit_writer import Row, UnitWriter
@@ -65,6 +67,36 @@ def write_shards(
             members = {f"{name}.npy": npy_bytes(values[name]) for name in names}
             writer.write(Row(key, f"a picture of {key}"), {**members, "txt": f"a picture of {key}".encode()})
         markers.append(writer.commit(recipe, fields, {"units": len(sizes)}, {}))
+        writer.discard()
+    write_file(folder / MANIFEST, manifest_of(recipe, fields, markers).to_json().encode())
+    return folder
+
+
+def write_layer(
+    folder: Path, base: Path, names: Sequence[str], lost: Sequence[str] = (), units: int | None = None
+) -> Path:
+    """A layer beside shards that `write_shards` has written with other fields: the fields called `names`, without the keys in
+    `lost`; of the first `units` units."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest.from_json((base / MANIFEST).read_bytes())
+    recipe = {
+        "base": manifest.fingerprint,
+        "dataset": manifest.recipe["dataset"],
+        "text_encoders": list(names),
+    }
+    split, markers = manifest.splits["train"], []
+    plan = {"units": len(split.shards), "base": {"plan": split.plan, "rows": rows_hash(split.shards)}}
+    fields = [field for field in FIELDS if field.name in names]
+    for unit, shard in enumerate(split.shards[:units]):
+        writer = UnitWriter(OutputFolder(folder), unit, names, 1 << 20, "test")
+        for row in pq.read_table(base / f"{shard.name}.parquet").to_pylist():
+            key, ok = row["key"], row["status"] == "ok"
+            if not ok or key in lost:
+                writer.reject(Row(key, row["caption"]), "non_finite" if ok else row["status"])
+                continue
+            values = arrays(key)
+            writer.write(Row(key, row["caption"]), {f"{name}.npy": npy_bytes(values[name]) for name in names})
+        markers.append(writer.commit(recipe, fields, plan, {}))
         writer.discard()
     write_file(folder / MANIFEST, manifest_of(recipe, fields, markers).to_json().encode())
     return folder
