@@ -44,9 +44,8 @@ class LatentDataset(IterableDataset[Batch]):
     Use it through `make_loader`, or as `DataLoader(dataset, batch_size=None)`. Keep the latter away from
     `accelerator.prepare` with several processes: it would deal out a rank's batches a second time.
 
-    paths: a folder of shards, hf://datasets/USER/REPO[@REVISION][/FOLDER], https:// or what else fsspec opens; a tuple of such:
-        a folder and the layers beside it, of which those samples are read that are whole in all; or a list of either. The
-        samples of a list are one dataset, or a mixture where `weights` are given.
+    paths: a folder of shards, hf://datasets/USER/REPO[@REVISION][/FOLDER], https:// or what else fsspec opens; a tuple: a folder
+        and the layers beside it; or a list of either, whose samples are one dataset, or a mixture where `weights` are given.
     batch_size: samples per rank and batch.
     options: see `loader.options.Options`.
 
