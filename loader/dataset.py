@@ -46,8 +46,7 @@ class LatentDataset(IterableDataset[Batch]):
 
     paths: a folder of shards, hf://datasets/USER/REPO[@REVISION][/FOLDER], https:// or what else fsspec opens; a tuple: a folder
         and the layers beside it; or a list of either, whose samples are one dataset, or a mixture where `weights` are given.
-    batch_size: samples per rank and batch.
-    options: see `loader.options.Options`.
+    batch_size: samples per rank and batch. options: see `loader.options.Options`.
 
     Raises ValueError for an argument that does not fit the shards, FormatError for an unreadable manifest.
     """
