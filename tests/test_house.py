@@ -144,7 +144,6 @@ def test_the_wheel_holds_every_package() -> None:
 # Files of over 300 lines and classes of over 150: two nouns each. The lists only shrink.
 LONG_FILES = {
     "loader/format.py": 398,
-    "precompute/input/records.py": 462,
     "precompute/verification/decode_check.py": 308,
 }
 LONG_CLASSES = {
@@ -152,7 +151,6 @@ LONG_CLASSES = {
     "loader/dataset.py:LatentDataset": 244,
     "precompute/encode/batch_encoder.py:BatchEncoder": 177,
     "precompute/hub/hub_dataset.py:Target": 154,
-    "precompute/input/records.py:Records": 249,
     "precompute/runtime/pipeline.py:Pipeline": 192,
 }
 

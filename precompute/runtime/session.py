@@ -22,6 +22,7 @@ from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.input import pixels
+from precompute.input.open_records import open_records
 from precompute.input.records import Records, Source
 from precompute.runtime.leases import UnitLeases
 from precompute.runtime.pipeline import Pipeline
@@ -52,7 +53,7 @@ class Session:
     def open(cls, config: Config, destination: Destination) -> "Session":
         """Open records and models, and hold what lies at the destination against them. Raises PrecomputeError, above all
         RecipeMismatch."""
-        records = Records(source_of(config))
+        records = open_records(source_of(config))
         device = pick_device()
         image_encoder = open_image_encoder(config.vae, device, config.dtype)
         check_factor(config, image_encoder)

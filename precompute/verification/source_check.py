@@ -18,7 +18,8 @@ from builders.core.images import UndecodableImage, decode_rgb
 from loader.format import Manifest, Marker
 from loader.printable import printable
 from precompute.errors import UsageError
-from precompute.input.records import OURS, Record, Records, Source
+from precompute.input.open_records import OURS, open_records
+from precompute.input.records import Record, Records, Source
 from precompute.shards.store import Store
 from precompute.verification.check_folder import Finding, redo
 from precompute.verification.check_shard import read_sidecar
@@ -55,7 +56,7 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
         columns = {column: recipe[column] for column in FOREIGN if column in recipe}
     if not where.is_named:
         _refuse_what_only_the_recipe_names(name, options)
-    records = Records(
+    records = open_records(
         Source(
             dataset=name,
             name=recipe.get("name"),

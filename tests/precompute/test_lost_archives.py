@@ -13,7 +13,8 @@ from huggingface_hub.utils import httpx
 
 from loader.format import Manifest
 from precompute.errors import SourceError
-from precompute.input import records
+from precompute.input import row_values
+from precompute.input.open_records import open_records
 from precompute.input.records import Records, Source
 from precompute.input.units import Unit
 from tests.support.launching import TOY, run_precompute
@@ -45,13 +46,13 @@ def server(tars: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def open_records(server: Server) -> Open:
+def opened(server: Server) -> Open:
     """The records of three tars on the server, by links that carry a key."""
 
     def open_them(dataset: str, limit: int | None = None) -> Records:
         links = ", ".join(f'"{server.url}/{number}.tar?key=SECRET"' for number in range(3))
         columns = {} if dataset == OURS else {"image_column": "jpg", "caption_column": "txt"}
-        return Records(Source(dataset, options=(f"data_files=[{links}]",), limit=limit, **columns))
+        return open_records(Source(dataset, options=(f"data_files=[{links}]",), limit=limit, **columns))
 
     return open_them
 
@@ -83,9 +84,9 @@ def outcomes(records: Records) -> list[list[str | None]]:
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("dataset", [OURS, THEIRS])
 def test_archive_that_is_gone_costs_its_rows(
-    open_records: Open, server: Server, waits: list[float], dataset: str, status: int
+    opened: Open, server: Server, waits: list[float], dataset: str, status: int
 ) -> None:
-    records = open_records(dataset)
+    records = opened(dataset)
     server.faults["1.tar"] = answer(status)
     assert outcomes(records) == [[None, None], ["bad_archive"], [None, None]]
     (lost,) = records.rows(records.units[1])
@@ -96,7 +97,7 @@ def test_archive_that_is_gone_costs_its_rows(
 def test_archive_that_is_gone_does_not_stop_a_trial_run(tmp_path: Path, tars: Path) -> None:
     (tars / "1.tar").write_bytes((tars / "1.tar").read_bytes()[:5000])
     source = Source(THEIRS, data_dir=tars, image_column="jpg", caption_column="txt", limit=5)
-    records = Records(source)
+    records = open_records(source)
     assert records.units == [Unit(0, 0, 0, 2), Unit(1, 1, 0, 1), Unit(2, 2, 0, 2)]
     assert outcomes(records) == [[None, None], ["bad_archive"], [None, None]]
 
@@ -104,9 +105,9 @@ def test_archive_that_is_gone_does_not_stop_a_trial_run(tmp_path: Path, tars: Pa
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("dataset", [OURS, THEIRS])
 def test_refusal_stops_at_once(
-    open_records: Open, server: Server, waits: list[float], dataset: str, status: int
+    opened: Open, server: Server, waits: list[float], dataset: str, status: int
 ) -> None:
-    records = open_records(dataset)
+    records = opened(dataset)
     server.faults["1.tar"] = answer(status)
     with pytest.raises(SourceError, match=rf"cannot read row 1 of unit 1: .*{status}.*run again") as told:
         outcomes(records)
@@ -114,8 +115,8 @@ def test_refusal_stops_at_once(
 
 
 @pytest.mark.parametrize("dataset", [OURS, THEIRS])
-def test_outage_is_waited_out(open_records: Open, server: Server, waits: list[float], dataset: str) -> None:
-    records = open_records(dataset)
+def test_outage_is_waited_out(opened: Open, server: Server, waits: list[float], dataset: str) -> None:
+    records = opened(dataset)
     server.faults["1.tar"] = answer(503, 24)
     assert outcomes(records) == [[None, None]] * 3
     assert max(waits) == 60
@@ -123,9 +124,9 @@ def test_outage_is_waited_out(open_records: Open, server: Server, waits: list[fl
 
 @pytest.mark.parametrize("dataset", [OURS, THEIRS])
 def test_outage_that_stays_stops_the_run(
-    open_records: Open, server: Server, waits: list[float], dataset: str
+    opened: Open, server: Server, waits: list[float], dataset: str
 ) -> None:
-    records = open_records(dataset)
+    records = opened(dataset)
     server.faults["1.tar"] = answer(503)
     with pytest.raises(SourceError, match=r"unit 1: .*503.*Finished units are kept") as told:
         outcomes(records)
@@ -145,7 +146,7 @@ def failing_once(error: Exception, row: int) -> Callable[[Records, Unit], Iterat
 
 
 def foreign(folder: Path) -> Records:
-    return Records(Source(THEIRS, data_dir=folder, image_column="jpg", caption_column="txt"))
+    return open_records(Source(THEIRS, data_dir=folder, image_column="jpg", caption_column="txt"))
 
 
 def test_connection_lost_in_the_middle_loses_and_repeats_no_row(
@@ -219,7 +220,7 @@ def test_outage_of_an_image_that_is_a_path_is_waited_out(
         return found
 
     monkeypatch.setattr("datasets.utils.file_utils.xopen", xopen)
-    assert records._read("http://127.0.0.1/cat.jpg?key=SECRET") == b"jpeg"
+    assert row_values.read_image("http://127.0.0.1/cat.jpg?key=SECRET") == b"jpeg"
     assert waits == [1.0, 2.0]
 
 
@@ -234,7 +235,7 @@ def test_an_image_that_stays_away_stops_the_run_and_one_that_is_gone_is_missing(
 
     monkeypatch.setattr("datasets.utils.file_utils.xopen", failing(httpx.ConnectError("no route")))
     with pytest.raises(SourceError, match=r"cat.jpg: ConnectError: no route: cannot be read") as caught:
-        records._read("http://127.0.0.1/cat.jpg?key=SECRET")
+        row_values.read_image("http://127.0.0.1/cat.jpg?key=SECRET")
     assert sum(waits) >= 1800 and "SECRET" not in str(caught.value)
     monkeypatch.setattr("datasets.utils.file_utils.xopen", failing(FileNotFoundError("cat.jpg")))
-    assert records._read("cat.jpg") is None
+    assert row_values.read_image("cat.jpg") is None

@@ -19,6 +19,7 @@ from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.image import open_image_encoder
 from precompute.encode.text import open_text_encoder
 from precompute.errors import OutputError, PrecomputeError, SourceError, output_errors
+from precompute.input.open_records import open_records
 from precompute.input.pixels import Picture, read_picture
 from precompute.input.records import Record, Records, Source
 from precompute.input.units import Unit
@@ -290,7 +291,7 @@ def webdataset_tar(path: Path, samples: int) -> bytes:
 
 def open_webdataset(folder: Path) -> Records:
     source = Source("webdataset", data_dir=folder, image_column="jpg", caption_column="txt")
-    return Records(source)
+    return open_records(source)
 
 
 def test_archive_that_breaks_off_costs_its_rest_and_is_counted(work: Any, tmp_path: Path) -> None:

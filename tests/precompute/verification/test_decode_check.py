@@ -12,7 +12,7 @@ import pytest
 from loader.format import npy_bytes
 from precompute import run, verify
 from precompute.errors import ModelError, UsageError
-from precompute.input.records import parse_option
+from precompute.input.options import parse_option
 from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.sample_reader import pick_samples, spread
@@ -307,7 +307,7 @@ def test_options_of_the_command_line_win_over_those_of_the_recipe(monkeypatch: p
         def __init__(self, source: Any) -> None:
             seen.append(dict(map(parse_option, source.options)))
 
-    monkeypatch.setattr(source_check, "Records", Seen)
+    monkeypatch.setattr(source_check, "open_records", Seen)
     for dataset in ({"path": "x", "options": ["a=1", "b=1"]}, {"path": "builders/demo", "a": 1, "b": 1}):
         split = SimpleNamespace(plan={"units": 1})
         manifest: Any = SimpleNamespace(recipe={"dataset": dataset}, splits={"train": split})

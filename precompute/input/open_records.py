@@ -1,0 +1,12 @@
+"""Whichever dataset is named: ours, or one of others."""
+
+from precompute.input.others import OtherRecords
+from precompute.input.ours import OurRecords
+from precompute.input.records import Records, Source
+
+OURS = "builders/"
+
+
+def open_records(source: Source) -> Records:
+    """The records of one split of a dataset. Raises UsageError naming the flag."""
+    return OurRecords(source) if source.dataset.startswith(OURS) else OtherRecords(source)

@@ -1,0 +1,40 @@
+"""`--options NAME=VALUE`: parsed, and as the recipe may have them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from precompute.errors import UsageError
+
+
+def parse_option(option: str) -> tuple[str, Any]:
+    """`parts=0-22` or `min_image_size=512`: the value as JSON where it is JSON, else as it stands."""
+    name, separator, value = option.partition("=")
+    if not separator or not name.isidentifier():
+        raise UsageError(f"--options {option}: write each as NAME=VALUE, for example parts=0-22")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def portable(option: str) -> str:
+    """An option as the recipe has it: of a local path only the last part, of a URL no query, which may be a signature."""
+    name, value = parse_option(option)
+    bare = _bare(value)
+    if bare == value:
+        return option
+    return f"{name}={bare if isinstance(bare, str) else json.dumps(bare)}"
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bare(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _bare(item) for name, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    if "://" in value:
+        return value.partition("?")[0]
+    return Path(value).name if os.path.isabs(value) or os.path.exists(value) else value

@@ -1,0 +1,107 @@
+"""Records of any other dataset that `datasets.load_dataset` takes, judged here by an image and a caption column."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from builders.core.captions import clean_captions
+from precompute.errors import UsageError
+from precompute.input.faults import innermost
+from precompute.input.options import portable
+from precompute.input.records import Record, Records
+from precompute.input.row_values import image_bytes, jsonable, short_hash, unit_key
+from precompute.input.units import Unit
+from precompute.shards.unit_writer import Row
+
+
+class OtherRecords(Records):
+    """The records of a dataset of others."""
+
+    readers_wait = False
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return Path(self.source.dataset).name
+
+    @property
+    def image_column(self) -> str:  # type: ignore[override]
+        return self.source.image_column
+
+    @property
+    def _cleaning(self) -> str:
+        return self.source.caption_cleaning or "light"
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+    def _checked(self, dataset: Any) -> Any:
+        dataset = dataset if self.source.prepare else self._typed(dataset)
+        names = dataset.column_names or []
+        for flag, column in (
+            ("--image-column", self.source.image_column),
+            ("--caption-column", self.source.caption_column),
+        ):
+            if column not in names:
+                folder = Path(self.source.dataset)
+                cure = (
+                    f". A folder of photographs: builders/folder --data-dir {folder}"
+                    if folder.is_dir()
+                    else ""
+                )
+                raise UsageError(
+                    f"{flag} {column}: {self.source.dataset} has no such column; it has {sorted(names)}{cure}"
+                )
+        return dataset
+
+    def _typed(self, dataset: Any) -> Any:
+        """The dataset with the types of its columns, which a stream of CSV or JSON only knows by its first rows. Raises UsageError."""
+        try:
+            return dataset._resolve_features()
+        except StopIteration:
+            raise UsageError(f"{self.source.dataset}: split {self.source.split} has no rows") from None
+
+    def _identify_sources(self, builder: Any) -> str | None:
+        """A hash of the names and sizes of local files; None for the Hub's, whose commit is in the recipe."""
+        folder = self.source.data_dir or Path(self.source.dataset)
+        if not folder.is_dir():
+            return None
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return short_hash(
+            repr([(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files])
+        )
+
+    def _recipe(self, builder: Any) -> dict[str, Any]:
+        source = self.source
+        local = Path(source.dataset).exists()
+        commit = re.search(r"@([0-9a-f]{40})", builder.base_path or "")
+        return {
+            "path": Path(source.dataset).name if local else source.dataset,
+            "name": builder.config.name,
+            "revision": commit[1] if commit else None,
+            "options": sorted(portable(option) for option in source.options),
+            "image_column": source.image_column,
+            "caption_column": source.caption_column,
+            "caption_cleaning": self._cleaning,
+        }
+
+    def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
+        source = self.source
+        raw = values[source.caption_column]
+        texts = raw if isinstance(raw, list) else [raw]
+        cleaned, fault = clean_captions(texts, self._cleaning)
+        captions = [caption for _, caption in cleaned]
+        image = image_bytes(values[source.image_column])
+        reject = "missing_image" if image is None else fault
+        kept = {
+            name: v for name, v in values.items() if name not in (source.image_column, source.caption_column)
+        }
+        extras = {**jsonable(kept), "captions": captions}
+        name = str(values.get("__url__") or source.dataset)
+        row = Row(
+            unit_key(unit, number, values), captions[0] if captions else None, source=name, extras=extras
+        )
+        return Record(row, image, reject)
+
+    def _complaint(self, error: BaseException) -> str:
+        message, dataset = innermost(error), self.source.dataset
+        return message if message.startswith(dataset) else f"{dataset}: {message}"

@@ -1,0 +1,97 @@
+"""Records of our own datasets, whose builders judge each row and say so in `reject`."""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import datasets
+
+import builders  # noqa: F401  registers "builders/<name>" with datasets
+from precompute.errors import UsageError
+from precompute.input.faults import innermost
+from precompute.input.records import Record, Records
+from precompute.input.row_values import image_bytes, jsonable, short_hash
+from precompute.input.units import Unit
+from precompute.shards.unit_writer import Row
+
+COMMON = ("key", "image", "caption", "width", "height", "source", "reject")
+# Fields of a builder's config that determine no value; `links` is where the archives are for some days.
+NO_VALUE = {
+    "name",
+    "version",
+    "data_dir",
+    "data_files",
+    "description",
+    "parts",
+    "keep_rejected",
+    "data_fingerprint",
+    "links",
+}
+# Of them, those that the command sets by flags of its own.
+SET_BY_FLAGS = NO_VALUE - {"parts", "links"}
+
+
+class OurRecords(Records):
+    """The records of `builders/NAME`, of ours or of an installed package."""
+
+    readers_wait = True
+    image_column = "image"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.source.dataset
+
+    def _options(self) -> dict[str, Any]:
+        source = self.source
+        if (source.image_column, source.caption_column) != ("image", "caption"):
+            raise UsageError(
+                f"--image-column, --caption-column: {source.dataset} has its own; leave them out"
+            )
+        cleaning = {"caption_cleaning": source.caption_cleaning} if source.caption_cleaning else {}
+        return {"keep_rejected": True, **cleaning}
+
+    def _checked(self, dataset: Any) -> Any:
+        return dataset
+
+    def _identify_sources(self, builder: Any) -> str | None:
+        """A hash of what makes up each shard, wherever it lies."""
+        stream = builder.as_streaming_dataset(split=self.source.split)
+        return short_hash(builder.identity(stream._ex_iterable.kwargs["shards"]))
+
+    def _recipe(self, builder: Any) -> dict[str, Any]:
+        config = {
+            field.name: getattr(builder.config, field.name)
+            for field in dataclasses.fields(builder.config)
+            if field.name not in NO_VALUE
+        }
+        return {
+            "path": self.source.dataset,
+            "name": builder.config.name,
+            "version": str(builder.info.version),
+            **json.loads(json.dumps(config, default=str)),
+        }
+
+    def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
+        extras = {name: value for name, value in values.items() if name not in COMMON and value is not None}
+        row = Row(
+            values["key"],
+            values["caption"],
+            values["width"],
+            values["height"],
+            values["source"],
+            jsonable(extras),
+        )
+        return Record(row, image_bytes(values["image"]), values["reject"])
+
+    def _complaint(self, error: BaseException) -> str:
+        message, dataset = innermost(error), self.source.dataset
+        unknown = re.search(r"(?:doesn't have a|unexpected keyword argument) '(\w+)'", message)
+        if unknown:
+            return self._no_such_option(unknown[1])
+        return message if message.startswith(dataset) else f"{dataset}: {message}"
+
+    def _no_such_option(self, name: str) -> str:
+        config = datasets.load_dataset_builder(self.source.dataset, self.source.name).config
+        fields = {field.name for field in dataclasses.fields(config)} - SET_BY_FLAGS
+        return f"--options {name}=...: {self.source.dataset} has no such option; it has {', '.join(sorted(fields))}"
