@@ -3,7 +3,8 @@
     import builders
     photos = builders.load_dataset("builders/demo", split="train")
 
-`datasets` 5 refuses dataset scripts, so the import wraps the one function that turns a path into a builder; every other path goes on as
+A package of yours adds `builders/NAME` by an entry point of the group `latentmill.builders`, whose value is the module that
+holds the builder's class. `datasets` 5 refuses dataset scripts, so the import wraps the one function that turns a path into a builder; every other path goes on as
 before. Importing is enough, as for Gymnasium's environments; the wrap is idempotent.
 """
 
@@ -11,6 +12,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any
 
 import datasets.inspect
@@ -26,8 +28,15 @@ _PREFIX = "builders/"
 
 
 def names() -> list[str]:
-    """The registered datasets: one module of this package each."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    """The registered datasets: one module of this package each, and those of installed packages."""
+    return sorted(_modules())
+
+
+def _modules() -> dict[str, str]:
+    """Module of each dataset, by its name. A package cannot take the place of a dataset of ours."""
+    theirs = {point.name: point.module for point in entry_points(group="latentmill.builders")}
+    ours = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+    return theirs | {name: f"{__name__}.{name}" for name in ours}
 
 
 def _wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]:
@@ -41,9 +50,10 @@ def _wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]
         if not str(path).startswith(_PREFIX):
             return factory(path, *args, data_dir=data_dir, **kwargs)
         name = str(path).removeprefix(_PREFIX)
-        if name not in names():
+        modules = _modules()
+        if name not in modules:
             raise UnknownBuilderError(f"load_dataset({path!r}): no such builder. Known: {', '.join(names())}")
-        module = importlib.import_module(f"{__name__}.{name}")
+        module = importlib.import_module(modules[name])
         # A new dict each time: load_dataset_builder takes things out of it. The builder itself sets the real hash.
         settings = {"dataset_name": f"builders___{name}"} | (
             {} if data_dir is None else {"data_dir": data_dir}

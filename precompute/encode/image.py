@@ -13,6 +13,7 @@ import diffusers
 import torch
 import torch.nn.functional as F
 
+from precompute.encode.installed import installed
 from precompute.encode.models import Location, in_a_line, load_weights, locate, weights_hash
 from precompute.encode.toy import ToyVAE
 from precompute.errors import ModelError, UsageError
@@ -186,7 +187,7 @@ FAMILIES: dict[str, type[ImageEncoder]] = {
 
 
 def open_image_encoder(name: str, device: torch.device | str = "cpu", dtype: str = "float32") -> ImageEncoder:
-    """The encoder that `--vae` names: `toy`, a folder, or a Hub id with an optional `@REVISION`.
+    """The encoder that `--vae` names: `toy`, a folder, a Hub id with an optional `@REVISION`, or NAME:ID of an installed package.
 
     A `vae` subfolder, as diffusers pipelines have it, is found by itself. dtype: that of the computation.
     Raises ModelError where there is no such model, or none of a family in `FAMILIES`.
@@ -195,6 +196,10 @@ def open_image_encoder(name: str, device: torch.device | str = "cpu", dtype: str
     if name == "toy":
         toy = ToyVAE()
         return ImageEncoder(toy, {"model": "toy", "weights": weights_hash(toy)}, device, DTYPES[dtype])
+    if theirs := installed("image", name):
+        open_theirs, rest = theirs
+        encoder: ImageEncoder = open_theirs(rest, device, DTYPES[dtype])
+        return encoder
     location = locate("--vae", name, ["vae"])
     family = location.config.get("_class_name")
     if family not in FAMILIES:

@@ -17,6 +17,7 @@ from loader.format import Field, text_field_name
 from precompute.encode.caption_tokens import CaptionTokens, Tokens
 from precompute.encode.devices import to_device
 from precompute.encode.image import DTYPES, Load
+from precompute.encode.installed import installed
 from precompute.encode.models import in_a_line, locate, tokenizer_hash, weights_hash
 from precompute.encode.openclip import open_openclip
 from precompute.encode.text_models import final_norm, load_text_model, open_tokenizer, text_family
@@ -205,18 +206,22 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
     subfolders, as diffusers pipelines have them, are found by themselves.
 
     CLIP and T5 families go by their name; `auto:ID` takes any other transformers model that gives hidden states;
-    `openclip:NAME` one of OpenCLIP (precompute/encode/openclip.py).
+    `openclip:NAME` one of OpenCLIP (precompute/encode/openclip.py); NAME:ID one of an installed package.
     Raises ModelError or UsageError.
     """
     spec, device, torch_dtype = parse_text_encoder(value), torch.device(device), DTYPES[dtype]
     model: Any
     tokenizer: Any
-    if spec.model != "toy" and not spec.model.startswith("openclip:"):
+    theirs = installed("text", spec.model)
+    if spec.model != "toy" and not spec.model.startswith("openclip:") and theirs is None:
         return _open_transformers(spec, device, torch_dtype)
-    if spec.padding not in (None, "full"):
+    if theirs is None and spec.padding not in (None, "full"):
         raise UsageError(f"--text-encoder {value}: {spec.model} has no mask; leave padding out")
     if spec.model == "toy":
         model, tokenizer = toy_text_model(), ToyTokenizer()
+    elif theirs is not None:
+        open_theirs, rest = theirs
+        model, tokenizer = open_theirs(rest)
     else:
         model, tokenizer = open_openclip(spec.model)
     recipe = {"model": spec.model, "weights": weights_hash(model)}
