@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,21 @@ def parse_option(option: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def parse_options(options: Iterable[str]) -> dict[str, Any]:
+    """All of them by name. Raises UsageError for those that are no option of a dataset."""
+    values = dict(parse_option(option) for option in options)
+    secret = {"token", "storage_options"} & values.keys()
+    # Options are part of the recipe, which is published.
+    if secret:
+        raise UsageError(
+            f"--options {secret.pop()}=...: give it to `hf auth login` or the environment instead"
+        )
+    # datasets would take it for an option of the dataset.
+    if values.pop("trust_remote_code", False):
+        raise UsageError("--options trust_remote_code=...: no code of a dataset is run; leave it out")
+    return values
 
 
 def portable(option: str) -> str:

@@ -24,7 +24,7 @@ from builders.archives.backoff import Patience
 from builders.archives.read_errors import describe, is_lost
 from precompute.errors import SourceError, UsageError
 from precompute.input.faults import innermost, may_pass
-from precompute.input.options import parse_option
+from precompute.input.options import parse_options
 from precompute.input.row_values import unit_key
 from precompute.input.units import Unit
 from precompute.shards.unit_writer import Row
@@ -130,17 +130,7 @@ class Records(ABC):
 
     def _open(self) -> tuple[Any, Any, str | None]:
         source = self.source
-        options = dict(parse_option(option) for option in source.options)
-        secret = {"token", "storage_options"} & options.keys()
-        # Options are part of the recipe, which is published.
-        if secret:
-            raise UsageError(
-                f"--options {secret.pop()}=...: give it to `hf auth login` or the environment instead"
-            )
-        # datasets would take it for an option of the dataset.
-        if options.pop("trust_remote_code", False):
-            raise UsageError("--options trust_remote_code=...: no code of a dataset is run; leave it out")
-        options |= self._options()
+        options = parse_options(source.options) | self._options()
         if source.data_dir is not None:
             if not source.data_dir.exists():
                 raise UsageError(f"--data-dir {source.data_dir}: no such folder")
