@@ -17,7 +17,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from builders.archives.annotation_db import OTHERS, Join, count_others
-from builders.archives.members import basename, iter_members, stem
+from builders.archives.members import all_members, basename, stem
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core import shallow_json
@@ -77,7 +77,7 @@ class Diffusiondb(ArchiveBuilder):
         scores = dict(self._scores(shard).items(_part(shard)))
         seen = set()
         with open_source(shard.location, self.token) as file:
-            members = list(iter_members(file))  # names only; the one .json may stand anywhere
+            members = list(self._visible(shard, all_members(file)))  # the one .json may stand anywhere
             parameters = _read_parameters(
                 [member.read() for member in members if member.name.endswith(".json")]
             )

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from builders.core.account import Left
 from builders.core.base import ImageCaptionBuilder, Row, logger, make_key
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
@@ -82,11 +83,12 @@ class Folder(ImageCaptionBuilder):
         }
         by_split: dict[str, list[_File]] = {split: [] for split in (SPLITS if tops else ("train",))}
         files, left = _list_files(root, self._captions())
-        outside = []
+        outside = left["outside_of_splits"] = list[str]()
         for file in files:
-            split = tops.get((file.image or file.sidecar or "").split("/")[0]) if tops else "train"
+            split = tops.get(_top(file.image or file.sidecar or "")) if tops else "train"
             if split is None:
-                outside.append(file.image or file.sidecar or "")
+                paths = (file.image, file.sidecar)
+                outside += [path for path in paths if path and os.path.lexists(os.path.join(root, path))]
             else:
                 by_split[split].append(file)
         if outside:
@@ -98,14 +100,19 @@ class Folder(ImageCaptionBuilder):
                 f"builders/folder: no images in data_dir={root!r}. Looked for *{', *'.join(IMAGES)}, with captions in "
                 f"*{', *'.join(_SIDECARS)} beside them or in {', '.join(_TABLES)}"
             )
-        self._left, self._by_split = (
-            {**left, "outside_of_splits": outside},
-            {split: _ranges(files) for split, files in by_split.items() if files},
-        )
+        self._by_split = {split: _ranges(files) for split, files in by_split.items() if files}
+        first = next(iter(self._by_split))
+        self._left = {
+            split: {
+                reason: Left.of([path for path in paths if tops.get(_top(path), first) == split])
+                for reason, paths in left.items()
+            }
+            for split in self._by_split
+        }
         return self._by_split
 
-    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
-        return self._left if split == next(iter(self._by_split)) else {}
+    def left_out(self, split: str, shard: tuple[_File, ...]) -> Mapping[str, Left]:
+        return self._left[split] if shard == self._by_split[split][0] else {}
 
     def _rows(self, shard: tuple[_File, ...]) -> Iterator[Row]:
         root, table = self.config.data_dir, self._captions()
@@ -148,11 +155,17 @@ def _read_image(root: str, path: str | None) -> bytes | None:
         return None
 
 
+def _top(path: str) -> str:
+    return path.partition("/")[0]
+
+
 def _is_hidden(path: str) -> bool:
     return path.startswith(_HIDDEN) or "/." in path or "/__MACOSX/" in path
 
 
-def _list_files(root: str, listed: Collection[str]) -> tuple[list[_File], dict[str, list[str]]]:
+def _list_files(
+    root: str, listed: Mapping[str, Collection[object]]
+) -> tuple[list[_File], dict[str, list[str]]]:
     """All images, caption files without an image, and table rows without one, in the order of their paths; and all other files."""
     left: dict[str, list[str]] = {"hidden": [], "not_image_or_caption": [], "second_caption_file": []}
     paths = set(listed)
@@ -174,14 +187,15 @@ def _list_files(root: str, listed: Collection[str]) -> tuple[list[_File], dict[s
         sidecars = [path for path in found if path.lower().endswith(_SIDECARS)]
         pictures = [path for path in found if path not in sidecars]
         stem = os.path.splitext((pictures or sidecars)[0])[0]
-        used = set(sidecars[:1]) if len(pictures) < 2 else set()
+        used = set[str]()
         if len(pictures) < 2:
+            used.update(() if any(listed.get(path) for path in pictures) else sidecars[:1])
             files.append(_File(make_key(stem), next(iter(pictures), None), next(iter(sidecars), None)))
         for path in (
             pictures if len(pictures) > 1 else ()
         ):  # cat.jpg beside cat.png: the suffix goes into the key
             own = [name for name in sidecars if os.path.splitext(name)[0] == path] or sidecars[:1]
-            used.update(own)
+            used.update(() if listed.get(path) else own[:1])
             files.append(_File(make_key(path), path, own[0] if own else None))
         left["second_caption_file"] += [path for path in sidecars if path not in used]
     return files, left

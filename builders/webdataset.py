@@ -19,6 +19,7 @@ import datasets
 from builders.archives.members import NoContent, group_by_key, is_hidden, read_facts
 from builders.archives.remote import is_local
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
+from builders.core.account import Left
 from builders.core.base import Row, logger, make_key
 from builders.core.captions import whole
 from builders.core.config import ImageCaptionConfig
@@ -29,6 +30,7 @@ from builders.folder import IMAGES, SPLITS
 
 _IMAGES = tuple(suffix[1:] for suffix in IMAGES)
 _ARCHIVES = (".tar", ".tar.gz", ".tgz")
+_TOPS = {name: split for split, names in SPLITS.items() for name in names}
 _CAPTIONS = ("txt", "caption", "json.caption", "json.prompt", "json.text")
 
 
@@ -85,19 +87,19 @@ class Webdataset(ArchiveBuilder):
                 "builders/webdataset: pass data_dir=FOLDER or data_files=PATTERN, which name your *.tar"
             )
         splits: dict[str, list[Source]] = {split: [] for split in SPLITS}
-        tops = {name: split for split, names in SPLITS.items() for name in names}
         others = []
         for path in walk_files(root):
             if path.lower().endswith(_ARCHIVES) and not is_hidden(path):
-                splits[tops.get(path.split("/")[0], "train")].append(Source(path, ""))
+                splits[_TOPS.get(path.split("/")[0], "train")].append(Source(path, ""))
             else:
                 others.append(path)
         self._others = others
         return splits
 
-    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
-        others = list(self._others) if split == next(iter(self._by_split)) else []
-        return {**super().left_out(split), "no_archive": others}
+    def _left_beside(self, split: str) -> Mapping[str, Left]:
+        first = next(iter(self._by_split))
+        here = [path for path in self._others if _TOPS.get(path.partition("/")[0], first) == split]
+        return {**super()._left_beside(split), "no_archive": Left.of(here)}
 
     def _read(self, shard: Shard) -> Iterator[Row]:
         config = self.config

@@ -13,9 +13,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from builders.archives.annotation_db import Join, open_join
-from builders.archives.members import Member, iter_members
+from builders.archives.members import Member, all_members, is_hidden
 from builders.archives.remote import is_local, open_source, version_of
 from builders.archives.zips import count_zip
+from builders.core.account import TOLD, Left
 from builders.core.base import ImageCaptionBuilder, Row, logger, make_key
 from builders.core.errors import ArchiveError, MissingSourceError
 
@@ -66,6 +67,10 @@ class Shard:
 class ArchiveBuilder(ImageCaptionBuilder):
     """Base of the datasets that come as archives: implement `_sources` and `_read`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._hidden: dict[tuple[str, str, int], Left] = {}  # of each shard that has been read
+
     @abc.abstractmethod
     def _sources(self) -> dict[str, SplitSources]:
         """What each split is made of, under the current config."""
@@ -103,10 +108,15 @@ class ArchiveBuilder(ImageCaptionBuilder):
         self._by_split = shards
         return shards
 
-    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
+    def left_out(self, split: str, shard: Shard) -> Mapping[str, Left]:
+        left = {"hidden": self._hidden.get(_place(shard), Left(0))}
+        return {**left, **self._left_beside(split)} if shard == self._by_split[split][0] else left
+
+    def _left_beside(self, split: str) -> Mapping[str, Left]:
+        """What the split has beside its archives."""
         uncaptioned = self._uncaptioned() if split == next(iter(self._by_split)) else 0
         absent = self._absent(self._by_split[split])
-        return {"no_caption_split": uncaptioned, "archive_absent": absent}
+        return {"no_caption_split": Left(uncaptioned), "archive_absent": Left(absent)}
 
     def _uncaptioned(self) -> int:
         """Images of a split that was published without captions."""
@@ -178,9 +188,23 @@ class ArchiveBuilder(ImageCaptionBuilder):
             yield Row(key, None, None, shard.path, {"error": str(error)}, "bad_archive")
 
     def _members(self, shard: Shard) -> Iterator[Member]:
-        """The shard's members, in order."""
+        """The shard's members, in order, hidden ones passed over."""
         with open_source(shard.location, self.token) as file:
-            yield from iter_members(file, shard.index, shard.count)
+            yield from self._visible(shard, all_members(file, shard.index, shard.count))
+
+    def _visible(self, shard: Shard, members: Iterable[Member]) -> Iterator[Member]:
+        """Those of a shard's members that are not hidden; the others are counted."""
+        hidden, names = 0, list[str]()
+        try:
+            for member in members:
+                if not is_hidden(member.name):
+                    yield member
+                    continue
+                hidden += 1
+                if len(names) < TOLD:
+                    names.append(f"{shard.path}/{member.name}")
+        finally:
+            self._hidden[_place(shard)] = Left(hidden, tuple(names))
 
     def _join(
         self, location: str, rows: Callable[[], Iterable[tuple[str, str, Any]]], scope: str = ""
@@ -189,6 +213,10 @@ class ArchiveBuilder(ImageCaptionBuilder):
         folder = os.path.join(self._cache_dir_root, "builders_joins")
         identity = f"{self.hash} {scope} {version_of(location, self.token)}"
         return open_join(folder, location.partition("?")[0], identity, rows)
+
+
+def _place(shard: Shard) -> tuple[str, str, int]:
+    return shard.split, shard.location, shard.index
 
 
 def hub_url(repository: str, path: str) -> str:

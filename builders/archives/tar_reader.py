@@ -18,6 +18,7 @@ BLOCK = 512
 LONGEST_END = (
     1024 + 10_240
 )  # bytes of zeros: the end mark and one record of padding, as every common writer has it
+_LONGEST_RECORD = 2**20  # bytes: `tar -b 2048`
 _MAX_EXTENSION = 2**20  # bytes of a header that only carries a long name
 _MAX_SIZE = 2**62  # bytes
 _LONGEST_HOLE = 2**28  # bytes of zeros that are read in search of another member
@@ -114,7 +115,9 @@ def _headers(file: IO[bytes]) -> Iterator[_Header]:
         at += len(block)
         if not any(block):
             at, zeros, block = _past_zeros(file, at, len(block))
-            hole, extensions = max(hole, zeros), {}
+            extensions = {}
+            if not _is_padding(zeros, at - len(block)):
+                hole = max(hole, zeros)
             if not block:
                 break
         header = _parse(block, at, extensions)
@@ -129,10 +132,17 @@ def _headers(file: IO[bytes]) -> Iterator[_Header]:
             if header.kind != b"g":
                 extensions = {}
         _go_to(file, at)
-    if hole > LONGEST_END:
-        raise ArchiveError(
-            f"{hole:,} bytes of zeros at its end: a download that was not finished, or padding"
-        )
+    if hole:
+        raise ArchiveError(f"{hole:,} bytes of zeros at its end: a download that was not finished")
+
+
+def _is_padding(zeros: int, end: int) -> bool:
+    """Whether zeros up to offset `end` are an end mark filled up to a whole record, of 10 KiB or of a power of two up to 1 MiB.
+
+    A download that was not finished may have its length already, and zeros where the rest should be.
+    """
+    record = min(_LONGEST_RECORD, end & -end)
+    return zeros <= max(LONGEST_END, 1024 + record)
 
 
 def _past_zeros(file: IO[bytes], at: int, zeros: int) -> tuple[int, int, bytes]:

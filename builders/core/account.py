@@ -1,7 +1,8 @@
 """The account of a build in words: every reason to reject a row, and what is left out by design."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from builders.core import images
 from builders.core.captions import LONGEST
@@ -28,31 +29,64 @@ LEFT_OUT = {
     "no_caption_split": "an image of the test split, which was published without captions",
     "no_archive": "a file beside the archives that is none, or hidden",
     "not_image_or_caption": "a file of a folder that is neither",
-    "hidden": "a file whose name, or its folder's, begins with a dot",
+    "hidden": "a file of a folder, or a member of an archive, whose name or folder begins with a dot or is __MACOSX",
     "second_caption_file": "a caption file of a picture that has another, or captions in a table",
     "outside_of_splits": "a file beside the folders train, validation and test",
     "archive_absent": "an annotation of an archive that is not in data_dir, or not among the parts asked for",
 }
 
-
-def listed(form: str, reasons: Mapping[str, str], counts: Counter[str]) -> str:
-    told = ", ".join(f"{reason} {counts[reason]:,}" for reason in reasons if counts[reason])
-    return form.format(told) if told else ""
+TOLD = 3  # names of each reason
 
 
-def told_of(found: Mapping[str, int | list[str]]) -> str:
-    """`hidden 3: .DS_Store, .git/config, ...`"""
-    told = []
-    for reason in LEFT_OUT:
-        names = found.get(reason) or 0
-        if isinstance(names, int):
-            told += [f"{reason} {names:,}"] if names else []
-        else:
+class Left(NamedTuple):
+    """Files that are left out for one reason: how many, and the names of the first three."""
+
+    files: int
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Left":
+        return cls(len(names), tuple(names[:TOLD]))
+
+
+class Account:
+    """What became of the rows and files of a split, or of a part of it: `rows` by outcome, `ok` or a reason; `left` by reason."""
+
+    def __init__(
+        self, rows: Mapping[str, int] | None = None, left: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
+        self.rows = Counter(rows or {})
+        self.left = {reason: Left(files, tuple(names)) for reason, (files, names) in (left or {}).items()}
+
+    def leave(self, left: Mapping[str, Left]) -> None:
+        """Count what is left out in a further part."""
+        for reason, more in left.items():
+            if more.files:
+                had = self.left.get(reason, Left(0))
+                self.left[reason] = Left(had.files + more.files, (*had.names, *more.names)[:TOLD])
+
+    def add(self, other: "Account") -> None:
+        self.rows.update(other.rows)
+        self.leave(other.left)
+
+    def told_rows(self) -> str:
+        """`9 rows, 7 records, 2 rejected (too_small 2)`"""
+        rows, records = self.rows.total(), self.rows["ok"]
+        reasons = ", ".join(f"{reason} {self.rows[reason]:,}" for reason in REASONS if self.rows[reason])
+        told = f"{rows:,} rows, {records:,} records, {rows - records:,} rejected"
+        return f"{told} ({reasons})" if reasons else told
+
+    def told_left(self) -> str:
+        """`left out: hidden 4: .DS_Store, .git/config, .git/HEAD, ...`; empty where nothing is."""
+        told = []
+        for reason, (files, names) in (
+            (reason, self.left[reason]) for reason in LEFT_OUT if reason in self.left
+        ):
+            more = ", ..." if names and files > len(names) else ""
             told.append(
-                f"{reason} {len(names):,}: {', '.join(map(_printable, names[:3]))}"
-                + ", ..." * (len(names) > 3)
+                f"{reason} {files:,}" + (f": {', '.join(map(_printable, names))}{more}" if names else "")
             )
-    return "left out: " + ", ".join(told) if told else ""
+        return "left out: " + ", ".join(told) if told else ""
 
 
 def _printable(name: str) -> str:

@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import datasets
 
-from builders.core.account import REASONS, listed, told_of
+from builders.core.account import Account, Left
 from builders.core.config import ImageCaptionConfig
 from builders.core.counted_examples import CountedExamples
 from builders.core.errors import NoRecordsError
@@ -19,7 +18,7 @@ logger = logging.getLogger("builders")
 
 
 class AccountedBuilder(datasets.GeneratorBasedBuilder):
-    """Counts rows by outcome: `_generate_examples` takes the counter, the parent of all jobs sums and shows it."""
+    """Counts rows by outcome: `_generate_examples` takes the account, the parent of all jobs sums and shows it."""
 
     config: ImageCaptionConfig
     _without_records: Mapping[str, str] = MappingProxyType(
@@ -31,25 +30,25 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
     def _prepare_split_single(
         self, gen_kwargs: dict[str, Any], *args: Any, job_id: int, **kwargs: Any
     ) -> Iterator[tuple[int, bool, Any]]:
-        counts: Counter[str] = Counter()
+        account = Account()
         for item in super()._prepare_split_single(
-            {**gen_kwargs, "counts": counts}, *args, job_id=job_id, **kwargs
+            {**gen_kwargs, "account": account}, *args, job_id=job_id, **kwargs
         ):
             if item[1]:  # the job is done
-                with open(self._counts_path(gen_kwargs["split"], job_id), "w", encoding="utf-8") as file:
-                    json.dump(counts, file)
+                with open(self._account_path(gen_kwargs["split"], job_id), "w", encoding="utf-8") as file:
+                    json.dump(vars(account), file)
             yield item
 
     def _prepare_split(self, split_generator: datasets.SplitGenerator, *args: Any, **kwargs: Any) -> None:
         super()._prepare_split(split_generator, *args, **kwargs)
-        split, job, counts = split_generator.name, 0, Counter[str]()
-        while os.path.exists(path := self._counts_path(split, job)):
+        split, job, account = split_generator.name, 0, Account()
+        while os.path.exists(path := self._account_path(split, job)):
             with open(path, encoding="utf-8") as file:
-                counts.update(json.load(file))
+                account.add(Account(**json.load(file)))
             os.remove(path)
             job += 1
         try:
-            self._report(split_generator.gen_kwargs, counts)
+            self._report(split_generator.gen_kwargs, account)
         except (
             NoRecordsError
         ) as error:  # which must not cost the other splits: as_dataset raises it where this one is asked for
@@ -69,32 +68,26 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             )
         return super().as_dataset(split, *args, **kwargs)
 
-    def _counts_path(self, split: str, job: int) -> str:
-        return f"{self._output_dir}/{split}-{job:05d}.counts.json"
+    def _account_path(self, split: str, job: int) -> str:
+        return f"{self._output_dir}/{split}-{job:05d}.account.json"
 
     def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:
         return CountedExamples(self._generate_examples, split_generator.gen_kwargs)
 
-    def left_out(self, split: str) -> Mapping[str, int | list[str]]:
-        """What belongs to no split, as a number or by name, by reason out of LEFT_OUT, as far as this split has to tell of it.
+    def left_out(self, split: str, shard: Any) -> Mapping[str, Left]:
+        """What belongs to no row, by reason out of LEFT_OUT: in this shard and, with the first one, in the split.
 
-        Call it after `_shards`.
+        Call it when the shard has been read to its end.
         """
         return {}
 
-    def _report(self, read: Mapping[str, Any], counts: Counter[str], resumed: bool = False) -> None:
+    def _report(self, read: Mapping[str, Any], account: Account, resumed: bool = False) -> None:
         """`read`: the gen_kwargs that have been read to the end, of all shards or of some."""
-        split, rows, records = read["split"], counts.total(), counts["ok"]
-        summary = f"{self.name}/{self.config.name} {split}: "
-        account = []
+        summary = f"{self.name}/{self.config.name} {read['split']}: "
+        told = [account.told_left()]
         if not self.config.keep_rejected:  # whoever asks for the rejected rows counts them
-            account.append(
-                f"{rows:,} rows, {records:,} records, {rows - records:,} rejected"
-                + listed(" ({})", REASONS, counts)
-            )
-            if not records and len(read["shards"]) == read["num_shards"] and not resumed:
-                raise NoRecordsError(f"no records. {summary}{account[0]}")
-        if read["first"] in read["shards"]:  # so that of many readers one tells
-            account.append(told_of(self.left_out(split)))
-        if any(account):
-            logger.warning(summary + "; ".join(filter(None, account)))
+            told.insert(0, account.told_rows())
+            if not account.rows["ok"] and len(read["shards"]) == read["num_shards"] and not resumed:
+                raise NoRecordsError(f"no records. {summary}{told[0]}")
+        if any(told):
+            logger.warning(summary + "; ".join(filter(None, told)))

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -19,6 +18,7 @@ import datasets
 from datasets.builder import Key
 
 from builders.core import images
+from builders.core.account import Account
 from builders.core.accounted import AccountedBuilder
 from builders.core.cache_key import code_hash, folder_fingerprint
 from builders.core.captions import clean_captions
@@ -118,20 +118,22 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         ]
 
     def _generate_examples(
-        self, shards: list[Any], split: str, counts: Counter[str] | None = None, **whole: Any
+        self, shards: list[Any], split: str, account: Account | None = None, **whole: Any
     ) -> Iterator[tuple[Key, dict[str, Any]]]:
         for index, shard in enumerate(shards):
             seen: set[str] = set()
             for number, row in enumerate(self._rows(shard)):
                 reason, record = ("duplicate_key", self._blank(row)) if row.key in seen else self._judge(row)
                 seen.add(row.key)
-                if counts is not None:
-                    counts[reason or "ok"] += 1
+                if account is not None:
+                    account.rows[reason or "ok"] += 1
                 if self.config.keep_rejected:
                     record["reject"] = reason
                 elif reason is not None:
                     continue
                 yield Key(index, number), record
+            if account is not None:
+                account.leave(self.left_out(split, shard))
 
     def _judge(self, row: Row) -> tuple[str | None, dict[str, Any]]:
         """The reason to reject the row, or None, and its record as far as it goes."""

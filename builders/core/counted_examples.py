@@ -1,6 +1,5 @@
-"""A builder's examples as a stream that keeps their account: counts in, one line out when it has been read to the end."""
+"""A builder's examples as a stream that keeps their account: one line out when it has been read to the end."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +7,11 @@ import datasets
 from datasets.builder import Key
 from datasets.iterable_dataset import ExamplesIterable
 
+from builders.core.account import Account
+
 
 class CountedExamples(ExamplesIterable):
-    """A stream of a builder's examples that reports the counts when it has been read to the end."""
+    """A stream of a builder's examples that reports its account when it has been read to the end."""
 
     @property
     def features(self) -> datasets.Features:
@@ -18,13 +19,13 @@ class CountedExamples(ExamplesIterable):
         return self.generate_examples_fn.__self__._raw_features
 
     def __iter__(self) -> Iterator[tuple[Key, dict[str, Any]]]:
-        counts: Counter[str] = Counter()
-        self.kwargs: dict[str, Any] = {**self.kwargs, "counts": counts}
+        account = Account()
+        self.kwargs: dict[str, Any] = {**self.kwargs, "account": account}
         resumed = bool(
             self._state_dict and (self._state_dict["shard_idx"] or self._state_dict["shard_example_idx"])
         )
         yield from super().__iter__()
-        self.generate_examples_fn.__self__._report(self.kwargs, counts, resumed)
+        self.generate_examples_fn.__self__._report(self.kwargs, account, resumed)
 
     def shuffle_data_sources(self, generator: Any) -> "CountedExamples":
         return self._counted(super().shuffle_data_sources(generator))

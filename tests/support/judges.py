@@ -1,0 +1,53 @@
+"""What lies in a folder or an archive, as programs say that are not ours: GNU tar, zipinfo, find."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+__all__ = ["listed_by_find", "members_by_others", "pack_by_tar", "picture_by_imagemagick"]
+
+
+def listed_by_find(root: Path) -> set[str]:
+    """All files under a folder, links followed, relative to it."""
+    listed = _output("find", "-L", str(root), "-type", "f", "-printf", "%P\\0")
+    return {os.fsdecode(name) for name in listed.split(b"\0") if name}
+
+
+def members_by_others(archive: Path) -> list[str]:
+    """The names of an archive's files, in order, folders left out; of a tar that is cut short those before the cut."""
+    if archive.read_bytes()[:2] == b"PK":
+        listed = _output("zipinfo", "-1", str(archive))
+    else:
+        listed = _output("tar", "--quoting-style=literal", "-tf", str(archive))
+    names = [os.fsdecode(line).removeprefix("./") for line in listed.splitlines()]
+    return [name for name in names if name and not name.endswith("/")]
+
+
+def pack_by_tar(archive: Path, folder: Path, *options: str) -> None:
+    _output("tar", *options, "--sort=name", "-cf", str(archive), "-C", str(folder), ".")
+
+
+def picture_by_imagemagick(data: bytes) -> bytes | None:
+    """The pixels as ImageMagick reads them, upright 8-bit RGB in rows; None where it reads nothing or complains."""
+    done = subprocess.run(
+        [_program("convert"), "-[0]", "-auto-orient", "-depth", "8", "rgb:-"],
+        input=data,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return None if done.returncode or done.stderr else done.stdout
+
+
+def _output(name: str, *arguments: str) -> bytes:
+    return subprocess.run([_program(name), *arguments], capture_output=True, check=False, timeout=60).stdout
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
