@@ -9,10 +9,8 @@ import tyro
 
 from builders.core.account import REASONS
 from loader.format import SHARD_NAME
+from precompute.encode.presets import Model
 from precompute.errors import UsageError
-
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-SDXL_TEXT = (f"{SDXL}?layer=-2", f"g={SDXL}?subfolder=text_encoder_2&layer=-2&pooled")  # as its pipeline
 
 
 @dataclass(frozen=True)
@@ -50,17 +48,25 @@ class Config:
     limit: int | None = None
     """Stop after this many source rows: a trial run."""
 
-    vae: str = SDXL
+    for_model: Annotated[Model | None, tyro.conf.arg(name="for")] = None
+    """Store what this model's own diffusers pipeline takes: its autoencoder, text encoders, layers, templates, lengths,
+    padding and masks. They are printed as the flags they stand for, and any of these flags overrides them. Default: sdxl."""
+
+    model: str | None = None
+    """Folder or Hub id with the parts of --for's pipeline. Default: the Hub's."""
+
+    vae: str | None = None
     """Image encoder: a Hub id with an optional @REVISION, a folder, or `toy` (no download). A `vae` subfolder is found."""
 
     text_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """[NAME=]ID[@REVISION][?OPTION&OPTION...], or `toy`; repeat for several. The first writes caption_latents, one with a
+    """[NAME=]ID[@REVISION][?OPTION&OPTION...], or `toy`, instead of the encoders of --for; repeat for several. Without an ID,
+    as in t5=?length=256, it changes options of the one of --for. The first writes caption_latents, one with a
     NAME caption_latents_NAME. Options: layer=-2 (or several, 9,18,27), length=77 (tokens), padding=full, masked or trim,
     template=TEXT with {} for the caption (or @FILE), skip=34 (of the template's first tokens; skip=template counts those before
-    {}), pooled, subfolder=NAME, side=left (where padding goes), multiple=16 (pad to multiples, hide nothing), mask=real or
-    one-more (store what a mask shows of padded text), norm (the final norm on earlier layers), case=lower, keep=first (the BOS
-    before what is skipped), empty=bare (the empty caption without template).
-    Default: SDXL's two, at layer -2, the second's (g) pooled output too."""
+    {}), pooled (or pooled=only, no states), subfolder=NAME, side=left (where padding goes), multiple=16 (pad to multiples, hide
+    nothing), mask=real or one-more (store what a mask shows of padded text), norm (the final norm on earlier layers),
+    case=lower, clean=ftfy (as Wan's pipeline mends text), keep=first (the BOS before what is skipped), empty=bare (the empty caption without template), quoted (only the
+    text in quotation marks)."""
 
     resolutions: tuple[int, ...] = (256, 512)
     """Edges of the square crops, in pixels. One decode serves all."""

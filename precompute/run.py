@@ -21,12 +21,13 @@ from precompute import push
 from precompute.commands import parse
 from precompute.config import Config, check, check_repeats
 from precompute.encode.devices import is_main
+from precompute.encode.presets import DEFAULT
 from precompute.errors import PrecomputeError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
 from precompute.runtime.disk_budget import DiskBudget
 from precompute.runtime.leases import Gate, Leases
 from precompute.runtime.progress import progress_bar, summary
-from precompute.runtime.session import Session
+from precompute.runtime.session import Session, models_of
 from precompute.runtime.stats import Stats
 from precompute.shards.output_folder import OutputFolder, open_folder
 
@@ -35,6 +36,8 @@ def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
     open_folder("--output", config.output)
+    if is_main() and (config.for_model or config.model):
+        print(f"--for {config.for_model or DEFAULT}:\n{models_of(config)}", flush=True)
     session = Session.open(config, OutputFolder(config.output, config.split))
     if is_main():
         done = session.keeper.manifest().splits[config.split].units_done

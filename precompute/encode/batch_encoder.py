@@ -173,8 +173,9 @@ class BatchEncoder:
 
     def _launch_captions(self, index: int, captions: list[str]) -> list[tuple[Launched, int]]:
         encoder, cache = self._text_encoders[index], self._captions[index]
-        new = cache.unknown(captions)
-        cache.add(new, self._caption_parts[index].run(len(new), lambda part: encoder.launch(new[part])))
+        for new in encoder.groups(cache.unknown(captions)):
+            parts = self._caption_parts[index].run(len(new), lambda part: encoder.launch(new[part]))  # noqa: B023
+            cache.add(new, parts)
         return cache.find(captions)
 
     def _encode(self, pixels: torch.Tensor, keys: Sequence[str], view: View) -> torch.Tensor:

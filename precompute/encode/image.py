@@ -148,6 +148,15 @@ class VideoEncoder(ImageEncoder):
         return model.decode(raw[:, :, None]).sample[:, :, 0]
 
 
+class LTXEncoder(VideoEncoder):
+    """`AutoencoderKLLTXVideo`, given one frame: its statistics are buffers, not part of its config."""
+
+    def _scaling(self, model: Any) -> tuple[Number, Number]:
+        whole = self._load(torch.float32)  # bfloat16 would round the statistics
+        scale = whole.config.scaling_factor / whole.latents_std.double()
+        return tuple(scale.tolist()), tuple(whole.latents_mean.double().tolist())
+
+
 class RGBAEncoder(VideoEncoder):
     """`AutoencoderKLQwenImage21`: a video model of four channels, given one opaque frame."""
 
@@ -183,6 +192,7 @@ FAMILIES: dict[str, type[ImageEncoder]] = {
     "AutoencoderKLQwenImage21": RGBAEncoder,
     "AutoencoderKLWan": VideoEncoder,
     "AutoencoderKLFlux2": Flux2Encoder,
+    "AutoencoderKLLTXVideo": LTXEncoder,
 }
 
 

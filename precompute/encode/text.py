@@ -33,10 +33,10 @@ LONGEST = 512  # tokens, where neither the model nor the user says less
 
 @dataclass(frozen=True)
 class Launched:
-    """Results on their way from the device: states (B, T, D) and pooled (B, P), float16; lengths in tokens; finite (B,),
-    bool: whether all that is stored of a caption is."""
+    """Results on their way from the device: states (B, T, D) and pooled (B, P), float16, None where they are not stored;
+    lengths in tokens; finite (B,), bool: whether all that is stored of a caption is."""
 
-    states: torch.Tensor
+    states: torch.Tensor | None
     pooled: torch.Tensor | None
     finite: torch.Tensor
     lengths: list[int]
@@ -44,12 +44,14 @@ class Launched:
     @property
     def nbytes(self) -> int:
         """As pinned memory is given out: in powers of two."""
-        tensors = [self.states] if self.pooled is None else [self.states, self.pooled]
+        tensors = [tensor for tensor in (self.states, self.pooled) if tensor is not None]
         return sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors)
 
     def arrays(self, row: int, fields: Sequence[Field]) -> dict[str, Float16]:
         """One caption's arrays by field name. Only once the device is done."""
-        found = {"caption_latents": self.states[row, : self.lengths[row]].numpy()}
+        found = {}
+        if self.states is not None:
+            found["caption_latents"] = self.states[row, : self.lengths[row]].numpy()
         if self.pooled is not None:
             found["caption_pooled"] = self.pooled[row].numpy()
         return {field.name: found[field.kind] for field in fields}
@@ -98,12 +100,16 @@ class TextEncoder:
             ) from error
         if spec.pooled and probe.pooled is None:
             raise ModelError(f"--text-encoder {spec.model}: it has no pooled output; leave out pooled")
-        if probe.lengths[0] < 1 or self._tokens.skip < 0:
+        if (probe.lengths[0] < 1 and not spec.quoted) or self._tokens.skip < 0:
             raise UsageError(
                 f"--text-encoder {spec.model}: skip={self._tokens.skip} leaves nothing of an empty caption"
             )
-        shape = (None if self._tokens.varies else self.length, probe.states.shape[-1])
-        self.fields = [Field(text_field_name("latents", spec.name), "caption_latents", "float16", shape)]
+        self.fields = []
+        if probe.states is not None:
+            shape = (None if self._tokens.varies else self.length, probe.states.shape[-1])
+            self.fields.append(
+                Field(text_field_name("latents", spec.name), "caption_latents", "float16", shape)
+            )
         if probe.pooled is not None:
             name, dim = text_field_name("pooled", spec.name), probe.pooled.shape[-1]
             self.fields.append(Field(name, "caption_pooled", "float16", (dim,)))
@@ -114,7 +120,7 @@ class TextEncoder:
             "layer": spec.layers[0] if len(spec.layers) == 1 else list(spec.layers),
             "length": self.length,
             "padding": PADDINGS[self.padding],
-            "pooled": spec.pooled,
+            "pooled": spec.pooled if spec.states else "only",
             **({"template": spec.template} if spec.template != "{}" else {}),
             **({"skip": self._tokens.skip} if self._tokens.skip else {}),
             **spec.extras,
@@ -125,34 +131,48 @@ class TextEncoder:
 
         Captions of more than `length` tokens are cut. dtype: compute in this one rather than in the encoder's own.
         """
-        launched = self.launch(captions, dtype)
+        groups = self.groups(captions)
+        launched = [self.launch(group, dtype) for group in groups]
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
-        return [launched.arrays(row, self.fields) for row in range(len(captions))]
+        found = {
+            caption: batch.arrays(row, self.fields)
+            for group, batch in zip(groups, launched, strict=True)
+            for row, caption in enumerate(group)
+        }
+        return [found[caption] for caption in captions]
+
+    def groups(self, captions: Sequence[str]) -> list[list[str]]:
+        """The captions, apart where they cannot be of one batch: those that are read without template and those with it."""
+        bare = [caption for caption in captions if self.spec.is_bare(caption)]
+        return [group for group in ([c for c in captions if c not in bare], bare) if group]
 
     @torch.inference_mode()
     def launch(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> Launched:
-        """Start `encode` on the device without waiting for it."""
+        """Start `encode` on the device without waiting for it. captions: one of `groups`."""
         dtype, spec = dtype or self.dtype, self.spec
         if dtype not in self._models:
             self._models[dtype] = self._place(self._load(dtype))
-        skip = 0 if all(map(spec.is_bare, captions)) else self._tokens.skip
+        skip = 0 if spec.is_bare(captions[0]) else self._tokens.skip
         tokens = self._tokens.of([spec.fill(caption) for caption in captions], self.length + skip, skip)
+        if spec.quoted:
+            tokens.lengths[[not spec.read(caption) for caption in captions]] = 0
         output = self._models[dtype](
             input_ids=to_device(tokens.ids, self.device),
             attention_mask=None if tokens.seen is None else to_device(tokens.seen, self.device),
             output_hidden_states=spec.layers != (-1,),
         )
-        states = self._stored(self._hidden(output, self._models[dtype]), tokens, skip).to(torch.float16)
-        finite = torch.isfinite(states).all(-1)
-        # Counted on the host, so that nothing waits for the device.
-        finite |= to_device(torch.arange(states.shape[1]) >= tokens.lengths[:, None], self.device)
-        finite = finite.all(1)
-        pooled = self._pooled(output)
+        states, pooled = None, self._pooled(output)
+        finite = torch.ones(len(captions), dtype=torch.bool, device=self.device)
+        if spec.states:
+            states = self._stored(self._hidden(output, self._models[dtype]), tokens, skip).to(torch.float16)
+            # Counted on the host, so that nothing waits for the device.
+            padding = to_device(torch.arange(states.shape[1]) >= tokens.lengths[:, None], self.device)
+            finite &= (torch.isfinite(states).all(-1) | padding).all(1)
         if pooled is not None:
             finite &= torch.isfinite(pooled).all(-1)
         return Launched(
-            states=states.to("cpu", non_blocking=True),
+            states=None if states is None else states.to("cpu", non_blocking=True),
             pooled=None if pooled is None else pooled.to("cpu", non_blocking=True),
             finite=finite.to("cpu", non_blocking=True),
             lengths=tokens.lengths.tolist(),

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from loader.format import NULL_CAPTION, as_json
-from precompute.config import SDXL_TEXT, Config
+from precompute.config import Config
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import pick_device
 from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.presets import Chosen, choose
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.input import pixels
@@ -54,12 +55,12 @@ class Session:
         """Open records and models, and hold what lies at the destination against them. Raises PrecomputeError, above all
         RecipeMismatch."""
         records = open_records(source_of(config))
-        device = pick_device()
-        image_encoder = open_image_encoder(config.vae, device, config.dtype)
+        device, models = pick_device(), models_of(config)
+        image_encoder = open_image_encoder(models.vae, device, config.dtype)
         check_factor(config, image_encoder)
         if config.compile:
             image_encoder.compile()
-        texts = open_text_encoders(config, device)
+        texts = open_text_encoders(models, device, config.dtype)
         encoder = BatchEncoder(
             image_encoder,
             texts,
@@ -118,12 +119,17 @@ def check_factor(config: Config, encoder: ImageEncoder) -> None:
         if edge % encoder.factor:
             near = max(1, round(edge / encoder.factor)) * encoder.factor
             raise UsageError(
-                f"{flag} {edge}: not divisible by {encoder.factor}, the factor of --vae {config.vae}; use {near}"
+                f"{flag} {edge}: not divisible by {encoder.factor}, the factor of the --vae; use {near}"
             )
 
 
-def open_text_encoders(config: Config, device: torch.device) -> list[TextEncoder]:
-    encoders = [open_text_encoder(value, device, config.dtype) for value in config.text_encoder or SDXL_TEXT]
+def models_of(config: Config) -> Chosen:
+    """The models that the flags name."""
+    return choose(config.for_model, config.model, config.vae, config.text_encoder)
+
+
+def open_text_encoders(models: Chosen, device: torch.device, dtype: str) -> list[TextEncoder]:
+    encoders = [open_text_encoder(value, device, dtype) for value in models.text_encoders]
     names = [field.name for encoder in encoders for field in encoder.fields]
     if len(set(names)) != len(names):
         raise UsageError(

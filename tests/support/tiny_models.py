@@ -101,6 +101,29 @@ def save_flux2(folder: Path) -> Path:
     return folder
 
 
+def save_ltx(folder: Path) -> Path:
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 16),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 16),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, False),
+        decoder_spatio_temporal_scaling=(True, False),
+        decoder_inject_noise=(False,) * 3,
+        downsample_type=("conv",) * 2,
+        upsample_residual=(False,) * 2,
+        upsample_factor=(1, 1),
+        patch_size=2,
+    )
+    vae.latents_mean.copy_(torch.linspace(-0.3, 0.3, 8))
+    vae.latents_std.copy_(torch.linspace(0.5, 2, 8))
+    vae.save_pretrained(folder)
+    return folder
+
+
 def save_clip(folder: Path, projection: bool = False) -> Path:
     """`folder/text_encoder` and `folder/tokenizer`: a CLIP text model over single letters, 77 tokens of width 16."""
     torch.manual_seed(1)

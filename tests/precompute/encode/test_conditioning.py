@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 
-from precompute.config import SDXL, SDXL_TEXT
 from precompute.encode.image import open_image_encoder
+from precompute.encode.presets import choose
 from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import text_encoder_value
 from precompute.errors import UsageError
@@ -67,7 +67,8 @@ def test_the_default_is_what_sdxl_takes(tmp_path: Path) -> None:
     pipeline = diffusers.StableDiffusionXLPipeline(**parts, vae=None, unet=None, scheduler=None)
     texts = [*CAPTIONS, ""]
     rows, _, pooled, _ = pipeline.encode_prompt(texts, device="cpu", do_classifier_free_guidance=False)
-    one, two = (open_text_encoder(v.replace(SDXL, str(folder))).encode(texts) for v in SDXL_TEXT)
+    chosen = choose(None, str(folder), None, ())
+    one, two = (open_text_encoder(value).encode(texts) for value in chosen.text_encoders)
     joined = [
         np.concatenate([a["caption_latents"], b["caption_latents_g"]], axis=-1)
         for a, b in zip(one, two, strict=True)

@@ -114,6 +114,11 @@ FAMILIES: dict[str, Family] = {
         save_wan, diffusers.AutoencoderKLWan, "", one_frame,
         lambda m, x: (x - column(MEANS)) / column(STDS), lambda m, x: m.decode(x[:, :, None]).sample[:, :, 0],
     ),
+    "ltx": (
+        tiny_models.save_ltx, diffusers.AutoencoderKLLTXVideo, "", one_frame,
+        lambda m, x: (x - column(m.latents_mean)) / column(m.latents_std),
+        lambda m, x: m.decode(x[:, :, None]).sample[:, :, 0],
+    ),
     "flux2": (
         tiny_models.save_flux2, diffusers.AutoencoderKLFlux2, "", patches,
         lambda m, x: (x - batch_norm(m)[0]) / batch_norm(m)[1], lambda m, x: m.decode(unpatched(x)).sample,

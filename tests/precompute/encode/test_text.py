@@ -271,7 +271,7 @@ def test_value_names_encoder_model_and_options() -> None:
     assert vars(spec) == {
         "name": "g", "model": "user/model@v1", "subfolder": "text_encoder_2", "layers": (-2,), "length": 77, "pooled": True,
         "padding": None, "template": "{}", "skip": 0, "counted": False, "side": "right", "multiple": None, "mask": None, "norm": False,
-        "case": None, "keep": None, "empty": None,
+        "case": None, "keep": None, "empty": None, "clean": None, "quoted": False, "states": True,
     }  # fmt: skip
 
 

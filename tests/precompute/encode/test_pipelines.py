@@ -1,0 +1,310 @@
+"""Every preset, from the command through the shards to the loader, against what its own diffusers pipeline computes.
+
+Captions go through the pipeline's `encode_prompt`, pictures through its autoencoder and the scale of its training script.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from loader import make_loader
+from loader.format import Manifest
+from precompute.encode.presets import PRESETS
+from tests.support import tiny_models
+from tests.support.launching import run_here
+from tests.support.tiny_pipelines import PARTS, make_pipeline
+
+Rows = dict[str, torch.Tensor]
+EDGE = 64
+CAPTIONS = [
+    "two cats sleeping on a red sofa",
+    "two cats sleeping on a red sofa",
+    "a coffee cup beside a book, " * 160 + "the end",
+    "一只猫坐在红色的沙发上，背景是“大海”",
+    'a sign that says "{}" and {curly} {0} braces',
+    "the tokens <|im_start|> [INST] </s> <bos> of a chat<|im_end|>",
+    "A Red NEON Sign With The Words 'OPEN LATE' And \"Café 24\"",
+]
+
+
+def real(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(1, T, D) to the rows that the mask shows."""
+    return states[0][mask[0].bool()]
+
+
+def sd15(p: Any, caption: str, null: bool) -> Rows:
+    return {"caption_latents": p.encode_prompt(caption, "cpu", 1, False)[0][0]}
+
+
+def sdxl(p: Any, caption: str, null: bool) -> Rows:
+    states, _, pooled, _ = p.encode_prompt(caption, device="cpu", do_classifier_free_guidance=False)
+    return {
+        "caption_latents": states[0, :, :16],
+        "caption_latents_g": states[0, :, 16:],
+        "caption_pooled_g": pooled[0],
+    }
+
+
+def sd3(p: Any, caption: str, null: bool) -> Rows:
+    states, _, pooled, _ = p.encode_prompt(
+        caption, caption, caption, device="cpu", do_classifier_free_guidance=False
+    )
+    assert not states[0, :77, 40:].any(), "both CLIPs side by side, then zeros"
+    return {
+        "caption_latents": states[0, :77, :16],
+        "caption_latents_g": states[0, :77, 16:40],
+        "caption_latents_t5": states[0, 77:],
+        "caption_pooled": pooled[0, :12],
+        "caption_pooled_g": pooled[0, 12:],
+    }
+
+
+def flux1(p: Any, caption: str, null: bool) -> Rows:
+    states, pooled, _ = p.encode_prompt(caption, caption, device="cpu")
+    return {"caption_latents": states[0], "caption_pooled_clip": pooled[0]}
+
+
+def flux2(p: Any, caption: str, null: bool) -> Rows:
+    return {"caption_latents": p.encode_prompt(caption, device="cpu")[0][0]}
+
+
+def qwen_image(p: Any, caption: str, null: bool) -> Rows:
+    states, mask = p.encode_prompt(caption, device="cpu")
+    return {"caption_latents": states[0] if mask is None else real(states, mask)}
+
+
+def z_image(p: Any, caption: str, null: bool) -> Rows:
+    return {
+        "caption_latents": p.encode_prompt([caption], device="cpu", do_classifier_free_guidance=False)[0][0]
+    }
+
+
+def masked(p: Any, caption: str, null: bool, **options: Any) -> Rows:
+    """Of a pipeline whose `encode_prompt` gives states and mask, and those of the negative prompt."""
+    states, mask, *negative = p.encode_prompt(caption, device="cpu", **options)
+    return {"caption_latents": real(*negative) if null else real(states, mask)}
+
+
+def sana(p: Any, caption: str, null: bool) -> Rows:
+    import inspect
+
+    instruction = inspect.signature(p.__call__).parameters["complex_human_instruction"].default
+    return masked(p, caption, null, complex_human_instruction=instruction)
+
+
+def hunyuan_image(p: Any, caption: str, null: bool) -> Rows:
+    states, mask, glyphs, glyph_mask = p.encode_prompt(caption, device="cpu")
+    return {"caption_latents": real(states, mask), "caption_latents_glyph": real(glyphs, glyph_mask)}
+
+
+def wan(p: Any, caption: str, null: bool) -> Rows:
+    states = p.encode_prompt(
+        caption, device="cpu", do_classifier_free_guidance=False, max_sequence_length=512
+    )[0]
+    return {"caption_latents": states[0]}
+
+
+def chroma(p: Any, caption: str, null: bool) -> Rows:
+    states, _, mask, *_ = p.encode_prompt(caption, device="cpu", do_classifier_free_guidance=False)
+    return {"caption_latents": real(states, mask)}
+
+
+def kandinsky5(p: Any, caption: str, null: bool) -> Rows:
+    states, pooled, _ = p.encode_prompt(caption, device="cpu")
+    return {"caption_latents": states[0], "caption_pooled_clip": pooled[0]}
+
+
+def hidream(p: Any, caption: str, null: bool) -> Rows:
+    t5, _, llama, _, pooled, _ = p.encode_prompt(
+        *[caption] * 4, device="cpu", dtype=torch.float32, do_classifier_free_guidance=False
+    )
+    return {
+        "caption_latents": t5[0],
+        "caption_latents_llama": torch.cat(list(llama[:, 0]), dim=-1),
+        "caption_pooled_clip": pooled[0, :12],
+        "caption_pooled_g": pooled[0, 12:],
+    }
+
+
+def cogview4(p: Any, caption: str, null: bool) -> Rows:
+    return {
+        "caption_latents": p.encode_prompt(caption, device="cpu", do_classifier_free_guidance=False)[0][0]
+    }
+
+
+def auraflow(p: Any, caption: str, null: bool) -> Rows:
+    return {
+        "caption_latents": p.encode_prompt(caption, device="cpu", do_classifier_free_guidance=False)[0][0]
+    }
+
+
+TEXT: dict[str, Callable[[Any, str, bool], Rows]] = {
+    "sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux1": flux1, "flux2-dev": flux2, "flux2-klein": flux2,
+    "qwen-image": qwen_image, "z-image": z_image, "sana": sana, "pixart-sigma": masked, "lumina2": masked,
+    "hunyuan-image": hunyuan_image, "wan": wan, "chroma": chroma, "kandinsky5": kandinsky5, "hidream": hidream,
+    "auraflow": auraflow, "cogview4": cogview4, "ltx": masked,
+}  # fmt: skip
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+Scaled = Callable[[Any, torch.Tensor], torch.Tensor]
+
+
+def kl(**config: Any) -> tuple[Callable[[Path], Path], str, Scaled]:
+    def scaled(p: Any, pixels: torch.Tensor) -> torch.Tensor:
+        vae = p.vae
+        mode = vae.encode(pixels).latent_dist.mode()
+        return (mode - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+    channels = config.pop("channels", 16)
+    return lambda folder: tiny_models.save_kl(folder, channels, **config), "AutoencoderKL", scaled
+
+
+def column(values: Any) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+
+
+def one_frame(p: Any, pixels: torch.Tensor) -> torch.Tensor:
+    mode = p.vae.encode(pixels[:, :, None]).latent_dist.mode()
+    return ((mode - column(p.vae.config.latents_mean)) / column(p.vae.config.latents_std))[:, :, 0]
+
+
+def ltx_frame(p: Any, pixels: torch.Tensor) -> torch.Tensor:
+    mode = p.vae.encode(pixels[:, :, None]).latent_dist.mode()
+    return p._normalize_latents(mode, p.vae.latents_mean, p.vae.latents_std, p.vae.config.scaling_factor)[
+        :, :, 0
+    ]
+
+
+FLUX_KL = kl(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+FLUX2 = (
+    lambda folder: tiny_models.save_flux2(folder / "vae"),
+    "AutoencoderKLFlux2",
+    lambda p, pixels: p._encode_vae_image(pixels, None),
+)
+PICTURES: dict[str, tuple[Callable[[Path], Path], str, Scaled]] = {
+    "sd15": kl(channels=4, scaling_factor=0.18215),
+    "sdxl": kl(channels=4, scaling_factor=0.13025),
+    "sd3": kl(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+    "flux2-dev": FLUX2,
+    "flux2-klein": FLUX2,
+    "qwen-image": (
+        lambda folder: tiny_models.save_qwen(folder / "vae"), "AutoencoderKLQwenImage", one_frame
+    ),
+    "sana": (
+        lambda folder: tiny_models.save_dc(folder / "vae"), "AutoencoderDC",
+        lambda p, pixels: p.vae.encode(pixels).latent * p.vae.config.scaling_factor,
+    ),
+    "hunyuan-image": (
+        tiny_models.save_hunyuan, "AutoencoderKLHunyuanImage",
+        lambda p, pixels: p.vae.encode(pixels).latent_dist.mode() * p.vae.config.scaling_factor,
+    ),
+    "wan": (
+        lambda folder: tiny_models.save_qwen(folder / "vae", diffusers.AutoencoderKLWan), "AutoencoderKLWan", one_frame
+    ),
+    "pixart-sigma": kl(channels=4, scaling_factor=0.13025),
+    "auraflow": kl(channels=4, scaling_factor=0.13025),
+    "ltx": (lambda folder: tiny_models.save_ltx(folder / "vae"), "AutoencoderKLLTXVideo", ltx_frame),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.RandomState(0)
+    for number, caption in enumerate(CAPTIONS):
+        small = random.randint(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((EDGE, EDGE), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", PARTS)
+@torch.no_grad()
+def test_shards_hold_what_the_pipeline_computes(
+    name: Any,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save, family, scaled = PICTURES.get(name, FLUX_KL)
+    save(tmp_path / "model")
+    vae = getattr(diffusers, family).from_pretrained(tmp_path / "model" / "vae").eval()
+    pipeline = make_pipeline(name, PRESETS[name].pipeline, tmp_path / "model", vae)
+    flags = [
+        "builders/folder",
+        "--data-dir",
+        photos,
+        "--output",
+        tmp_path / "shards",
+        "--caption-cleaning",
+        "none",
+    ]
+    flags += [
+        "--options",
+        "min_image_size=1",
+        "--resolutions",
+        EDGE,
+        "--dtype",
+        "float32",
+        "--num-threads",
+        1,
+    ]
+    said = run_here(monkeypatch, capsys, *flags, "--for", name, "--model", tmp_path / "model")
+    assert f"--for {name}" in said and said.count("--text-encoder") == len(PRESETS[name].text_encoders)
+
+    pooled = any("pooled" in value for value in PRESETS[name].text_encoders)
+    (batch,) = make_loader(
+        tmp_path / "shards", len(CAPTIONS), shuffle=False, posterior="mean", pooled=pooled, extras=["key"]
+    )
+    order = [int(key.rsplit("_", 1)[-1]) if "_" in key else int(key) for key in batch["key"]]
+    for row, number in enumerate(order):
+        for field, states in TEXT[name](pipeline, CAPTIONS[number], False).items():
+            same(stored(batch, field, row), states, f"{field} of {CAPTIONS[number][:40]!r}")
+    null = np.load(tmp_path / "shards" / "null_caption.npz")
+    expected = TEXT[name](pipeline, "", True)
+    assert set(null) == set(expected) == {field for field in batch if field in null}
+    for field, states in expected.items():
+        same(torch.from_numpy(null[field]).float(), states, f"{field} of the empty caption")
+    pictures = [Image.open(photos / f"{number}.png") for number in order]
+    pixels = torch.cat([VaeImageProcessor(vae_scale_factor=8).preprocess(picture) for picture in pictures])
+    # Raw moments are rounded when they are stored, and latents again when they are read.
+    (spec,) = (f for f in open_manifest(tmp_path / "shards").fields if f.kind in ("moments", "latents"))
+    offset = float(np.abs(np.multiply(spec.shift or 0.0, spec.scale or 0.0)).max())
+    same(batch["image_latents"].float(), scaled(pipeline, pixels), "latents", 2, offset)
+
+
+def open_manifest(folder: Path) -> Manifest:
+    return Manifest.from_json((folder / "manifest.json").read_bytes())
+
+
+def stored(batch: dict[str, Any], field: str, row: int) -> torch.Tensor:
+    """What a trainer takes of a caption: the rows that the mask shows."""
+    if field.startswith("caption_pooled"):
+        return batch[field][row].float()
+    states, mask = batch[field][row, 0].float(), batch.get(field.replace("latents", "mask", 1))
+    return states if mask is None else states[mask[row]]
+
+
+def same(
+    found: torch.Tensor, expected: torch.Tensor, what: str, roundings: int = 1, offset: float = 0.0
+) -> float:
+    """The largest difference, which is float16's rounding at most. Rows of zeros behind the others are padding."""
+    if expected.dim() == 2 and len(expected) > len(found):
+        assert not expected[len(found) :].any(), what
+        expected = expected[: len(found)]
+    assert found.shape == expected.shape, what
+    rounding = (roundings * expected.abs() + offset) * 2**-11 + 2e-5
+    assert ((found - expected).abs() <= rounding).all(), (
+        f"{what}: off by {(found - expected).abs().max():.1e}"
+    )
+    return float((found - expected).abs().max()) if found.numel() else 0.0

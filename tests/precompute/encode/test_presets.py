@@ -1,0 +1,127 @@
+"""`--for MODEL`: the table is whole, what it stands for is printed, and every flag overrides it."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import diffusers
+import numpy as np
+import pytest
+
+from loader import make_loader
+from precompute.encode.presets import PRESETS, Model, choose
+from precompute.encode.text import open_text_encoder
+from precompute.encode.text_spec import parse_text_encoder
+from precompute.errors import UsageError
+from tests.support import tiny_models
+from tests.support.launching import run_here
+from tests.support.tiny_pipelines import PARTS
+
+
+@pytest.mark.parametrize("name", get_args(Model))
+def test_every_entry_can_be_read_and_names_a_pipeline_that_the_suite_holds(name: Any) -> None:
+    preset = PRESETS[name]
+    specs = [parse_text_encoder(value) for value in choose(name, None, None, ()).text_encoders]
+    assert specs[0].name == "" and len({spec.name for spec in specs}) == len(specs)
+    assert choose(name, None, None, ()).vae == preset.model
+    if name != "micro-diffusion":
+        assert hasattr(diffusers, preset.pipeline) and name in PARTS
+
+
+def test_what_is_printed_says_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder whose name needs quotes, by --for and then by the flags that were printed."""
+    folder = tiny_models.save_clip(tiny_models.save_kl(tmp_path / "a model, 'mine'"))
+    flags = [
+        "builders/demo",
+        "--limit",
+        3,
+        "--resolutions",
+        64,
+        "--dtype",
+        "float32",
+        "--output",
+        tmp_path / "out",
+    ]
+    said = run_here(monkeypatch, capsys, *flags, "--for", "sd15", "--model", folder)
+    import shlex
+
+    printed = shlex.split(said.partition("\n")[2].partition(" -> ")[0].rpartition("\n")[0])
+    assert "1 of 1 units finished before" in run_here(monkeypatch, capsys, *flags, *printed)
+
+
+def test_flags_override_a_preset() -> None:
+    flux = choose("flux1", None, None, ())
+    assert choose("flux1", "M", "toy", ("toy",)) == choose(None, None, "toy", ("toy",))
+    short = choose("flux1", "M", None, ("?length=256", "clip=?pooled"))
+    assert short.vae == "M"
+    assert short.text_encoders == ("M?subfolder=text_encoder_2&length=256&padding=full", "clip=M?pooled")
+    assert choose("flux1", flux.vae, None, ()) == flux
+    changed = choose("qwen-image", None, None, ("?length=77",)).text_encoders[0]
+    whole = parse_text_encoder(choose("qwen-image", None, None, ()).text_encoders[0])
+    assert parse_text_encoder(changed).template == whole.template and parse_text_encoder(changed).length == 77
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(("t6=?length=2",), "no encoder of that name; it has"), (("toy", "t5=?length=256"), "give each its ID")],
+)
+def test_changes_of_no_encoder_are_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=f"--text-encoder .*{message}"):
+        choose("flux1", None, None, given)
+
+
+def test_a_part_that_the_repository_lacks_comes_from_elsewhere_or_the_folder(tmp_path: Path) -> None:
+    assert "llama=auto:meta-llama/" in choose("hidream", str(tmp_path), None, ()).text_encoders[1]
+    (tmp_path / "text_encoder_4").mkdir()
+    assert f"llama=auto:{tmp_path}?" in choose("hidream", str(tmp_path), None, ()).text_encoders[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("toy?side=left", "side"),
+        ("toy?mask=real", "mask"),
+        ("openclip:ViT-B-32/openai?multiple=16", "multiple"),
+        ("toy?quoted", "quoted"),
+        ("openclip:ViT-B-32/openai?subfolder=x", "subfolder"),
+        ("toy?padding=trim", "padding"),
+        ("toy?template=the {}&skip=template", "skip=template"),
+    ],
+)
+def test_options_without_a_mask_are_refused_by_name(value: str, named: str) -> None:
+    with pytest.raises(UsageError, match=f"--text-encoder .*has no mask.*leave {named} out"):
+        open_text_encoder(value)
+
+
+def test_bare_captions_beside_others_keep_their_first_tokens(tmp_path: Path) -> None:
+    folder = tiny_models.save_decoder_only(tmp_path)
+    encoder = open_text_encoder(f"auto:{folder}?empty=bare&skip=template&template=the man with {{}}&length=8")
+    alone = [encoder.encode([caption])[0] for caption in ("", "cup", " ")]
+    for one, together in zip(alone, encoder.encode(["", "cup", " "]), strict=True):
+        np.testing.assert_array_equal(one["caption_latents"], together["caption_latents"])
+
+
+def test_captions_without_quotes_have_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_models.save_t5(tmp_path / "t5")
+    flags = ["builders/demo", "--limit", 3, "--resolutions", 64, "--output", tmp_path / "out", "--vae", "toy"]
+    run_here(
+        monkeypatch,
+        capsys,
+        *flags,
+        "--text-encoder",
+        f"{folder}?quoted",
+        "--text-encoder",
+        "clip=toy?pooled=only",
+    )
+    (batch,) = make_loader(tmp_path / "out", 3, pooled=True)
+    assert not batch["caption_mask"].any() and not batch["caption_latents"].any()
+    assert batch["caption_pooled_clip"].any() and "caption_latents_clip" not in batch
+
+
+def test_a_folder_may_have_an_equals_sign(tmp_path: Path) -> None:
+    for value in (f"{tmp_path}/run=1", f"t5={tmp_path}/run=1", "./run=1"):
+        spec = parse_text_encoder(f"{value}?layer=-2")
+        assert spec.model.endswith("run=1") and spec.name == ("t5" if value.startswith("t5=") else "")
