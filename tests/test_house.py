@@ -149,7 +149,6 @@ LONG_FILES = {
 LONG_CLASSES = {
     "loader/cache.py:Cache": 188,
     "loader/dataset.py:LatentDataset": 244,
-    "precompute/encode/batch_encoder.py:BatchEncoder": 177,
     "precompute/hub/hub_dataset.py:Target": 154,
     "precompute/runtime/pipeline.py:Pipeline": 192,
 }

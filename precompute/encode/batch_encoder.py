@@ -4,23 +4,23 @@
 the device never waits for the host. Keeps to raw latents: what is stored, and how, is decided in `_store` alone.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from loader.format import Field, image_field_name
 from precompute.encode.caption_cache import CaptionCache
 from precompute.encode.devices import DeviceClock, Span, to_device
 from precompute.encode.image import ImageEncoder
+from precompute.encode.latents import StoredLatents, View
 from precompute.encode.microbatch import Parts, free_memory, out_of_memory
-from precompute.encode.text import Launched, TextEncoder
+from precompute.encode.text import TextEncoder
+from precompute.encode.text_states import Launched
 
 logger = logging.getLogger("precompute")
 
@@ -40,15 +40,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class View:
-    """One image field: the picture at a resolution (pixels), as it is or mirrored."""
-
-    name: str
-    resolution: int
-    flipped: bool
-
-
-@dataclass(frozen=True)
 class InFlight:
     """A launched batch. images: per view what to store, and which samples are finite; captions: per text encoder and
     sample, where its caption's states are."""
@@ -60,10 +51,9 @@ class InFlight:
 
 
 class BatchEncoder:
-    """posterior: `moments` (raw mean and std), `sample` (scaled, noise from the sample's key and `seed`) or `mode`
-    (scaled mean). A model without a posterior is stored as `mode`. flip: store the mirrored picture too. fixed_size:
-    all pictures are squares of their resolution. fill_to: images that every call of the image encoder is filled up to, for
-    one that is compiled, which takes a minute for each new number.
+    """posterior: as StoredLatents has it. flip: store the mirrored picture too. fixed_size: all pictures are squares of their
+    resolution. fill_to: images that every call of the image encoder is filled up to, for one that is compiled, which takes a
+    minute for each new number.
 
     fields: the members that every sample gets, in order. clock: how long the device has been busy.
     """
@@ -79,9 +69,8 @@ class BatchEncoder:
         fixed_size: bool = True,
         fill_to: int | None = None,
     ) -> None:
-        self.posterior = posterior if image_encoder.has_posterior else "mode"
         self._image_encoder, self._text_encoders = image_encoder, text_encoders
-        self._seed, self._fixed_size = seed, fixed_size
+        self._latents = StoredLatents(image_encoder, posterior, seed)
         self._device = image_encoder.device
         self.clock = DeviceClock(self._device)
         cure = "use a smaller resolution, or --dtype bfloat16"
@@ -92,17 +81,9 @@ class BatchEncoder:
         ]
         self._captions: list[CaptionCache] = []
         self.start_unit()
-        self._views = [
-            View(image_field_name(self._kind, r, flipped), r, flipped)
-            for flipped in ([False, True] if flip else [False])
-            for r in resolutions
-        ]
-        self.fields = [self._image_field(view) for view in self._views]
+        self._views = self._latents.views(resolutions, flip)
+        self.fields = [self._latents.field(view, fixed_size) for view in self._views]
         self.fields += [field for encoder in text_encoders for field in encoder.fields]
-        self._shift, self._scale = (
-            torch.as_tensor(v, dtype=torch.float32, device=self._device).view(-1, 1, 1)
-            for v in (image_encoder.shift, image_encoder.scale)
-        )
 
     def start_unit(self) -> None:
         """Forget the captions seen: a unit's values may depend on nothing outside it."""
@@ -142,18 +123,6 @@ class BatchEncoder:
             results.append(arrays if len(arrays) == len(self.fields) else None)
         return results
 
-    @property
-    def _kind(self) -> Literal["moments", "latents"]:
-        return "moments" if self.posterior == "moments" else "latents"
-
-    def _image_field(self, view: View) -> Field:
-        encoder = self._image_encoder
-        cells = view.resolution // encoder.factor if self._fixed_size else None
-        if self._kind == "moments":
-            shape = (2 * encoder.channels, cells, cells)
-            return Field(view.name, "moments", "float16", shape, encoder.scale, encoder.shift)
-        return Field(view.name, "latents", "float16", (encoder.channels, cells, cells))
-
     def _to_device(self, samples: Sequence[Sample], resolution: int) -> torch.Tensor:
         """(B, 3, H, W) uint8, by way of pinned memory and without waiting."""
         shape = (len(samples), *samples[0].pixels[resolution].shape)
@@ -183,19 +152,7 @@ class BatchEncoder:
         if self._image_parts.fill_to:
             pixels = filled(pixels, self._image_parts.fill_to)
         mean, std = self._image_encoder.encode(pixels)
-        return self._store(mean[: len(keys)], None if std is None else std[: len(keys)], keys, view)
-
-    def _store(
-        self, mean: torch.Tensor, std: torch.Tensor | None, keys: Sequence[str], view: View
-    ) -> torch.Tensor:
-        if self.posterior == "moments" and std is not None:
-            return torch.cat([mean, std], dim=1).to(torch.float16)
-        raw = mean
-        if self.posterior == "sample" and std is not None:
-            shape = tuple(mean.shape[1:])
-            noise = np.stack([posterior_noise(self._seed, key, view.name, shape) for key in keys])
-            raw = mean + std * to_device(torch.from_numpy(noise), mean.device)
-        return ((raw - self._shift) * self._scale).to(torch.float16)
+        return self._latents.of(mean[: len(keys)], None if std is None else std[: len(keys)], keys, view)
 
     def _retry_image(self, sample: Sample, view: View) -> torch.Tensor | None:
         """One sample alone, in wider and wider precision."""
@@ -205,7 +162,7 @@ class BatchEncoder:
 
         def encode(dtype: torch.dtype) -> torch.Tensor:
             mean, std = self._image_encoder.encode(pixels.flip(-1) if view.flipped else pixels, dtype)
-            return self._store(mean, std, [sample.key], view)[0].cpu()
+            return self._latents.of(mean, std, [sample.key], view)[0].cpu()
 
         for dtype in WIDER[self._image_encoder.dtype]:
             stored = self._alone(partial(encode, dtype), self._image_encoder, dtype)
@@ -243,10 +200,3 @@ def filled(pixels: torch.Tensor, count: int) -> torch.Tensor:
     """(B, 3, H, W) to (count, 3, H, W), the last image over and over, always of the same strides."""
     rows = torch.arange(count, device=pixels.device).clamp(max=len(pixels) - 1)
     return pixels[rows].contiguous(memory_format=torch.channels_last)
-
-
-def posterior_noise(seed: int, key: str, view: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Standard normal noise that depends on the sample's key and field, not on when or where it is drawn."""
-    digest = hashlib.sha256(f"{seed}/{key}/{view}".encode()).digest()
-    philox = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-    return np.random.Generator(philox).standard_normal(shape, dtype=np.float32)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from precompute.encode.text import Launched
+from precompute.encode.text_states import Launched
 
 CACHED_BYTES = (
     1 << 30

@@ -10,11 +10,13 @@ from precompute.encode.text_spec import Padding, TextSpec
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids (B, T) int64; seen (B, T): 1 where the model may look, None: everywhere; lengths (B,): rows stored of each."""
+    """ids (B, T) int64; seen (B, T): 1 where the model may look, None: everywhere; lengths (B,): rows stored of each; varies:
+    whether their number differs between captions."""
 
     ids: torch.Tensor
     seen: torch.Tensor | None
     lengths: torch.Tensor
+    varies: bool
 
 
 class CaptionTokens:
@@ -44,7 +46,7 @@ class CaptionTokens:
         ids = tokens.input_ids
         stored = torch.full((len(texts),), ids.shape[1] - skip)
         if self._padding == "full" and not self.varies:
-            return Tokens(ids, None, stored)
+            return Tokens(ids, None, stored, False)
         # A tokenizer that adds no special token makes nothing of an empty caption: it becomes one padding token.
         tokens.attention_mask[:, 0 if side == "right" else -1] = 1
         real = tokens.attention_mask.sum(1)
@@ -52,10 +54,10 @@ class CaptionTokens:
             whole = -(-real // self._spec.multiple) * self._spec.multiple
             places = torch.arange(ids.shape[1])
             places = places if side == "right" else places.flip(0)
-            return Tokens(ids, (places < whole[:, None]).long(), whole)
+            return Tokens(ids, (places < whole[:, None]).long(), whole, True)
         if self.varies:
             stored = (real - skip + (self._spec.mask == "one-more")).clamp(max=ids.shape[1] - skip)
-        return Tokens(ids, None if self._padding == "full" else tokens.attention_mask, stored)
+        return Tokens(ids, None if self._padding == "full" else tokens.attention_mask, stored, self.varies)
 
     def _before_caption(self) -> int:
         """Tokens of the template ahead of the caption, a BOS included, but not one that is kept."""

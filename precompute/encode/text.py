@@ -6,55 +6,24 @@ What `--text-encoder` may say stands in precompute/encode/text_spec.py. The firs
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from loader.format import Field, text_field_name
-from precompute.encode.caption_tokens import CaptionTokens, Tokens
+from precompute.encode.caption_tokens import CaptionTokens
 from precompute.encode.devices import to_device
 from precompute.encode.image import DTYPES, Load
 from precompute.encode.installed import installed
 from precompute.encode.models import in_a_line, locate, tokenizer_hash, weights_hash
 from precompute.encode.openclip import open_openclip
-from precompute.encode.text_models import final_norm, load_text_model, open_tokenizer, text_family
+from precompute.encode.text_models import load_text_model, open_tokenizer, text_family
 from precompute.encode.text_spec import PADDINGS, Padding, TextSpec, parse_text_encoder
+from precompute.encode.text_states import Float16, Launched, hidden, kept, pooled_of
 from precompute.encode.toy import ToyTokenizer, toy_text_model
 from precompute.errors import ModelError, UsageError
 
-Float16 = npt.NDArray[np.float16]
-
-
 LONGEST = 512  # tokens, where neither the model nor the user says less
-
-
-@dataclass(frozen=True)
-class Launched:
-    """Results on their way from the device: states (B, T, D) and pooled (B, P), float16, None where they are not stored;
-    lengths in tokens; finite (B,), bool: whether all that is stored of a caption is."""
-
-    states: torch.Tensor | None
-    pooled: torch.Tensor | None
-    finite: torch.Tensor
-    lengths: list[int]
-
-    @property
-    def nbytes(self) -> int:
-        """As pinned memory is given out: in powers of two."""
-        tensors = [tensor for tensor in (self.states, self.pooled) if tensor is not None]
-        return sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors)
-
-    def arrays(self, row: int, fields: Sequence[Field]) -> dict[str, Float16]:
-        """One caption's arrays by field name. Only once the device is done."""
-        found = {}
-        if self.states is not None:
-            found["caption_latents"] = self.states[row, : self.lengths[row]].numpy()
-        if self.pooled is not None:
-            found["caption_pooled"] = self.pooled[row].numpy()
-        return {field.name: found[field.kind] for field in fields}
 
 
 class TextEncoder:
@@ -162,10 +131,10 @@ class TextEncoder:
             attention_mask=None if tokens.seen is None else to_device(tokens.seen, self.device),
             output_hidden_states=spec.layers != (-1,),
         )
-        states, pooled = None, self._pooled(output)
+        states, pooled = None, pooled_of(spec, output)
         finite = torch.ones(len(captions), dtype=torch.bool, device=self.device)
         if spec.states:
-            states = self._stored(self._hidden(output, self._models[dtype]), tokens, skip).to(torch.float16)
+            states = kept(spec, hidden(spec, output, self._models[dtype]), tokens, skip).to(torch.float16)
             # Counted on the host, so that nothing waits for the device.
             padding = to_device(torch.arange(states.shape[1]) >= tokens.lengths[:, None], self.device)
             finite &= (torch.isfinite(states).all(-1) | padding).all(1)
@@ -185,31 +154,6 @@ class TextEncoder:
 
     def _place(self, model: Any) -> Any:
         return model.to(self.device).eval().requires_grad_(False)
-
-    def _stored(self, states: torch.Tensor, tokens: Tokens, skip: int) -> torch.Tensor:
-        """The states from the first that is stored; those of padding on the left go behind the others."""
-        if self.spec.keep == "first" and skip:
-            return torch.cat([states[:, :1], states[:, 1 + skip :]], dim=1)
-        if self.spec.side == "left" and self._tokens.varies:
-            most = states.shape[1]
-            rows = (torch.arange(most) + most - tokens.lengths[:, None]) % most
-            return states.gather(1, to_device(rows, self.device)[..., None].expand(states.shape))
-        return states[:, skip:]
-
-    def _hidden(self, output: Any, model: Any) -> torch.Tensor:
-        norm = final_norm(model, self.spec.model) if self.spec.norm else lambda states: states
-        layers: list[torch.Tensor] = [
-            output.last_hidden_state if layer == -1 else norm(output.hidden_states[layer])
-            for layer in self.spec.layers
-        ]
-        return layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
-
-    def _pooled(self, output: Any) -> torch.Tensor | None:
-        if not self.spec.pooled:
-            return None
-        pooled = getattr(output, "text_embeds", None)
-        pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
-        return None if pooled is None else pooled.to(torch.float16)
 
     def _length(self, config: Any, tokenizer: Any) -> int:
         asked, skip = self.spec.length, self._tokens.skip

@@ -15,8 +15,9 @@ import transformers
 from precompute.encode.batch_encoder import BatchEncoder, Sample
 from precompute.encode.caption_cache import CaptionCache
 from precompute.encode.image import open_image_encoder
-from precompute.encode.text import Launched, TextEncoder, open_text_encoder
+from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.encode.text_spec import parse_text_encoder, text_encoder_value
+from precompute.encode.text_states import Launched
 from precompute.errors import ModelError, UsageError
 from tests.support import tiny_models
 
