@@ -7,18 +7,21 @@ once, exclusively, so that two can never both win, and the highest number owns t
 
 import contextlib
 import json
+import random
 import re
-import secrets
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from precompute.errors import LostLease
+from precompute.runtime.clock import SYSTEM, TICK, Clock
 from precompute.runtime.owner import is_dead, parse_owner, this_process
 from precompute.shards.destination import Destination
 
-TICK = 0.1  # seconds between looks at whether to stop
+BEATS = 6  # touches of a claim within the time-out
+READS = 8  # owners that one look at all claims gets to know, at most
 CLAIM = re.compile(r"(?P<name>.+)\.lease-(?P<turn>\d{1,18})")
 LOCK = ".lock"  # ends the names of locks, which are no unit's
 
@@ -44,17 +47,27 @@ class Claim:
 
     def check(self) -> None:
         """Raises LostLease if another process has taken the name over."""
-        turn = newest_turns(self.output).get(self.name, 0)
-        if turn != self.turn or parse_owner(self.output.read(self.file)).get("token") != self.token:
+        # In this order: whoever takes over makes the next turn, and at its end removes ours before it.
+        taken = self.output.version(control_file(self.name, self.turn + 1)) is not None
+        if taken or parse_owner(self.output.read(self.file)).get("token") != self.token:
             raise LostLease(f"{self.name} was taken over by another process")
 
     def release(self) -> None:
         """Give the name up, unless it belongs to another by now."""
         with contextlib.suppress(LostLease):
             self.check()
-            # From the newest down: an older one alone would be nobody's, and taken over in vain.
-            for turn in sorted(turns_of(self.output, self.name), reverse=True):
+            # From the oldest up: whoever held that one must never find it, and nothing newer.
+            older = turns_of(self.output, self.name) if self.turn > 1 else []
+            for turn in sorted({*older, self.turn}):
                 self.output.remove(control_file(self.name, turn))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The newest claim on a name, and whether its owner is at work, as far as can be told from here."""
+
+    number: int
+    alive: bool
 
 
 class Claims:
@@ -63,14 +76,21 @@ class Claims:
     timeout: seconds after which an untouched claim is taken over. Owners on this machine that died are noticed at once.
     """
 
-    def __init__(self, output: Destination, timeout: float) -> None:
+    def __init__(
+        self,
+        output: Destination,
+        timeout: float,
+        clock: Clock = SYSTEM,
+        rng: random.Random | None = None,
+    ) -> None:
         self.output, self.timeout = output, timeout
-        self._token = secrets.token_hex(8)
+        self._clock, self._rng = clock, rng or random.SystemRandom()
+        self._token = f"{self._rng.getrandbits(64):016x}"
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[Hashable, float]] = {}
+        self._owners: dict[str, dict[str, Any]] = {}
         self._stop = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="lease-heartbeat", daemon=True)
-        self._heart.start()
+        self._heart = clock.start(self._beat, "lease-heartbeat")
 
     @property
     def held(self) -> list[Claim]:
@@ -78,8 +98,8 @@ class Claims:
 
     def claim(self, name: str) -> Claim | None:
         """Claim a name that is nobody's, or no living process's; None where it is in good hands."""
-        turn = newest_turns(self.output).get(name, 0)
-        return None if turn and self.is_alive(name, turn) else self.take(name, turn + 1)
+        number = newest_turns(self.output).get(name, 0)
+        return None if number and self.is_alive(name, number) else self.take(name, number + 1)
 
     def take(self, name: str, turn: int) -> Claim | None:
         """Claim a name for its next turn; None where another process was quicker."""
@@ -92,19 +112,28 @@ class Claims:
     def is_alive(self, name: str, turn: int) -> bool:
         """Whether the owner of a turn is at work, as far as can be told from here."""
         file = control_file(name, turn)
-        version = self.output.version(file)
-        if version is None or is_dead(parse_owner(self.output.read(file))):
-            return False
-        before, since = self._seen.get(file, (None, 0.0))
-        if before != version:
-            self._seen[file] = version, time.monotonic()
-            return True
-        return time.monotonic() - since < self.timeout
+        return self._is_alive(file, self.output.version(file))
+
+    def survey(self) -> dict[str, Turn]:
+        """The newest claims of all processes by name, from one listing. Of owners not known yet a few are read."""
+        versions = self.output.versions()
+        self._seen = {file: seen for file, seen in self._seen.items() if file in versions}
+        self._owners = {file: owner for file, owner in self._owners.items() if file in versions}
+        newest = {
+            name: (turn, file)
+            for name, turn in newest_of(versions).items()
+            if (file := control_file(name, turn)) in versions
+        }
+        unknown = [file for _, file in newest.values() if file not in self._owners]
+        read = set(unknown[:READS])
+        return {
+            name: Turn(turn, self._is_alive(file, versions[file], file in read))
+            for name, (turn, file) in newest.items()
+        }
 
     def living(self) -> set[str]:
         """Names, locks aside, that living processes hold."""
-        turns = newest_turns(self.output).items()
-        return {name for name, turn in turns if not name.endswith(LOCK) and self.is_alive(name, turn)}
+        return {name for name, turn in self.survey().items() if turn.alive and not name.endswith(LOCK)}
 
     def release(self, claim: Claim) -> None:
         claim.release()
@@ -117,11 +146,39 @@ class Claims:
         for claim in self.held:
             self.release(claim)
 
+    def _is_alive(self, file: str, version: Hashable, may_read: bool = True) -> bool:
+        if version is None or self._has_died(file, may_read):
+            return False
+        before, since = self._seen.get(file, (None, 0.0))
+        if before != version:
+            self._seen[file] = version, self._clock.now()
+            return True
+        return self._clock.now() - since < self.timeout
+
+    def _has_died(self, file: str, may_read: bool) -> bool:
+        """Whether its owner is a dead process of this machine, or this one, which has lost it since. Owners are read once,
+        and again before they are buried: the number may be another's by now."""
+        owner = self._owners.get(file)
+        if not self._is_nobody(file, owner) if owner is not None else not may_read:
+            return False
+        owner = parse_owner(self.output.read(file))
+        if owner:  # else it may be half written yet
+            self._owners[file] = owner
+        return self._is_nobody(file, owner)
+
+    def _is_nobody(self, file: str, owner: dict[str, Any]) -> bool:
+        if owner.get("token") == self._token:
+            return all(claim.file != file for claim in self.held)
+        return is_dead(owner)
+
     def _beat(self) -> None:
-        while not self._stop.wait(self.timeout / 6):
+        # Not all processes that start at one moment at once.
+        self._clock.wait(self._rng.random() * self.timeout / BEATS, self._stop)
+        while not self._stop.is_set():
             for claim in self.held:
                 with contextlib.suppress(OSError):
                     self.output.touch(claim.file)
+            self._clock.wait(self.timeout / BEATS, self._stop)
 
 
 class Lock:
@@ -157,8 +214,12 @@ def turns_of(output: Destination, name: str) -> list[int]:
 
 def newest_turns(output: Destination) -> dict[str, int]:
     """The turns that count, by name."""
+    return newest_of(output.controls())
+
+
+def newest_of(files: Iterable[str]) -> dict[str, int]:
     newest: dict[str, int] = {}
-    for file in output.controls():
+    for file in files:
         if match := CLAIM.fullmatch(file):
             newest[match["name"]] = max(newest.get(match["name"], 0), int(match["turn"]))
     return newest

@@ -5,17 +5,26 @@ operation; any may die, and any may join.
 """
 
 import contextlib
+import random
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from precompute.errors import LostLease
 from precompute.input.units import Unit
-from precompute.runtime.claims import TICK, Claim, Claims, newest_turns, remove_dead_locks
+from precompute.runtime.board import Board, Free
+from precompute.runtime.claims import BEATS, Claim, Claims, remove_dead_locks
+from precompute.runtime.clock import SYSTEM, Clock
 from precompute.shards.destination import Destination, stem_of
+
+RACES = 8  # lost before a process looks again who is at what
+BACKOFF, MOST = (
+    0.05,
+    0.4,
+)  # seconds up to which a process waits after its first lost race, doubled by each further one
+SHORTEST = 0.2  # seconds between attempts while no unit is to be had; then a fifth longer each time
 
 
 class UnitLease(Protocol):
@@ -82,38 +91,43 @@ class Leases:
     """
 
     def __init__(
-        self, output: Destination, units: list[Unit], timeout: float = 60.0, gates: Sequence[Gate] = ()
+        self,
+        output: Destination,
+        units: list[Unit],
+        timeout: float = 60.0,
+        gates: Sequence[Gate] = (),
+        clock: Clock = SYSTEM,
+        rng: random.Random | None = None,
     ) -> None:
         self.units = units
         self._output, self._gates = output, gates
-        self._claims = Claims(output, timeout)
+        self._clock, self._rng = clock, rng or random.SystemRandom()
+        self._claims = Claims(output, timeout, clock, self._rng)
+        self._board = Board(self._claims, units, timeout, clock, self._rng)
         self._released = threading.Event()
 
     def claim(self) -> Lease | None:
-        """Lease the first unit that is neither finished nor in good hands; None if there is none now, or a gate is shut."""
-        lease = None
-        try:
-            with contextlib.ExitStack() as stack:
-                if all(stack.enter_context(gate.passing()) for gate in self._gates):
-                    lease = self._claim()
-        except LostLease:  # held up in a gate, so that another has passed it since
-            if lease is not None:
-                self.release(lease)
-            return None
-        return lease
+        """Lease a unit that is neither finished nor in good hands, the first where nobody else is after it; None if there
+        is none now, or a gate is shut."""
+        return self._past_gates(self._claim)
+
+    def take(self, free: Free) -> Lease | None:
+        """Lease this unit; None where another process was quicker, or a gate is shut."""
+        return self._past_gates(lambda: self._take(free))
 
     def all(self, stop: threading.Event) -> Iterator[Lease | None]:
-        pause = 0.2
+        pause = SHORTEST
         while not stop.is_set():
             self._released.clear()
             lease = self.claim()
             if lease is not None:
                 yield lease
-                pause = 0.2
-            elif self._claims.held or len(self.finished()) < len(self.units):
+                pause = SHORTEST
+            elif self._claims.held or not self._board.is_complete:
                 yield None
-                self._wait(stop, pause)
-                pause = min(2.0, pause * 1.2)
+                self._clock.wait(pause * self._rng.uniform(0.5, 1.5), stop, self._released)
+                longest = max(self._claims.timeout / BEATS, self._board.interval)
+                pause = min(longest, max(pause * 1.2, self._board.interval / 4))
             else:
                 return
 
@@ -132,34 +146,52 @@ class Leases:
         remove_dead_locks(self._output)
         self._output.close(sweep=True)
 
-    def _claim(self) -> Lease | None:
-        done, newest = self.finished(), newest_turns(self._output)
-        held = {claim.name for claim in self._claims.held}
-        for unit in self.units:
-            stem = stem_of(self._output.split, unit.index)
-            if unit.index in done or stem in held:
-                continue
-            turn = newest.get(stem, 0)
-            if turn and self._claims.is_alive(stem, turn):
-                continue
-            lease = self._take(unit, turn + 1)
+    def _past_gates(self, claim: Callable[[], Lease | None]) -> Lease | None:
+        lease = None
+        try:
+            with contextlib.ExitStack() as stack:
+                if all(stack.enter_context(gate.passing()) for gate in self._gates):
+                    lease = claim()
+                else:
+                    self._board.look()  # others may finish all meanwhile
+        except LostLease:  # held up in a gate, so that another has passed it since
             if lease is not None:
+                self.release(lease)
+            return None
+        return lease
+
+    def _claim(self) -> Lease | None:
+        """By what is known, and where that leads nowhere, once more after a look."""
+        fresh = self._board.is_old()
+        if fresh:
+            self._board.look()
+        lease = self._pick()
+        if lease is None and not fresh:
+            self._board.look()
+            lease = self._pick()
+        return lease
+
+    def _pick(self) -> Lease | None:
+        for race in range(RACES):
+            free = self._board.pick()
+            if free is None:
+                return None
+            lease = self._take(free)
+            if lease is not None:
+                self._board.won_race()
                 return lease
+            self._board.lost_race()
+            self._clock.wait(self._rng.random() * min(MOST, BACKOFF * 2**race), self._released)
         return None
 
-    def _take(self, unit: Unit, turn: int) -> Lease | None:
-        stem = stem_of(self._output.split, unit.index)
-        claim = self._claims.take(stem, turn)
+    def _take(self, free: Free) -> Lease | None:
+        stem = stem_of(self._output.split, free.unit.index)
+        claim = self._claims.take(stem, free.turn)
         if claim is None:
             return None
-        self._output.revoke(stem, turn)
-        if self._output.is_finished(unit.index):  # between our look and our lease
+        if free.turn > 1:
+            self._output.revoke(stem, free.turn)
+        if self._output.is_finished(free.unit.index):  # between our look and our lease
             self._claims.release(claim)
             return None
-        return Lease(unit, claim)
-
-    def _wait(self, stop: threading.Event, seconds: float) -> None:
-        """Until the time is over, a unit of ours is given back, or `stop` is set."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not (stop.is_set() or self._released.wait(TICK)):
-            pass
+        return Lease(free.unit, claim)

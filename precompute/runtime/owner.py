@@ -1,6 +1,7 @@
 """Who holds a lease: one process of one machine, told from all others, and whether it is still alive."""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -53,6 +54,7 @@ def _started(pid: int) -> float:
     return int(stat.rpartition(")")[2].split()[19])  # field 22 of proc(5); the name before may hold anything
 
 
+@functools.cache
 def _machine() -> dict[str, Any]:
     """What tells two machines, boots or containers apart: a pid means something only within one of them."""
     boot = namespace = ""

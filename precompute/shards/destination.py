@@ -54,6 +54,10 @@ class Destination(Protocol):
         """Names of all control files, and of what else lies among them."""
         ...
 
+    def versions(self) -> dict[str, Hashable]:
+        """Versions of all control files, from one listing where the place gives them with it; None of one gone meanwhile."""
+        ...
+
     def remove(self, name: str) -> None:
         """Take a control file away, if it is there."""
         ...

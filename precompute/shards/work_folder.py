@@ -6,6 +6,7 @@ They are made exclusively and no link is followed, for others may write to a fol
 import os
 import shutil
 import stat
+from collections.abc import Hashable
 from pathlib import Path
 
 from precompute.errors import OutputError
@@ -75,6 +76,9 @@ class WorkFolder:
             if not is_gone(error):
                 raise
             return []  # whoever finishes last removes the empty folder
+
+    def versions(self) -> dict[str, Hashable]:
+        return {name: self.version(name) for name in self.controls()}
 
     def remove(self, name: str) -> None:
         with may_be_gone():

@@ -13,6 +13,7 @@ import pytest
 
 from precompute.errors import LostLease
 from precompute.input.units import Unit
+from precompute.runtime.board import Free
 from precompute.runtime.leases import Lease, Leases
 from precompute.runtime.owner import this_process
 from precompute.shards.destination import WORK
@@ -92,7 +93,7 @@ def test_finished_units_are_not_dealt_out(process, tmp_path: Path) -> None:
 def test_unit_finished_between_look_and_lease_is_given_back(process, tmp_path: Path) -> None:
     leases = process()
     finish(tmp_path, 0)
-    assert leases._take(UNITS[0], 1) is None
+    assert leases.take(Free(UNITS[0], 1)) is None
     assert not list((tmp_path / WORK).glob("train-00000*"))
 
 

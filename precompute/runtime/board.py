@@ -1,0 +1,84 @@
+"""What a process knows of all units: which are free to take, as of its last look at the destination.
+
+A look lists every file there, so it is rare, and what it told is acted on until a claim shows it to be old. Processes
+that start at one moment know the same and want the same: whoever loses a race picks at random among more units.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from precompute.input.units import Unit
+from precompute.runtime.claims import Claims
+from precompute.runtime.clock import Clock
+from precompute.shards.destination import stem_of
+
+LOOKERS = 32  # of all processes, as many at most look at any one time, on average
+SHARE = 0.05  # of a waiting process's time may go into looks
+KEPT = 256  # units that a process remembers as free
+SPREAD = 4  # times as many units to pick from after each lost race
+
+
+@dataclass(frozen=True)
+class Free:
+    """A unit that nobody is at. turn: that of the next claim on it."""
+
+    unit: Unit
+    turn: int
+
+
+class Board:
+    """The free units of a split. timeout: seconds after which an untouched lease is stale, which takes two looks to see."""
+
+    def __init__(
+        self, claims: Claims, units: list[Unit], timeout: float, clock: Clock, rng: random.Random
+    ) -> None:
+        self._claims, self._output, self._units = claims, claims.output, units
+        self._timeout, self._clock, self._rng = timeout, clock, rng
+        self._free: list[Free] = []
+        self._others = self._window = 1
+        self._looked, self._took = -math.inf, 0.0
+        self.is_complete = False
+
+    @property
+    def interval(self) -> float:
+        """Seconds between looks that keep SHARE, and LOOKERS were all others to look as often."""
+        return self._took * max(self._others / LOOKERS, 1 / SHARE)
+
+    def pick(self) -> Free | None:
+        """Take a unit off the board, the first where races are not lost; None where none is known to be free."""
+        if not self._free:
+            return None
+        return self._free.pop(self._rng.randrange(min(self._window, len(self._free))))
+
+    def lost_race(self) -> None:
+        self._window = min(SPREAD * self._window, len(self._units))
+
+    def won_race(self) -> None:
+        self._window = max(1, self._window // 2)
+
+    def is_old(self) -> bool:
+        """Whether it is time for another look though free units are known: to see which leases stand still."""
+        age = self._clock.now() - self._looked
+        return not 0 <= age < max(self._timeout / 2, self.interval)
+
+    def look(self) -> None:
+        """See what is finished, and who is at what."""
+        began = self._clock.now()
+        done, turns = self._output.finished(), self._claims.survey()
+        mine = {claim.name for claim in self._claims.held}
+        self._others = max(1, sum(turn.alive for turn in turns.values()) - len(mine))
+        near: list[Free] = []
+        for unit in self._units:
+            if unit.index in done or (stem := stem_of(self._output.split, unit.index)) in mine:
+                continue
+            turn = turns.get(stem)
+            if turn is None or not turn.alive:
+                near.append(Free(unit, turn.number + 1 if turn else 1))
+                if len(near) >= max(KEPT, self._window):
+                    break
+        chosen = near if len(near) <= KEPT else self._rng.sample(near, KEPT)
+        self._free = sorted(chosen, key=lambda one: one.unit.index)
+        self.is_complete = len(done) >= len(self._units)
+        self._looked = self._clock.now()
+        self._took = max(0.0, self._looked - began)

@@ -1,0 +1,227 @@
+"""Many made-up processes in simulated time: one thread each, of which one runs at a time, so that seeds repeat.
+
+simulation = Simulation(seed=0)
+simulation.spawn("worker", work)      # work() may call simulation.sleep
+simulation.run()
+"""
+
+import heapq
+import itertools
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+from precompute.runtime.clock import Clock
+
+T = TypeVar("T")
+PAGE = 1000  # names in one reply of a store
+
+
+class Died(BaseException):
+    """Ends the threads of a process that was killed: nothing of it runs any more."""
+
+
+class Task:
+    """One thread. machine: its process, which is killed and stalls with all its threads."""
+
+    def __init__(self, simulation: "Simulation", machine: "Machine", work: Callable[[], None]) -> None:
+        self.machine, self.done = machine, False
+        self._simulation, self._work = simulation, work
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.turn.acquire()
+        try:
+            if not self.machine.dead:
+                self._work()
+        except Died:
+            pass
+        except BaseException as error:  # noqa: BLE001  raised by `Simulation.run`
+            self._simulation.failure = self._simulation.failure or error
+        self.done = True
+        self._simulation.main.release()
+
+    def join(self) -> None:
+        while not self.done:
+            self._simulation.sleep(1.0)
+
+
+class Machine(Clock):
+    """A process with a clock of its own: `jump` moves it, as after a pause of a virtual machine."""
+
+    def __init__(self, simulation: "Simulation") -> None:
+        self.simulation, self.dead, self.until = simulation, False, 0.0
+        self.ahead = simulation.rng.uniform(0, 1e6)
+
+    def now(self) -> float:
+        return self.simulation.now + self.ahead
+
+    def wait(self, seconds: float, *events: threading.Event) -> None:
+        if not any(event.is_set() for event in events):
+            self.simulation.sleep(seconds)
+
+    def start(self, work: Callable[[], None], name: str) -> Task:
+        return self.simulation.spawn(self, work)
+
+    def jump(self, seconds: float) -> None:
+        self.ahead += seconds
+
+    def kill(self) -> None:
+        self.dead = True
+
+    def stall(self, seconds: float) -> None:
+        """Run nothing for a while, heartbeat included."""
+        self.until = self.simulation.now + seconds
+
+
+class Simulation:
+    """The time of all machines, and whose turn it is."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.now = 0.0
+        self.failure: BaseException | None = None
+        self.main = threading.Lock()
+        self.main.acquire()
+        self._order = itertools.count()
+        self._due: list[tuple[float, int, Task]] = []
+        self._current: Task | None = None
+
+    def spawn(self, machine: Machine, work: Callable[[], None], after: float = 0.0) -> Task:
+        task = Task(self, machine, work)
+        self._schedule(task, after)
+        return task
+
+    def sleep(self, seconds: float) -> None:
+        """Let others run meanwhile. Raises Died in a process that was killed."""
+        task = self._current
+        assert task is not None
+        if not task.machine.dead:
+            self._schedule(task, seconds)
+            self.main.release()
+            task.turn.acquire()
+        if task.machine.dead:
+            raise Died
+
+    def run(self, until: float = float("inf")) -> None:
+        """Until nothing is left to do. Raises what a task raised first."""
+        while self._due and self.failure is None and self.now <= until:
+            at, _, task = heapq.heappop(self._due)
+            if not task.machine.dead and at < task.machine.until:
+                heapq.heappush(self._due, (task.machine.until, next(self._order), task))
+                continue
+            self.now = max(self.now, at)
+            self._resume(task)
+        hung = self.failure is None and bool(self._due)
+        while self._due:
+            task = heapq.heappop(self._due)[2]
+            task.machine.dead = True
+            self._resume(task)
+        if self.failure is not None:
+            raise self.failure
+        assert not hung, f"work was left after {until} s"
+
+    def _schedule(self, task: Task, seconds: float) -> None:
+        heapq.heappush(self._due, (self.now + max(0.0, seconds), next(self._order), task))
+
+    def _resume(self, task: Task) -> None:
+        self._current = task
+        task.turn.release()
+        self.main.acquire()
+        if task.done:
+            task.thread.join()
+
+
+class SimulatedStore:
+    """Control and finished files of one split in memory. Every request takes its time, and is counted.
+
+    slow: the share of requests that take up to a minute. kinds: requests by method; seconds: by second; looks: listings by second.
+    """
+
+    split = "train"
+
+    def __init__(self, simulation: Simulation, latency: float = 0.05, slow: float = 0.0) -> None:
+        self.marked: Counter[int] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.seconds: Counter[int] = Counter()
+        self.looks: Counter[int] = Counter()
+        self._simulation, self._latency, self._slow = simulation, latency, slow
+        self._controls: dict[str, tuple[int, bytes]] = {}
+        self._revoked: dict[str, int] = {}
+        self._versions = itertools.count(1)
+
+    # --- control files ---
+
+    def create(self, name: str, data: bytes) -> bool:
+        """By a process of another machine each."""
+        data = json.dumps({**json.loads(data), "host": "elsewhere"}).encode()
+        return self._request("create", lambda: name not in self._controls and self._set(name, data))
+
+    def touch(self, name: str) -> None:
+        self._request("touch", lambda: name in self._controls and self._set(name, self._controls[name][1]))
+
+    def version(self, name: str) -> Hashable:
+        return self._request("version", lambda: self._controls.get(name, (None, b""))[0])
+
+    def read(self, name: str) -> bytes:
+        return self._request("read", lambda: self._controls.get(name, (0, b""))[1])
+
+    def controls(self) -> list[str]:
+        return list(self.versions())
+
+    def versions(self) -> dict[str, Hashable]:
+        pages = 1 + len(self._controls) // PAGE
+        return self._request(
+            "list", lambda: {name: about[0] for name, about in self._controls.items()}, pages
+        )
+
+    def remove(self, name: str) -> None:
+        self._request("remove", lambda: self._controls.pop(name, None))
+
+    # --- units ---
+
+    def finished(self) -> set[int]:
+        """A unit's tar, parquet and marker lie in the same listing."""
+        return self._request("list", lambda: set(self.marked), 1 + 3 * len(self.marked) // PAGE)
+
+    def is_finished(self, unit: int) -> bool:
+        return self._request("is_finished", lambda: unit in self.marked)
+
+    def revoke(self, stem: str, turn: int) -> None:
+        self._request("revoke", lambda: self._revoked.update({stem: turn}))
+
+    def commit(self, stem: str, turn: int, unit: int) -> None:
+        """What `publish` and `mark` come to. Raises FileNotFoundError where `revoke` was quicker."""
+
+        def mark() -> None:
+            if self._revoked.get(stem, 0) > turn:
+                raise FileNotFoundError(stem)
+            self.marked[unit] += 1
+
+        self._request("mark", mark)
+
+    def close(self, sweep: bool = False) -> None:
+        pass
+
+    def _set(self, name: str, data: bytes) -> bool:
+        self._controls[name] = next(self._versions), data
+        return True
+
+    def _request(self, kind: str, effect: Callable[[], T], pages: int = 1) -> T:
+        """Takes its time, and happens at the end of it."""
+        seconds = self._latency * self._simulation.rng.uniform(0.5, 1.5)
+        if self._simulation.rng.random() < self._slow:
+            seconds += self._simulation.rng.uniform(1, 60)
+        self.kinds[kind] += pages
+        for _ in range(pages):
+            now = int(self._simulation.now)
+            self.seconds[now] += 1
+            self.looks[now] += kind == "list"
+            self._simulation.sleep(seconds)
+        return effect()
