@@ -4,9 +4,11 @@ Nothing is read that is not used: not a field that was not asked for, not a capt
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from loader.buffers import Buffers
@@ -20,6 +22,7 @@ from loader.select import Selection, encoder_of
 from loader.source import DataError, OpenShard
 
 Batch = dict[str, Any]
+Chosen = npt.NDArray[np.bool_]
 
 COPIES = 3  # of a damaged shard that are tried: another thread may have opened it before it was removed
 
@@ -64,12 +67,17 @@ class Work:
         places = self.reader.order.locate(self.epoch, self.positions[indexes], attempt)
         if not attempt:
             self.counts.update(self.reader.samples_by_path(places.shard))
-        by_place = np.lexsort((places.row, places.shard))
-        bounds = np.flatnonzero(np.diff(places.shard[by_place])) + 1
         failed: dict[int, DataError] = {}
-        for part in np.split(by_place, bounds):
-            failed |= self._read_shard(int(places.shard[part[0]]), indexes[part], places.row[part])
+        for number, part in places.by_shard():
+            failed |= self._read_shard(number, indexes[part], places.row[part])
         return failed
+
+    def reads(self) -> Iterator[tuple[int, str, I64]]:
+        """What is read if nothing fails: a shard's number, a member, and of which rows."""
+        places = self.reader.order.locate(self.epoch, self.positions)
+        for number, part in places.by_shard():
+            for _, member, chosen in self._members(part):
+                yield number, member, places.row[part][chosen]
 
     def _read_shard(self, number: int, indexes: I64, rows: I64) -> dict[int, DataError]:
         try:
@@ -94,18 +102,20 @@ class Work:
 
     def _read_rows(self, shard: OpenShard, indexes: I64, rows: I64) -> dict[int, Exception]:
         errors: dict[int, Exception] = {}
-        image, mirror = self.select.image, self.drawn.flipped[indexes]
-        self.rows.read_field(shard, image, image.name, indexes[~mirror], rows[~mirror], errors)
-        if self.select.flipped:
-            self.rows.read_field(
-                shard, image, self.select.flipped.name, indexes[mirror], rows[mirror], errors
-            )
-        for field in (*self.select.text, *self.select.pooled):
-            kept = ~self.drawn.dropped[encoder_of(field)][indexes]
-            self.rows.read_field(shard, field, field.name, indexes[kept], rows[kept], errors)
+        for field, member, chosen in self._members(indexes):
+            self.rows.read_field(shard, field, member, indexes[chosen], rows[chosen], errors)
         if self.select.extras:
             self.rows.read_words(shard, self.select.extras, indexes, rows, errors)
         return errors
+
+    def _members(self, indexes: I64) -> Iterator[tuple[Field, str, Chosen]]:
+        """What is read of the samples at `indexes`: a field, its member's name, and for which of them."""
+        image, mirror = self.select.image, self.drawn.flipped[indexes]
+        yield image, image.name, ~mirror
+        if self.select.flipped:
+            yield image, self.select.flipped.name, mirror
+        for field in (*self.select.text, *self.select.pooled):
+            yield field, field.name, ~self.drawn.dropped[encoder_of(field)][indexes]
 
     # --- finishing
 

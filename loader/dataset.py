@@ -17,7 +17,7 @@ from loader.batch import Batch
 from loader.options import Options, Paths, settings_of
 from loader.order import I64
 from loader.prefetch import FetchAhead
-from loader.ranks import Rank, given_rank, present_rank, tell_doubt
+from loader.ranks import Rank, given_rank, present_rank, processes_here, tell_doubt
 from loader.reader import BatchReader
 from loader.state import State, check_state, hash_of
 
@@ -253,12 +253,12 @@ class LatentDataset(IterableDataset[Batch]):
 
     def fetch_ahead(self, first: int = 0, step: int = 1) -> FetchAhead | None:
         """Begin to fetch what the batches number first, first + step, ... need, one window ahead. None if all is local."""
-        made = self._assembly
-        if not made.remote:
+        if not (made := self._assembly).remote:
             return None
         made.cache.stop = threading.Event()
         steps = -(-made.order.window * len(made.order.groups) // (made.order.stride * made.order.unit))
-        return FetchAhead(self.reader, self.turns(first, step), steps // step + 1)
+        distance, processes = steps // step + 1, step * processes_here(self._rank.world_size)
+        return FetchAhead(self.reader, self.turns(first, step), distance, processes)
 
     def stop_fetching(self) -> None:
         """Let those who wait for remote shards wait no longer."""

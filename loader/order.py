@@ -42,6 +42,13 @@ class Places:
     shard: I64
     row: I64
 
+    def by_shard(self) -> Iterator[tuple[int, I64]]:
+        """(number of a shard, which positions lie there, in the order of its rows), shard by shard."""
+        by_place = np.lexsort((self.row, self.shard))
+        bounds = np.flatnonzero(np.diff(self.shard[by_place])) + 1
+        for part in np.split(by_place, bounds):
+            yield int(self.shard[part[0]]), part
+
 
 @dataclass(frozen=True)
 class Order:

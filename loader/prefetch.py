@@ -66,9 +66,12 @@ class Plan:
 
 
 class FetchAhead:
-    """Threads that fetch the shards of the next `distance` batches. Several loaders share the work: each takes what no other has."""
+    """Threads that fetch the shards of the next `distance` batches. Several loaders share the work: each takes what no other has.
 
-    def __init__(self, reader: BatchReader, turns: Iterator[Turn], distance: int) -> None:
+    processes: that read the same shards on this machine. The first batch goes before all shards (early.py).
+    """
+
+    def __init__(self, reader: BatchReader, turns: Iterator[Turn], distance: int, processes: int = 1) -> None:
         self._reader, self._turns, self._distance = reader, turns, distance
         self._stop, self._changed, self._one = threading.Event(), threading.Condition(), threading.Lock()
         self._plan, self._queue, self._failed = Plan(), deque[int](), set[int]()
@@ -76,6 +79,7 @@ class FetchAhead:
         self._done = deque[tuple[int, int]]()
         self._last = time.monotonic()
         reader.watch(self._finished)
+        self._may_begin = reader.begin_stream(processes)
         jobs = [self._look_ahead, *[self._fetch] * THREADS]
         self._threads = [threading.Thread(target=job, name="loader-ahead", daemon=True) for job in jobs]
         for thread in self._threads:
@@ -166,7 +170,7 @@ class FetchAhead:
                     self._queue[0] in self._failed or not self._plan.needs(self._queue[0])
                 ):
                     self._queue.popleft()
-                if self._queue and not self._idle:
+                if self._queue and self._may_begin.is_set() and not self._idle:
                     try:
                         if self._reader.reserve(self._queue[0]):
                             return self._queue.popleft()

@@ -17,6 +17,12 @@ LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
 )
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+LOCAL_SIZES = (
+    "LOCAL_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "SLURM_NTASKS_PER_NODE",
+)
 NODE_RANKS = ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID")
 CURE = "initialise torch.distributed before iterating, set RANK and WORLD_SIZE, or give rank= and world_size="
 
@@ -78,6 +84,11 @@ def present_rank() -> Rank:
     if rank := _number("RANK"):
         raise ValueError(f"RANK={rank} without WORLD_SIZE; {CURE}")
     return Rank(0, 1, "no launcher")
+
+
+def processes_here(world_size: int) -> int:
+    """Ranks on this machine; all of them, where the launcher does not say."""
+    return next((min(n, world_size) for name in LOCAL_SIZES if (n := _number(name))), world_size)
 
 
 def _by_place(world_size: int) -> int | None:

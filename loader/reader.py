@@ -10,10 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from loader.batch import Batch, Work
+from loader.batch import Batch, Shards, Work
 from loader.buffers import Buffers
 from loader.cache import Cache
 from loader.draw import Draw
+from loader.early import ByRanges, FirstBatches
 from loader.format import FormatError
 from loader.joined import Source
 from loader.order import ATTEMPTS, I64, Order
@@ -21,11 +22,11 @@ from loader.printable import printable
 from loader.select import Selection
 from loader.sidecar import Table
 from loader.source import DataError, OpenShard
+from loader.tables import Tables
 
 log = logging.getLogger("loader")
 
 OPEN_SHARDS = 64  # descriptors at most; a sixteenth of what the process may open, where that is less
-TABLES = 256  # of shards that are kept when the shard itself is closed
 HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE}  # no other shard would do better
 
 
@@ -50,12 +51,13 @@ class BatchReader:
         self.order, self.select, self.draw, self.cache = order, select, draw, cache
         self.buffers = Buffers(pin_memory)
         cache.reclaim = self.let_go
+        self.tables = Tables(self.source, select.members, "caption" in select.extras, chosen)
         self._sources, self._on_error, self._chosen = sources, on_error, chosen
         self._lock = threading.Lock()
         self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
-        self._tables: OrderedDict[int, Table] = OrderedDict()
         files = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)
         self._most = max(4, files // max(source.tars for _, source in sources))
+        self._first: FirstBatches | None = None
         self._epoch = 0
         self.in_progress = 0
         self._watcher: Callable[[int, int], None] = lambda *_: None
@@ -63,6 +65,11 @@ class BatchReader:
     def watch(self, finished: Callable[[int, int], None]) -> None:
         """Call `finished(epoch, first position)` behind every batch."""
         self._watcher = finished
+
+    def begin_stream(self, processes: int) -> threading.Event:
+        """Read its first batches by ranges; what is returned is set when whole shards may be fetched."""
+        self._first = first = FirstBatches(self, processes)
+        return first.first_is_here
 
     def read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
         """The samples at `positions` of `epoch`, and counts for stats()."""
@@ -77,7 +84,7 @@ class BatchReader:
 
     def _read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
         self._forgive(epoch)
-        work = _begin(self, epoch, positions)
+        work = _begin(self, self._first.view() if self._first else None, epoch, positions)
         failed = work.fill(np.arange(len(positions)), 0)
         work.counts["substitutes"] = len(failed)
         for attempt in range(1, ATTEMPTS + 1):
@@ -99,16 +106,13 @@ class BatchReader:
             if known is not None:
                 self._open.move_to_end(number)
         if known is None:
-            known = _opened(self, number, self._tables.get(number), self._chosen)
+            known = _opened(self, number, self.tables.get(number), self._chosen)
             with self._lock:
                 self._open[number] = known
                 while len(self._open) > self._most:
                     self._open.popitem(last=False)
                 if isinstance(known, OpenShard):
-                    self._tables[number] = known.table
-                    self._tables.move_to_end(number)
-                while len(self._tables) > TABLES:
-                    self._tables.popitem(last=False)
+                    self.tables.keep(number, known.table)
         if isinstance(known, DataError):
             raise known
         return known
@@ -155,7 +159,7 @@ class BatchReader:
         with self._lock:
             if self._open.get(number) is not damaged:  # another thread was faster
                 return True
-            self._tables.pop(number, None)
+            self.tables.forget(number)
         gone = source.discard(local)
         with self._lock:
             if gone:
@@ -176,14 +180,17 @@ class BatchReader:
         return source, number - first
 
 
-def _begin(reader: BatchReader, epoch: int, positions: I64) -> Work:
+def _begin(reader: Shards, view: ByRanges | None, epoch: int, positions: I64) -> Work:
     """Raises DataError where there is no memory for what the manifest claims."""
     try:
-        return Work(reader, epoch, positions)
+        work = Work(view or reader, epoch, positions)
     except MemoryError as error:
         raise DataError(
             f"batch_size={len(positions)}: no memory for a batch of the shapes that the manifest says: {error}"
         ) from error
+    if view:
+        view.prepare(work)
+    return work
 
 
 def _opened(

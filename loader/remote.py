@@ -10,7 +10,7 @@ import random
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from loader import border
 from loader.cache import Cache, Fetch, Stopped
 from loader.folders import LARGEST_MANIFEST, Files, LocalFolder
 from loader.format import FormatError
+from loader.http_ranges import Span
+from loader.partial import Partial
 from loader.printable import printable
 from loader.transport import FsspecTransport, HttpTransport, Interrupted, Transport
 
@@ -37,6 +39,7 @@ class RemoteFolder:
     def __init__(self, transport: Transport, cache: Cache, patience: float) -> None:
         self.transport, self.cache, self.patience = transport, cache, patience
         self.url = transport.url
+        self._held: dict[str, Partial] = {}
 
     def address(self, name: str) -> str:
         return self.transport.address(name)
@@ -66,6 +69,28 @@ class RemoteFolder:
     def prefetch(self, name: str, size: int, sha256: str) -> bool:
         return self.cache.prefetch(sha256, size, f"{self.url}/{name}", self._fetch(name, size))
 
+    def holds(self, sha256: str) -> bool:
+        """Whether the file is here, whole."""
+        return (self.cache.folder / sha256).exists()
+
+    def read_spans(self, wanted: Mapping[str, Partial]) -> None:
+        """Fill each file's partial copy. Raises OSError where some bytes could not be had at the first attempt, Stopped."""
+
+        def put(span: Span, data: bytes) -> None:
+            name, start, _ = span
+            wanted[name].put(start, data)
+            self.cache.count("fetched_bytes", len(data))
+            if self.cache.stop.is_set():
+                raise Stopped(name)
+
+        spans = [(name, *span) for name, partial in wanted.items() for span in partial.spans]
+        self.cache.count("ranges", len(spans))
+        self.transport.read_spans(spans, put)
+
+    def hold(self, name: str, partial: Partial) -> None:
+        """Fetch what is in a partial copy no second time, when the file itself is fetched."""
+        self._held[name] = partial
+
     def discard(self, name: str, sha256: str) -> bool:
         return self.cache.discard(sha256)
 
@@ -73,37 +98,51 @@ class RemoteFolder:
         """Completes the file of a descriptor from what it holds."""
 
         def fetch(descriptor: int) -> None:
-            for chunk in self._stream(name, lambda: os.fstat(descriptor).st_size, size):
-                if not chunk:
-                    os.truncate(descriptor, 0)
-                    continue
+            # Once: if the whole is not what it should be, nothing of it is believed.
+            held = self._held.pop(name, None)
+            have = os.fstat(descriptor).st_size
+            while held and have < size:
+                if not held.copy(descriptor, have):
+                    self._fetch_until(descriptor, name, held.missing(have, size), size)
                 have = os.fstat(descriptor).st_size
-                kept = memoryview(chunk)[: (size or LARGEST_SIDECAR) - have]
-                if kept:
-                    os.pwrite(descriptor, kept, have)
-                    self.cache.count("fetched_bytes", len(kept))
-                if len(kept) < len(chunk) and not size:
-                    os.truncate(descriptor, 0)
-                    raise FormatError(f"{self.url}/{name} is larger than {LARGEST_SIDECAR} bytes")
-                if have + len(kept) == size:
-                    return
+            self._fetch_until(descriptor, name, size, size)
 
         return fetch
 
-    def _stream(self, name: str, have: Callable[[], int], size: int = 0) -> Iterator[bytes]:
-        """The bytes after those that the caller has, over as many connections as it takes; b"" means: begin anew."""
+    def _fetch_until(self, descriptor: int, name: str, end: int, size: int) -> None:
+        """Add bytes to a file up to `end`; all that there are where its size is not known."""
+        for chunk in self._stream(name, lambda: os.fstat(descriptor).st_size, end, size):
+            if not chunk:
+                os.truncate(descriptor, 0)
+                continue
+            have = os.fstat(descriptor).st_size
+            kept = memoryview(chunk)[: (end or LARGEST_SIDECAR) - have]
+            if kept:
+                os.pwrite(descriptor, kept, have)
+                self.cache.count("fetched_bytes", len(kept))
+            if len(kept) < len(chunk) and not end:
+                os.truncate(descriptor, 0)
+                raise FormatError(f"{self.url}/{name} is larger than {LARGEST_SIDECAR} bytes")
+            if have + len(kept) == end:
+                return
+
+    def _stream(self, name: str, have: Callable[[], int], end: int = 0, size: int = 0) -> Iterator[bytes]:
+        """The bytes after those that the caller has, over as many connections as it takes; b"" means: begin anew.
+
+        end: where to stop, of a file of `size` bytes; 0: at its end, wherever that is.
+        """
         failures, last = 0, time.monotonic()
-        if size and have() > size:
+        if end and have() > end:
             yield b""
-        while not size or have() < size:
+        while not end or have() < end:
             try:
-                for chunk in self.transport.stream(name, have()):
+                for chunk in self.transport.stream(name, have(), end if end < size else 0):
                     failures, last = 0, time.monotonic()
                     yield chunk
                     if self.cache.stop.is_set():
                         raise Stopped(name)
-                if size and have() < size:
-                    raise Interrupted(f"ended after {have()} of {size} bytes")
+                if end and have() < end:
+                    raise Interrupted(f"ended after {have()} of {end} bytes")
                 return
             except Interrupted as error:
                 failures += 1

@@ -48,7 +48,7 @@ class OpenShard:
 
 
 class ManifestSource:
-    """Shards as precompute writes them. names: of the shards; paths: of their tars; recipe, fingerprint: of the manifest;
+    """Shards as precompute writes them. names: of the shards; paths, sizes: of their tars; recipe, fingerprint: of the manifest;
     plan, missing: of the split: its plan, and how many of its units are not finished. tars: that are open for one shard."""
 
     tars = 1
@@ -68,6 +68,7 @@ class ManifestSource:
         self.names = [shard.name for shard in self._shards]
         self.paths = [f"{shard.path}.tar" for shard in self._shards]
         self.sidecars = [shard.parquet_sha256 for shard in self._shards]
+        self.sizes = [shard.bytes for shard in self._shards]
 
     @property
     def shards(self) -> Sequence[Shard]:

@@ -13,10 +13,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
+from loader.http_ranges import HttpRanges, Put, Span
 from loader.printable import printable
 
 CHUNK = 1 << 20
@@ -46,10 +47,17 @@ class Transport(Protocol):
     def address(self, name: str) -> str:
         """A URL that others can open, with the secrets that it takes."""
 
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
         """The bytes of a file from `start`; first b"" if the server begins at 0 instead.
 
+        end: the byte behind the last that is wanted, 0 if all are; a server may send more.
         Raises FileNotFoundError, PermissionError, Interrupted, or an OSError that no waiting mends.
+        """
+
+    def read_spans(self, spans: Sequence[Span], put: Put) -> None:
+        """Hand each span's bytes to `put`, many at once, in any order and from any thread.
+
+        Raises OSError where some could not be had at the first attempt, and what `put` raises.
         """
 
 
@@ -66,6 +74,7 @@ class HttpTransport:
             login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
             self._authorization = f"Basic {b64encode(login.encode()).decode()}"
         self._reached = False
+        self._ranges = HttpRanges(self._host, self._authorization, TIMEOUT)
 
     def address(self, name: str) -> str:
         query = urllib.parse.quote(self._parts.query, safe=PATH + "?")
@@ -74,12 +83,12 @@ class HttpTransport:
         )
         return urllib.parse.urlunsplit(parts)
 
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
         address = urllib.parse.urlsplit(self.address(name))._replace(netloc=self._host)
         request = urllib.request.Request(urllib.parse.urlunsplit(address))
         request.add_header("User-Agent", "latentmill")
-        if start:
-            request.add_header("Range", f"bytes={start}-")
+        if start or end:
+            request.add_header("Range", f"bytes={start}-{end - 1 if end else ''}")
         if self._authorization:
             request.add_unredirected_header("Authorization", self._authorization)
         try:
@@ -99,13 +108,16 @@ class HttpTransport:
                 if error.code != 416 or not start:
                     raise self._meaning(error, name) from error
             yield b""  # there is nothing from there on: what we have is whole, or wrong
-            yield from self.stream(name, 0)
+            yield from self.stream(name, 0, end)
         except http.client.InvalidURL as error:
             raise OSError(f"{self.url}: not a URL: {printable(error)}") from error
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             if isinstance(error, Interrupted):
                 raise
             raise self._unreached(error) from error
+
+    def read_spans(self, spans: Sequence[Span], put: Put) -> None:
+        self._ranges.read(spans, self.address, put)
 
     def _meaning(self, error: urllib.error.HTTPError, name: str) -> OSError:
         what = printable(f"{self.url}/{name}: HTTP {error.code} {error.reason}")
@@ -160,7 +172,7 @@ class FsspecTransport:
         files, root = self._folder()
         return files.open(f"{root}/{name}", "rb")
 
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
         try:
             with self.open(name) as file:
                 file.seek(start)
@@ -172,6 +184,20 @@ class FsspecTransport:
             raise
         except Exception as error:
             raise self._meaning(error) from error
+
+    def read_spans(self, spans: Sequence[Span], put: Put) -> None:
+        try:
+            files, root = self._folder()
+            names, starts, ends = zip(*((f"{root}/{n}", start, end) for n, start, end in spans), strict=True)
+            found = files.cat_ranges(list(names), list(starts), list(ends), on_error="return")
+        except Exception as error:
+            raise self._meaning(error) from error
+        for span, data in zip(spans, found, strict=True):
+            if not isinstance(data, bytes) or len(data) != span[2] - span[1]:
+                raise (
+                    self._meaning(data) if isinstance(data, Exception) else OSError("a range of other bytes")
+                )
+            put(span, data)
 
     def _meaning(self, error: Exception) -> OSError:
         what, kind = f"{type(error).__name__}: {printable(error)}", type(error).__name__

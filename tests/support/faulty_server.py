@@ -4,7 +4,7 @@ import socket
 import struct
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,6 +83,8 @@ class Server(ThreadingHTTPServer):
         self.redirects: dict[str, str] = {}
         self.texts: dict[str, bytes] = {}
         self.bytes_per_second: float | None = None
+        self.sent: Counter[str] = Counter()  # bytes of each path
+        self.counting = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -103,19 +105,23 @@ class Handler(BaseHTTPRequestHandler):
             if self.path.startswith(prefix) and fault is None:
                 fault = status(302, Location=target + self.path.removeprefix(prefix))
         whole = self.body() or b""
-        start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        first, _, last = (self.headers["Range"] or "bytes=0-").removeprefix("bytes=").partition("-")
+        start, end = int(first), min(len(whole), int(last or len(whole)) + 1)
         if not whole or start >= len(whole):
             fault = fault or status(416 if whole else 404)
+        self.range = f"bytes {start}-{end - 1}/{len(whole)}"
         if fault:
-            fault(self, whole[start:])
+            fault(self, whole[start:end])
         else:
-            self.send_slowly(whole[start:])
+            self.send_slowly(whole[start:end])
 
     def send_slowly(self, body: bytes) -> None:
         self.start(body)
         rate = self.server.bytes_per_second
         for at in range(0, len(body), 4096):
             self.wfile.write(body[at : at + 4096])
+            with self.server.counting:
+                self.server.sent[self.path] += len(body[at : at + 4096])
             if rate:
                 time.sleep(4096 / rate)
 
@@ -127,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def start(self, body: bytes) -> None:
         self.send_response(206 if self.headers["Range"] else 200)
+        if self.headers["Range"]:
+            self.send_header("Content-Range", self.range)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
 

@@ -1,0 +1,63 @@
+"""Some spans of a shard that is on the way: what the first batches read, so that they wait for no more than that."""
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from loader.order import I64
+from loader.private_files import make_private_folder
+
+JOIN = 1 << 16  # bytes between two members that are fetched with them, rather than in two requests
+LONGEST = 1 << 23  # bytes in one request
+PIECE = 1 << 20
+
+
+class Partial:
+    """A file without a name that holds some spans at their places, and takes no more room than they do.
+
+    spans: (first byte, byte behind the last), in order. descriptor: for os.pread; closed when nobody uses the object any more.
+    """
+
+    def __init__(self, folder: Path, spans: Sequence[tuple[int, int]]) -> None:
+        make_private_folder(folder)
+        self.descriptor, path = tempfile.mkstemp(dir=folder)
+        os.unlink(path)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.spans = sorted(spans)
+
+    def put(self, start: int, data: bytes) -> None:
+        os.pwrite(self.descriptor, data, start)
+
+    def only(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Keep no others than these."""
+        self.spans = sorted(spans)
+
+    def copy(self, target: int, at: int) -> bool:
+        """Add what follows byte `at` to the file of a descriptor that ends there; False where it is not here."""
+        for start, end in self.spans:
+            if start <= at < end:
+                for place in range(at, end, PIECE):
+                    os.pwrite(target, os.pread(self.descriptor, min(PIECE, end - place), place), place)
+                return True
+        return False
+
+    def missing(self, at: int, size: int) -> int:
+        """Where the bytes end that are not here, from byte `at` of `size`."""
+        return min((start for start, _ in self.spans if start > at), default=size)
+
+
+def spans_of(offsets: I64, sizes: I64) -> list[tuple[int, int]]:
+    """What to fetch for members at some places: neighbours joined, in order."""
+    order = np.argsort(offsets, kind="stable")
+    spans: list[tuple[int, int]] = []
+    for start, size in zip(offsets[order].tolist(), sizes[order].tolist(), strict=True):
+        end = start + size
+        if spans and start <= spans[-1][1] + JOIN and end - spans[-1][0] <= LONGEST:
+            spans[-1] = spans[-1][0], max(spans[-1][1], end)
+        elif size:
+            spans.append((start, end))
+    return spans
