@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from loader.format import Manifest
 from precompute import run
-from precompute.errors import RecipeMismatch
+from precompute.errors import RecipeMismatch, UsageError
 from precompute.input.pixels import buckets, nearest_bucket, place_of, read_picture
 from precompute.verify import Config as VerifyConfig
 from precompute.verify import Report, verify
@@ -209,7 +209,7 @@ def test_run_with_buckets_writes_one_size_a_tar(tmp_path: Path) -> None:
 
 
 def test_bucket_step_must_fit_the_model(tmp_path: Path) -> None:
-    with pytest.raises(run.UsageError, match="--buckets 20: not divisible by 8"):
+    with pytest.raises(UsageError, match="--buckets 20: not divisible by 8"):
         run.run(
             run.Config(
                 "builders/demo", tmp_path, vae="toy", text_encoder=("toy",), resolutions=(64,), buckets=20
