@@ -3,10 +3,8 @@
 Opening reads manifests and nothing else, however many shards there are; tars without one are scanned.
 """
 
-import io
 import logging
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +16,10 @@ from loader.cache import Cache, cache_folder
 from loader.condition import Condition, select_samples
 from loader.draw import Draw
 from loader.folders import Files
-from loader.format import NULL_CAPTION, Field
+from loader.format import NULL_CAPTION, Field, FormatError
 from loader.joined import Source, open_source
 from loader.members import Array
+from loader.null_caption import read_null_caption
 from loader.options import Layered, Path_, Paths, Settings
 from loader.order import I64, Order, bucketed, mixture
 from loader.proportions import integer_weights
@@ -192,20 +191,11 @@ def _null_array(files: Files, field: Field) -> Array:
     where = f"{files.url}/{NULL_CAPTION}"
     cure = "the run that made the shards writes it; run it again on the folder, or give dropped='zeros'"
     try:
-        with np.load(io.BytesIO(files.read(NULL_CAPTION)), allow_pickle=False) as file:
-            array: Array = file[field.name]
+        return read_null_caption(files.read(NULL_CAPTION), [field])[field.name].astype(np.float16)
     except FileNotFoundError:
         raise ValueError(f"dropped='null': there is no {where}; {cure}") from None
-    except (KeyError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except FormatError as error:
         raise ValueError(f"dropped='null': {where}: {error}; {cure}") from error
-    fits = len(array.shape) == len(field.shape) and all(
-        n in (None, m) for n, m in zip(field.shape, array.shape, strict=True)
-    )
-    if not fits or array.dtype.kind != "f":
-        raise ValueError(
-            f"dropped='null': {where}: {field.name} is {array.dtype} of shape {array.shape}, not {field.shape}; {cure}"
-        )
-    return array.astype(np.float16)
 
 
 def _check_chosen(counts: Sequence[I64], condition: Condition) -> None:

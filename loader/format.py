@@ -280,12 +280,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`: the dataset as a whole, made of nothing but its markers (and, before the first, of a plan)."""
+    """`manifest.json`: the dataset as a whole, made of nothing but its markers (and, before the first, of a plan).
+
+    null_caption: sha256 of null_caption.npz; None where there is none, or nobody looked.
+    """
 
     recipe: dict[str, Any]
     fields: tuple[Field, ...]
     splits: dict[str, Split]
     format: int = FORMAT
+    null_caption: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -303,6 +307,7 @@ class Manifest:
             for name, s in sorted(self.splits.items())
         }
         head = {"format": self.format, "fingerprint": self.fingerprint, "recipe": self.recipe}
+        head |= {"null_caption": self.null_caption} if self.null_caption else {}
         return json.dumps({**head, "fields": [asdict(f) for f in self.fields], "splits": splits}, indent=1)
 
     @classmethod
@@ -315,7 +320,9 @@ class Manifest:
             border.text(name, "manifest.splits", SPLIT_NAME)
             splits[name] = _split(split, f"split {name}", fields)
         recipe = border.mapping(border.part(obj, "recipe", "manifest"), "manifest.recipe")
-        manifest = cls(recipe, fields, splits, obj["format"])
+        if (null := obj.get("null_caption")) is not None:
+            border.text(null, "manifest.null_caption", SHA256)
+        manifest = cls(recipe, fields, splits, obj["format"], null)
         if manifest.fingerprint != (recorded := border.part(obj, "fingerprint", "manifest")):
             raise FormatError(
                 f"manifest of fingerprint {printable(recorded)!r} holds a recipe of {manifest.fingerprint!r}"

@@ -24,8 +24,9 @@ from precompute.shards.output_folder import open_folder, write_file
 from precompute.shards.sample_reader import pick_samples
 from precompute.shards.store import Store, expected_manifest
 from precompute.verification.check_folder import REPORT, SHEET
-from precompute.verification.decode_check import Models, recipe_image_encoder, source_images
+from precompute.verification.decode_check import source_images
 from precompute.verification.read_folder import read_markers
+from precompute.verification.recipe_models import Models, recipe_image_encoder
 from precompute.verification.source_check import Where
 
 
@@ -63,7 +64,8 @@ def run(config: Config) -> list[Path]:
     store = Store(config.output)
     if config.to is None and not store.local:
         raise UsageError("--to: name a folder for preview.png and report.html")
-    markers, manifest, _ = read_markers(store)
+    there = read_markers(store)
+    markers, manifest = there.markers, there.manifest
     if not markers:
         raise UsageError(
             f"{config.output}: no unit is finished yet, there is nothing to show. Come back later"

@@ -4,7 +4,8 @@
     python precompute/verify.py hf://datasets/USER/cc12m-latents --quick
     python precompute/verify.py latents/cc12m --decode 64 --source builders/cc12m --data-dir raw/cc12m
 
-Prints one line for each fault, with its cure, and ends with exit code 1 if there was any.
+Prints one line for each fault, with its cure. Exit code 0: whole; 1: there are faults; 2: a flag is wrong; 3: no fault was
+found, but rights, a disk or a network kept something from being read.
 """
 
 import dataclasses
@@ -78,13 +79,24 @@ class Report:
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def exit_code(self) -> int:
+        """0: whole. 1: there are faults. 3: none was found, and something could not be read."""
+        if all(finding.unread for finding in self.findings):
+            return 3 if self.findings else 0
+        return 1
+
     def summary(self) -> str:
         """The last line."""
         count = {
             name: sum(split[name] for split in self.splits.values())
             for name in ("samples", "rejected", "rows")
         }
-        verdict = f"{len(self.findings):,} faults" if self.findings else "whole"
+        unread = sum(finding.unread for finding in self.findings)
+        faults = len(self.findings) - unread
+        told = [f"{faults:,} faults"] if faults else []
+        told += [f"{unread:,} files could not be read"] if unread else []
+        verdict = " and ".join(told) or "whole"
         line = (
             f"{self.output}: {verdict}. {count['samples']:,} written + {count['rejected']:,} rejected = "
             f"{count['rows']:,} rows in {self.shards:,} shards; {self.mode}, {self.seconds:.1f} s"
@@ -102,13 +114,15 @@ class Report:
 def verify(config: Config, report: Report) -> Iterator[Finding]:
     """Every fault, as it is found; fills in the report on the way. Raises UsageError for flags that cannot be."""
     store = Store(config.output)
-    markers, manifest, faults = read_markers(store)
-    yield from faults
+    folder = read_markers(store)
+    markers, manifest = folder.markers, folder.manifest
+    yield from folder.findings
     if not markers and manifest is None:
         return
     expected = expected_manifest(markers, manifest)
-    yield from checks.check_markers(markers, manifest, expected)
-    yield from checks.check_layout(store.files, markers)
+    yield from checks.check_markers(markers, manifest, expected, folder.unknown)
+    yield from checks.check_layout(store, markers, folder.unknown)
+    yield from checks.check_null_caption(store, expected)
     report.shards = sum(len(marker.shards) for marker in markers.values())
     for name, split in expected.splits.items():
         rejected = sum(split.rejected.values())
@@ -134,7 +148,8 @@ def check_meaning(
 
     where = Where(config.source, config.data_dir, config.options)
     if config.decode:
-        from precompute.verification.decode_check import Models, check_likeness
+        from precompute.verification.decode_check import check_likeness
+        from precompute.verification.recipe_models import Models
 
         models = Models(config.vae, config.text_encoder)
         likeness = check_likeness(store, manifest, markers, config.decode, where, models)
@@ -174,13 +189,13 @@ def run(config: Config) -> int:
     report.seconds = time.monotonic() - started
     if config.json:
         print(json.dumps({"whole": not report.findings, **dataclasses.asdict(report)}, indent=1))
-        return int(bool(report.findings))
+        return report.exit_code
     if len(report.findings) > SHOWN:
         print(f"... and {len(report.findings) - SHOWN:,} more; --json lists them all")
     for note in report.notes:
         print(f"note: {note}")
     print(report.summary())
-    return int(bool(report.findings))
+    return report.exit_code
 
 
 def main() -> None:

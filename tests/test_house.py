@@ -144,7 +144,6 @@ def test_the_wheel_holds_every_package() -> None:
 # Files of over 300 lines and classes of over 150: two nouns each. The lists only shrink.
 LONG_FILES = {
     "loader/format.py": 398,
-    "precompute/verification/decode_check.py": 308,
 }
 LONG_CLASSES = {
     "loader/cache.py:Cache": 188,

@@ -4,6 +4,7 @@ The markers are the truth there too. Each commit stands on the one that was read
 Hub is read again and both are merged, so that no unit of another folder or split is ever lost.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from yaml import YAMLError
 
 from loader.format import MANIFEST, NULL_CAPTION, Manifest, Split
+from loader.null_caption import null_caption_fault
 from precompute.commands import command, launched
 from precompute.errors import UsageError
 from precompute.hub.dataset_card import Known, render_card, source_info
@@ -135,10 +137,7 @@ class Target:
         for planned in (hub.manifest, local.manifest):
             for name, split in planned.splits.items() if planned else ():
                 manifest.splits.setdefault(name, Split(split.plan, 0, (), {}))
-        wanted: dict[str, bytes] = {MANIFEST: manifest.to_json().encode()}
-        for name in (NULL_CAPTION, SHEET, REPORT):
-            if (local.folder / name).exists():
-                wanted[name] = (local.folder / name).read_bytes()
+        manifest, wanted = _beside(local.folder, manifest, hub.manifest)
         sheet = SHEET in wanted or SHEET in hub.snapshot.files
         wanted[README] = self._card(manifest, hub, sheet)
         contents = {
@@ -195,6 +194,21 @@ class Target:
                 continue
             for shard in local.markers[stem].shards:
                 (local.folder / f"{shard.name}.tar").unlink(missing_ok=True)
+
+
+def _beside(folder: Path, manifest: Manifest, there: Manifest | None) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest with the hash of null_caption.npz, and the files beside the shards. Raises Refusal where that file is not
+    what belongs to the shards."""
+    names = [name for name in (NULL_CAPTION, SHEET, REPORT) if (folder / name).exists()]
+    files = {name: (folder / name).read_bytes() for name in names}
+    null = there.null_caption if there else None
+    if NULL_CAPTION in files:
+        if fault := null_caption_fault(files[NULL_CAPTION], manifest.fields):
+            cure = f"Remove it and run `{launched()}` again: it is made anew"
+            raise Refusal(f"{folder / NULL_CAPTION}: {fault}. {cure}")
+        null = hashlib.sha256(files[NULL_CAPTION]).hexdigest()
+    manifest = replace(manifest, null_caption=null)
+    return manifest, {**files, MANIFEST: manifest.to_json().encode()}
 
 
 def _additions(local: Finished, missing: dict[str, list[str]]) -> Iterator[CommitOperationAdd]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.core.captions import clean_captions
+from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.input.faults import innermost
 from precompute.input.options import portable
@@ -95,12 +96,22 @@ class OtherRecords(Records):
         kept = {
             name: v for name, v in values.items() if name not in (source.image_column, source.caption_column)
         }
+        name = self._public(str(values.get("__url__") or source.dataset))
+        kept |= {"__url__": name} if "__url__" in kept else {}
         extras = {**jsonable(kept), "captions": captions}
-        name = str(values.get("__url__") or source.dataset)
         row = Row(
             unit_key(unit, number, values), captions[0] if captions else None, source=name, extras=extras
         )
         return Record(row, image, reject)
+
+    def _public(self, place: str) -> str:
+        """A file as others may read of it: below the folder's name, where it lies in a folder of this machine."""
+        folder = (self.source.data_dir or Path(self.source.dataset)).absolute()
+        if "://" in place or not folder.exists():
+            return printable(place)
+        path = Path(place).absolute()
+        inside = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+        return (Path(folder.name) / inside).as_posix()
 
     def _complaint(self, error: BaseException) -> str:
         message, dataset = innermost(error), self.source.dataset

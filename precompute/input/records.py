@@ -8,6 +8,7 @@ import gzip
 import itertools
 import logging
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
@@ -178,7 +179,10 @@ class Records(ABC):
     def _broken_off(self, unit: Unit, number: int, error: Exception) -> Record:
         text = describe(error)
         logger.warning("%s: unit %d breaks off at row %d (%s)", self.source.dataset, unit.index, number, text)
-        row = Row(unit_key(unit, number), source=self.source.dataset, extras={"error": text})
+        folder = (self.source.data_dir or Path(self.source.dataset)).absolute()
+        if folder.exists():  # where it lies on this machine is nobody's business
+            text = text.replace(f"{folder.parent}{os.sep}", "")
+        row = Row(unit_key(unit, number), source=self.name, extras={"error": text})
         return Record(row, None, "bad_archive")
 
     def _units(self) -> list[Unit]:

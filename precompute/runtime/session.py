@@ -6,6 +6,7 @@
 An engine may hold one in each of its workers and deal units by a `UnitLeases` of its own (precompute/runtime/leases.py).
 """
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -75,7 +76,7 @@ class Session:
         keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
         keeper.start()
         reopened = keeper.reopen(config.retry_rejected)
-        write_null_caption(destination, texts)
+        write_null_caption(destination, texts, keeper.null_caption)
         return cls(config, records, device, encoder, destination, recipe, keeper, reopened)
 
     def work(
@@ -161,8 +162,12 @@ def color_profile(records: Records) -> str:
     return str(records.recipe.get("color_profile", "srgb"))
 
 
-def write_null_caption(output: Destination, texts: list[TextEncoder]) -> None:
-    """`null_caption.npz`: the empty caption's arrays by field name, for classifier-free guidance."""
+def write_null_caption(output: Destination, texts: list[TextEncoder], known: str | None) -> None:
+    """`null_caption.npz`: the empty caption's arrays by field name, for classifier-free guidance. known: sha256 of the one
+    that belongs to the shards; where it is there, it stays."""
+    there = output.get(NULL_CAPTION)
+    if there is not None and hashlib.sha256(there).hexdigest() == known:
+        return
     arrays = {name: array for encoder in texts for name, array in encoder.encode([""])[0].items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():

@@ -3,11 +3,22 @@
 It also guards the folder: markers or a manifest of another recipe or plan stop the run before any work.
 """
 
+import hashlib
 import time
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import Any
 
-from loader.format import MANIFEST, Field, FormatError, Manifest, Marker, Split, recipe_differences
+from loader.format import (
+    MANIFEST,
+    NULL_CAPTION,
+    Field,
+    FormatError,
+    Manifest,
+    Marker,
+    Split,
+    recipe_differences,
+)
 from precompute.errors import RecipeMismatch
 from precompute.shards.destination import Destination, Entry
 from precompute.shards.markers import is_marker, manifest_of, parse_marker
@@ -22,7 +33,10 @@ Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done ag
 
 
 class ManifestKeeper:
-    """The manifest of one output, as one process sees it. Not for use from two threads at once."""
+    """The manifest of one output, as one process sees it. Not for use from two threads at once.
+
+    null_caption: sha256 of null_caption.npz as the manifest had it that was there at the start.
+    """
 
     def __init__(
         self, output: Destination, recipe: dict[str, Any], fields: list[Field], plan: dict[str, Any]
@@ -32,6 +46,7 @@ class ManifestKeeper:
         self._markers: dict[Key, Marker] = {}
         self._due = 0.0
         self._seen: Hashable = None
+        self.null_caption: str | None = None
 
     def start(self) -> Manifest:
         """Write the first manifest, or hold the one that is there against ours. Raises RecipeMismatch."""
@@ -44,6 +59,7 @@ class ManifestKeeper:
                     f"{self._output}/{MANIFEST}: {error}. Remove it: it is made anew from the markers"
                 ) from error
             self._compare(manifest.recipe, manifest.splits.get(self._split))
+            self.null_caption = manifest.null_caption
         return self._update()
 
     def refresh(self) -> Manifest:
@@ -121,7 +137,9 @@ class ManifestKeeper:
 
     def _write(self, found: dict[Key, Entry]) -> Manifest:
         self._read(found)
-        manifest = self.manifest()
+        null = self._output.get(NULL_CAPTION)
+        digest = None if null is None else hashlib.sha256(null).hexdigest()
+        manifest = replace(self.manifest(), null_caption=digest)
         self._output.put(MANIFEST, manifest.to_json().encode())
         return manifest
 

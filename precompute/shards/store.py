@@ -6,7 +6,7 @@ but the Hub takes no more than 10,000 in one: a split of many units lies there i
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NoReturn
 
 from fsspec.core import url_to_fs
@@ -34,7 +34,9 @@ class File:
 
 
 class Store:
-    """files: name -> size, and sha256 where the Hub knows it. Raises UsageError where there is nothing to read."""
+    """files: name -> size, and sha256 where the Hub knows it. copies: paths of files whose name another has, nearer to the
+    manifest. strays: folders that hold no units. Raises UsageError where there is nothing to read.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -44,7 +46,11 @@ class Store:
             entries = self._list()
         except (OSError, ValueError, ImportError, HfHubHTTPError) as error:
             self._refuse(error)
-        self._paths = {os.path.basename(path): path for path in entries}
+        self._paths: dict[str, str] = {}
+        self.copies: list[str] = []
+        for path in sorted(entries, key=lambda path: (path.count("/"), path)):
+            if self._paths.setdefault(os.path.basename(path), path) != path:
+                self.copies.append(path)
         self.files = {name: _file(entries[path]) for name, path in self._paths.items()}
         if MANIFEST not in self.files and not self.marker_stems():
             raise UsageError(
@@ -73,11 +79,15 @@ class Store:
         entries = {os.path.basename(entry["name"]): entry for entry in found}
         folders = [name for name, entry in entries.items() if entry["type"] == "directory"]
         files = {name: entry for name, entry in entries.items() if entry["type"] == "file"}
+        self.strays: list[str] = []
         for folder in folders:
             if not folder.startswith("."):
                 below = self._fs.find(f"{self._root}/{folder}", maxdepth=2, detail=True)
                 paths = {"/".join(name.split("/")[-3:]): entry for name, entry in below.items()}
-                files |= {path: entry for path, entry in paths.items() if IN_FOLDER.fullmatch(path)}
+                units = {path: entry for path, entry in paths.items() if IN_FOLDER.fullmatch(path)}
+                files |= units
+                if len(units) < len(paths) or not paths:
+                    self.strays.append(folder)
         return files
 
     def _path(self, name: str) -> str:
@@ -105,4 +115,4 @@ def expected_manifest(markers: dict[str, Marker], manifest: Manifest | None) -> 
     result = manifest_of(first.recipe, first.fields, markers.values())
     for name, split in manifest.splits.items() if manifest else ():
         result.splits.setdefault(name, Split(split.plan, 0, (), {}))
-    return result
+    return replace(result, null_caption=manifest.null_caption if manifest else None)

@@ -3,6 +3,7 @@
 They trust nothing that they read: no length, no name, no count, and no tar that only looks whole.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from huggingface_hub.errors import HTTPError
 
 from loader.format import (
     MANIFEST,
@@ -21,23 +23,48 @@ from loader.format import (
     Shard,
     recipe_differences,
 )
+from loader.null_caption import is_text, null_caption_fault
+from loader.printable import printable
 from precompute.commands import command, launched
-from precompute.shards.store import File
+from precompute.shards.store import File, Store
 
+READING = (
+    OSError,
+    HTTPError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+)  # what file systems of others raise
 OTHER_SIDECAR = "the .parquet is not the one that the marker was written with (its sha256 differs)"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, one line. shard: its name, or the file at fault; key: empty where it is not about one sample."""
+    """One fault, one line. shard: its name, or the file at fault; key: empty where it is not about one sample.
+
+    unread: nobody knows whether it is a fault, since rights, disk or network kept the file from being read.
+    """
 
     shard: str
     key: str
     what: str
     cure: str
+    unread: bool = False
 
     def __str__(self) -> str:
-        return f"{' '.join(filter(None, (self.shard, self.key)))}: {self.what}. {self.cure[:1].upper()}{self.cure[1:]}"
+        place = " ".join(filter(None, (self.shard, self.key)))
+        return (
+            f"{printable(place)}: {printable(self.what)}. {self.cure[:1].upper()}{printable(self.cure[1:])}"
+        )
+
+
+def not_read(name: str, error: Exception) -> Finding:
+    """A file that could not be read: no fault of the shards, as far as anybody knows."""
+    said = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+    return Finding(
+        name, "", f"could not be read ({said})", "see to rights, disk and network, and verify again", True
+    )
 
 
 def redo(stem: str) -> str:
@@ -75,9 +102,13 @@ def check_counts(plan: dict[str, Any], shards: Sequence[Shard], rejected: dict[s
             raise FormatError(f"its {name} is {str(value)[:40]!r}")
 
 
-def check_layout(files: dict[str, File], markers: dict[str, Marker]) -> Iterator[Finding]:
-    """The files of a folder, by name, against its markers, by stem: what is missing, unfinished or foreign."""
-    known = COMPANIONS | {f"{stem}.json" for stem in markers}
+def check_layout(store: Store, markers: dict[str, Marker], unknown: set[str]) -> Iterator[Finding]:
+    """The files of a folder, by name, against its markers, by stem: what is missing, unfinished or foreign.
+
+    unknown: units whose markers say nothing, and have been told of.
+    """
+    files = store.files
+    known = COMPANIONS | {f"{stem}.json" for stem in (*markers, *unknown)}
     for stem, marker in markers.items():
         for shard in marker.shards:
             wanted = [f"{shard.name}.parquet", *([f"{shard.name}.tar"] if shard.samples else [])]
@@ -93,10 +124,22 @@ def check_layout(files: dict[str, File], markers: dict[str, Marker]) -> Iterator
                     yield Finding(shard.name, "", what, cure)
     for name in sorted(files.keys() - known):
         stem, _, suffix = name.rpartition(".")
+        if stem in unknown or stem.rpartition("-")[0] in unknown:
+            continue
         if suffix in ("tar", "parquet") and SHARD_NAME.fullmatch(stem):
             yield Finding(stem, "", f"no marker lists {name}", f"remove it, or {rerun()} to finish the unit")
         elif not name.startswith("."):
             yield Finding(name, "", "a foreign file", "move it out of the folder")
+    for path in store.copies:
+        name = path.rpartition("/")[2]
+        yield Finding(
+            path,
+            "",
+            f"there is another {name}, and readers take one of the two",
+            "remove the one that is wrong",
+        )
+    for folder in store.strays:
+        yield Finding(f"{folder}/", "", "a foreign folder", "move it out of the folder")
 
 
 def check_sizes(files: dict[str, File], markers: dict[str, Marker]) -> Iterator[Finding]:
@@ -119,10 +162,16 @@ def check_sizes(files: dict[str, File], markers: dict[str, Marker]) -> Iterator[
 
 
 def check_markers(
-    markers: dict[str, Marker], manifest: Manifest | None, expected: Manifest
+    markers: dict[str, Marker], manifest: Manifest | None, expected: Manifest, unknown: set[str]
 ) -> Iterator[Finding]:
-    """The markers against each other and the manifest against them; expected: what they amount to."""
+    """The markers against each other and the manifest against them; expected: what they amount to.
+
+    unknown: units, or the manifest, that cannot be read, and have been told of.
+    """
     splits = Counter(marker.split for marker in markers.values())
+    splits += Counter(
+        stem.rpartition("-")[0] for stem in unknown if stem.rpartition("-")[0] in expected.splits
+    )
     for stem, marker in markers.items():
         wrong = recipe_differences(expected.recipe, marker.recipe)
         if wrong:
@@ -145,12 +194,33 @@ def check_markers(
             yield Finding(
                 split, "", f"{done} of {units} units are finished", f"{rerun()} to finish the others"
             )
+    if unknown:
+        return
     if manifest is None:
         yield Finding("manifest.json", "", "missing", f"{rerun()}: it is made again from the markers")
     elif manifest != expected:
         wrong = recipe_differences(json.loads(manifest.to_json()), json.loads(expected.to_json()))
         what = f"does not say what the markers say ({wrong[0] if wrong else 'recipe'})"
         yield Finding("manifest.json", "", what, f"{rerun()}: it is made again from the markers")
+
+
+def check_null_caption(store: Store, manifest: Manifest) -> Iterator[Finding]:
+    """The empty caption's embeddings against the fields, and the file against the manifest's hash."""
+    cure = f"remove it and {rerun()}: it is made anew"
+    if NULL_CAPTION not in store.files:
+        if any(map(is_text, manifest.fields)):
+            yield Finding(NULL_CAPTION, "", "missing", f"{rerun()}: it is made anew")
+        return
+    try:
+        data = store.read(NULL_CAPTION)
+    except READING as error:
+        yield not_read(NULL_CAPTION, error)
+        return
+    if fault := null_caption_fault(data, manifest.fields):
+        yield Finding(NULL_CAPTION, "", fault, cure)
+    elif manifest.null_caption not in (None, hashlib.sha256(data).hexdigest()):
+        what = "not the one that the manifest was written with (its sha256 differs)"
+        yield Finding(NULL_CAPTION, "", what, cure)
 
 
 def check_rejects(stem: str, marker: Marker, statuses: Counter[str]) -> Iterator[Finding]:

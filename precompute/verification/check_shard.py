@@ -203,16 +203,36 @@ def _array_check(spec: Field, alike: bool) -> ValueCheck:
 
 
 def value_fault(array: np.ndarray[Any, Any], spec: Field) -> str:
-    """Values that no encoder gives: not finite, or a negative standard deviation."""
-    channels = len(array) // 2 if spec.kind == "moments" else len(array)
+    """Values that no encoder gives: not finite, a standard deviation that is negative or nothing, one value everywhere, no token."""
+    if not array.size:
+        return "holds no token" if spec.kind == "caption_latents" else "is empty"
+    split = len(array) // 2 if spec.kind == "moments" else len(array)
+    values, deviations = array[:split], array[split:]
+    if fault := _not_finite(array, values, deviations):
+        return fault
+    first = values.reshape(-1)
+    if first[0] == first[-1] and first.size > 1 and (first == first[0]).all():
+        return f"has {first[0]:g} for every value{' of its mean' if spec.kind == 'moments' else ''}"
+    images = spec.kind in ("moments", "latents")
+    if images and array.dtype == np.float16 and np.bitwise_and(_bits(values), 0x7FFF).max() == 0x7BFF:
+        return "has values at the end of float16: they were cut there"
+    return "" if spec.kind != "moments" or deviations.any() else "has no standard deviation but 0"
+
+
+def _not_finite(
+    array: np.ndarray[Any, Any], values: np.ndarray[Any, Any], deviations: np.ndarray[Any, Any]
+) -> str:
     if (
         array.dtype == np.float16
     ):  # by its bits, where an exponent of ones is 0x7c00: 20 times as fast as isfinite
-        bits = array.view(np.uint16)
-        good = np.bitwise_and(bits[:channels], 0x7FFF).max(initial=0) < 0x7C00
-        if good and bits[channels:].max(initial=0) < 0x7C00:
+        good = np.bitwise_and(_bits(values), 0x7FFF).max(initial=0) < 0x7C00
+        if good and _bits(deviations).max(initial=0) < 0x7C00:
             return ""
     bad = int(np.size(array) - np.count_nonzero(np.isfinite(array)))
     if bad:
         return f"has {bad} of {array.size} values that are not finite"
-    return "has a negative standard deviation" if (array[channels:] < 0).any() else ""
+    return "has a negative standard deviation" if (deviations < 0).any() else ""
+
+
+def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array.view(np.uint16)

@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 
 from loader.format import Field, Manifest, Marker
-from precompute.encode.image import ImageEncoder, open_image_encoder
-from precompute.encode.text import TextEncoder, open_text_encoder
-from precompute.encode.text_spec import text_encoder_value
-from precompute.errors import ModelError, PrecomputeError
+from precompute.encode.image import ImageEncoder
+from precompute.errors import PrecomputeError
+from precompute.input.records import Record
 from precompute.shards.sample_reader import Sample, per_channel, pick_samples, raw_latents
 from precompute.shards.store import Store
+from precompute.verification.caption_check import check_captions, check_null, check_texts
 from precompute.verification.check_folder import Finding, redo
+from precompute.verification.recipe_models import Models, recipe_image_encoder, recipe_text_encoders
 from precompute.verification.source_check import Where, find_records, open_source, source_pixels
 
 UInt8 = npt.NDArray[np.uint8]
@@ -31,15 +32,6 @@ FLOOR = 12.0  # dB; a grey card has about as much likeness to a photograph
 CONTRAST = (0.85, 1.2)  # of the sources over that of the decoded images, by least squares; median
 BRIGHTNESS = 8.0  # of 255; median
 SPREAD = (0.4, 2.5)  # standard deviation of latents over many samples; a VAE's scale is chosen to make it 1
-TEXT = 0.15  # of its norm: bfloat16 on another device is within 0.03
-
-
-@dataclass(frozen=True)
-class Models:
-    """Models named by hand, where the recipe only knows a folder's name."""
-
-    vae: str | None = None
-    text_encoders: tuple[str, ...] = ()
 
 
 @dataclass
@@ -60,19 +52,18 @@ def check_likeness(
     result.findings += check_encoder(encoder, manifest)
     for split in manifest.splits:
         samples = pick_samples(store, markers, split, count)
-        images = source_images(manifest, split, samples, where, result.notes)
+        records = source_records(manifest, split, samples, where, result.notes)
+        images = {key: record.image for key, record in records.items() if record.image is not None}
         for spec in manifest.fields:
             if spec.kind in ("moments", "latents"):
                 _look(samples, images, spec, encoder, manifest.recipe, result)
-        _read(samples, manifest.recipe, models, result)
+        result.findings += check_texts(samples, records)
+        encoders, notes = recipe_text_encoders(manifest.recipe, models)
+        result.notes += notes
+        for text_encoder in encoders:
+            result.findings += check_captions(samples, text_encoder)
+            result.findings += check_null(store, text_encoder)
     return result
-
-
-def recipe_image_encoder(recipe: dict[str, Any], models: Models) -> ImageEncoder:
-    """The image encoder that a recipe names. Raises ModelError."""
-    spec = recipe["image_encoder"]
-    name = models.vae or hub_name("--vae", spec)
-    return open_image_encoder(name, _device(), _dtype(spec))
 
 
 def check_encoder(encoder: ImageEncoder, manifest: Manifest) -> Iterator[Finding]:
@@ -100,12 +91,20 @@ def check_encoder(encoder: ImageEncoder, manifest: Manifest) -> Iterator[Finding
 def source_images(
     manifest: Manifest, split: str, samples: Sequence[Sample], where: Where, notes: list[str]
 ) -> dict[str, bytes]:
-    """Source image bytes by key; none, and a note, where the source is not at hand and nobody said that it is."""
+    """Source image bytes by key."""
+    records = source_records(manifest, split, samples, where, notes)
+    return {key: record.image for key, record in records.items() if record.image is not None}
+
+
+def source_records(
+    manifest: Manifest, split: str, samples: Sequence[Sample], where: Where, notes: list[str]
+) -> dict[str, Record]:
+    """The samples' records, read again, by key; none, and a note, where the source is not at hand and nobody said that it is."""
     wanted: dict[int, set[str]] = {}
     for sample in samples:
         wanted.setdefault(sample.unit, set()).add(sample.key)
     try:
-        records = find_records(open_source(manifest, split, where), wanted)
+        return find_records(open_source(manifest, split, where), wanted)
     except (PrecomputeError, OSError, IndexError) as error:
         if where.is_named:
             raise
@@ -113,7 +112,6 @@ def source_images(
             f"no source images ({str(error).splitlines()[0]}); latents were held against statistics alone"
         )
         return {}
-    return {key: record.image for key, record in records.items() if record.image is not None}
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -236,73 +234,3 @@ def _check_spread(
     if not SPREAD[0] < deviation < SPREAD[1]:
         what = f"latents have a standard deviation of {deviation:.2f}, where the VAE's scale makes it about 1"
         yield Finding(spec.name, "", what, "check the scale of the --vae, and make the shards again")
-
-
-# --- captions ---------------------------------------------------------------------------------------------------------
-
-
-def _read(samples: Sequence[Sample], recipe: dict[str, Any], models: Models, result: Likeness) -> None:
-    specs = recipe["text_encoders"]
-    for given in (models.text_encoders or specs) if specs else ():
-        try:
-            name = (
-                given
-                if isinstance(given, str)
-                else text_encoder_value(given, hub_name("--text-encoder", given))
-            )
-            encoder = open_text_encoder(name, _device(), _dtype(specs[0]))
-        except PrecomputeError as error:
-            if models.text_encoders:
-                raise
-            result.notes.append(f"captions were not encoded again ({error})")
-            continue
-        result.findings += check_captions(samples, encoder)
-
-
-def check_captions(samples: Sequence[Sample], encoder: TextEncoder) -> Iterator[Finding]:
-    """Encode the captions again: each sample's states must be those of its own caption, not of another's."""
-    if not samples:
-        return
-    again = encoder.encode([sample.caption for sample in samples])
-    for spec in encoder.fields:
-        for place, sample in enumerate(samples):
-            stored = sample.arrays.get(spec.name)
-            if stored is None:
-                continue
-            distances = [_distance(stored, arrays[spec.name]) for arrays in again]
-            nearest = int(np.argmin(distances))
-            if distances[place] > TEXT or distances[nearest] < distances[place] / 2:
-                other = f"; it is nearest to that of {samples[nearest].key}" if nearest != place else ""
-                what = f"{spec.name} is not that of its caption (off by {min(distances[place], 9.99):.0%}){other}"
-                yield Finding(sample.shard, sample.key, what, redo(sample.stem))
-
-
-def _distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    if a.shape != b.shape:
-        return float("inf")
-    b = b.astype(np.float32)
-    return float(np.linalg.norm(a.astype(np.float32) - b) / max(float(np.linalg.norm(b)), 1e-6))
-
-
-# --- from recipe to models --------------------------------------------------------------------------------------------
-
-
-def hub_name(flag: str, spec: dict[str, Any]) -> str:
-    """Name and commit of a recipe's model. Raises ModelError where it came from a folder, of which only the name is known:
-    what the Hub has under that name is another's."""
-    if spec.get("revision", "") is None:
-        raise ModelError(
-            f"{flag}: the shards were made with a model from a folder, {str(spec['model'])!r}; give that folder as {flag}"
-        )
-    return f"{spec['model']}@{spec['revision']}" if spec.get("revision") else str(spec["model"])
-
-
-def _dtype(spec: dict[str, Any]) -> str:
-    """float16 decoders overflow; everything else as it was encoded."""
-    dtype = str(spec.get("dtype", "float32"))
-    return "float32" if dtype == "float16" else dtype
-
-
-def _device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")

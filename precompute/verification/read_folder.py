@@ -5,41 +5,83 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
 from precompute.shards.store import Store
 from precompute.verification import check_folder as checks
 from precompute.verification import check_shard as contents
-from precompute.verification.check_folder import Finding, redo, rerun
+from precompute.verification.check_folder import READING, Finding, not_read, redo, rerun
 
-UNREADABLE = (OSError, FormatError, TypeError, AttributeError, KeyError)  # JSON that anyone may have written
+UNREADABLE = (FormatError, TypeError, AttributeError, KeyError)  # JSON that anyone may have written
 
 
-def read_markers(store: Store) -> tuple[dict[str, Marker], Manifest | None, list[Finding]]:
-    """Markers by stem, and the manifest; a finding for each that cannot be read."""
-    markers, faults = dict[str, Marker](), list[Finding]()
+@dataclass
+class Folder:
+    """What a folder says of itself. markers: by stem; unknown: stems, or manifest.json, of what says nothing, each with its
+    finding."""
+
+    markers: dict[str, Marker] = field(default_factory=dict)
     manifest: Manifest | None = None
+    unknown: set[str] = field(default_factory=set)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, name: str, finding: Finding) -> None:
+        self.unknown.add(name)
+        self.findings.append(finding)
+
+
+def read_markers(store: Store) -> Folder:
+    """Markers and manifest; a finding for each that cannot be read."""
+    folder = Folder()
     for stem in store.marker_stems():
         try:
-            marker = Marker.from_json(store.read(f"{stem}.json"))
+            marker = Marker.from_json(_read(store, f"{stem}.json"))
             checks.check_marker(marker)
-            markers[stem] = marker
+            folder.markers[stem] = marker
+        except _NotRead as error:
+            folder.add(stem, error.finding)
         except UNREADABLE as error:
-            faults.append(Finding(stem, "", f"the marker is unreadable ({error})", redo(stem)))
+            folder.add(stem, Finding(stem, "", f"the marker is unreadable ({error})", redo(stem)))
     try:
         if MANIFEST in store.files:
-            found = Manifest.from_json(store.read(MANIFEST))
+            found = Manifest.from_json(_read(store, MANIFEST))
             for split in found.splits.values():
                 checks.check_counts(split.plan, split.shards, split.rejected)
-            manifest = found
+            folder.manifest = found
+    except _NotRead as error:
+        folder.add(MANIFEST, error.finding)
     except UNREADABLE as error:
         cure = f"remove it and {rerun()}: it is made again from the markers"
-        faults.append(Finding(MANIFEST, "", f"unreadable ({error})", cure))
-    return markers, manifest, faults
+        folder.add(MANIFEST, Finding(MANIFEST, "", f"unreadable ({error})", cure))
+    return folder
+
+
+class _NotRead(Exception):
+    """Rights, a disk or a network that keep a file from being read."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(str(finding))
+        self.finding = finding
+
+
+def _read(store: Store, name: str) -> bytes:
+    try:
+        return store.read(name)
+    except READING as error:
+        raise _NotRead(not_read(name, error)) from error
+
+
+def _open(store: Store, name: str) -> BinaryIO:
+    try:
+        return store.open(name)
+    except READING as error:
+        raise _NotRead(not_read(name, error)) from error
 
 
 # --- reading everything -----------------------------------------------------------------------------------------------
@@ -68,16 +110,15 @@ def read_all(store: Store, markers: dict[str, Marker], num_threads: int) -> Iter
     """Read every shard, several at once; then what only shows across shards."""
     jobs = [Job(stem, marker, shard) for stem, marker in markers.items() for shard in marker.shards]
     outcomes = []
-    with (
-        ThreadPoolExecutor(num_threads) as pool,
-        tqdm(
-            total=sum(j.shard.bytes for j in jobs), unit="B", unit_scale=True, disable=None, leave=False
-        ) as bar,
-    ):
-        for job, outcome in zip(jobs, pool.map(lambda job: read_shard(store, job), jobs), strict=True):
-            yield from outcome.findings
-            outcomes.append(outcome)
-            bar.update(job.shard.bytes)
+    total, pool = sum(job.shard.bytes for job in jobs), ThreadPoolExecutor(num_threads)
+    with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        try:
+            for job, outcome in zip(jobs, pool.map(lambda job: read_shard(store, job), jobs), strict=True):
+                yield from outcome.findings
+                outcomes.append(outcome)
+                bar.update(job.shard.bytes)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C no shard is begun that was waiting
     for stem, pairs in itertools.groupby(zip(jobs, outcomes, strict=True), key=lambda pair: pair[0].stem):
         mine = [outcome for _, outcome in pairs]
         if all(outcome.trusted for outcome in mine):
@@ -86,18 +127,23 @@ def read_all(store: Store, markers: dict[str, Marker], num_threads: int) -> Iter
 
 
 def read_shard(store: Store, job: Job) -> Outcome:
-    """Read one shard to the last byte. An unreadable file is a finding; a missing one has been found already."""
+    """Read one shard to the last byte. What could not be read is a finding of its own; a missing file has been found already."""
     name, cure, fields = job.shard.name, redo(job.stem), job.marker.fields
     outcome, sidecar = Outcome([]), None
-    try:
-        if f"{name}.parquet" in store.files:
-            data = store.read(f"{name}.parquet")
+    if f"{name}.parquet" in store.files:
+        try:
+            data = _read(store, f"{name}.parquet")
             sidecar, outcome.findings = contents.read_sidecar(job.shard, fields, data, cure)
-        if job.shard.samples and f"{name}.tar" in store.files:
-            with store.open(f"{name}.tar") as tar:
+        except _NotRead as error:
+            outcome.findings.append(error.finding)
+    if job.shard.samples and f"{name}.tar" in store.files:
+        try:
+            with _open(store, f"{name}.tar") as tar:
                 outcome.findings += contents.check_tar(job.shard, fields, sidecar, tar, cure)
-    except OSError as error:
-        outcome.findings.append(Finding(name, "", f"cannot be read ({error})", f"check the disk, or {cure}"))
+        except _NotRead as error:
+            outcome.findings.append(error.finding)
+        except (OSError, HTTPError) as error:
+            outcome.findings.append(not_read(f"{name}.tar", error))
     if sidecar is not None:
         outcome.statuses, outcome.trusted = sidecar.statuses, True
         outcome.hashes = np.fromiter(map(hash, sidecar.rows), np.int64, len(sidecar.rows))
@@ -114,7 +160,11 @@ def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Ite
         for job, outcome in mine if len(suspects) else ():
             if not np.isin(outcome.hashes, suspects).any():
                 continue
-            data = store.read(f"{job.shard.name}.parquet")
+            try:
+                data = _read(store, f"{job.shard.name}.parquet")
+            except _NotRead as error:
+                yield error.finding
+                continue
             sidecar, _ = contents.read_sidecar(job.shard, job.marker.fields, data, "")
             for key in sidecar.rows if sidecar else ():
                 where = first.setdefault(key, job.shard.name)

@@ -1,13 +1,16 @@
 """Shards of made-up arrays, written as precompute writes them: what the tests of verify, push and preview work on."""
 
 import contextlib
+import hashlib
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from loader.format import MANIFEST, Field, Manifest, npy_bytes
+from loader.format import MANIFEST, NULL_CAPTION, Field, Manifest, npy_bytes
 from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.unit_writer import Row, UnitWriter
@@ -82,9 +85,19 @@ def write_unit(
     write_manifest(output)
 
 
+def null_caption() -> bytes:
+    """The empty caption's two tokens."""
+    out = io.BytesIO()
+    np.savez(out, caption_latents=np.linspace(-1, 1, 12).reshape(2, 6).astype(np.float16))
+    return out.getvalue()
+
+
 def write_manifest(output: Path) -> Manifest:
     markers = [read_marker(path) for path in marker_paths(output)]
+    null = null_caption()
+    write_file(output / NULL_CAPTION, null)
     manifest = manifest_of(markers[0].recipe, FIELDS, markers)
+    manifest = replace(manifest, null_caption=hashlib.sha256(null).hexdigest())
     write_file(output / MANIFEST, manifest.to_json().encode())
     return manifest
 

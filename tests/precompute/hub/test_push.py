@@ -285,7 +285,7 @@ def test_another_recipe_is_refused(hub: LoopbackHub, shards: Path, tmp_path: Pat
 def test_damage_is_not_published(hub: LoopbackHub, shards: Path) -> None:
     tar = shards / "train-00001.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")
-    with pytest.raises(PushError, match=r"train-00001.tar: not what was written.*verify.py"):
+    with pytest.raises(PushError, match=r"train-00001.tar: not what was written.*verify"):
         push.push(Config(shards, REPO))
     assert there(hub) == {}
 
@@ -518,3 +518,13 @@ def test_a_lost_commit_to_what_is_there_already_is_made_again(
     for path in shards.iterdir():
         if path.is_file():
             assert there[path.name].data == path.read_bytes(), path.name
+
+
+def test_a_null_caption_that_is_none_is_not_published(hub: LoopbackHub, shards: Path) -> None:
+    (shards / "null_caption.npz").write_bytes(b"garbage")
+    with pytest.raises(PushError, match=r"null_caption.npz: unreadable.*made anew"):
+        push.push(Config(shards, REPO))
+    write_manifest(shards)
+    push.push(Config(shards, REPO))
+    manifest = Manifest.from_json(there(hub)[MANIFEST])
+    assert manifest.null_caption == hashlib.sha256(there(hub)["null_caption.npz"]).hexdigest()

@@ -1,12 +1,15 @@
 """verify --decode and --source on real photographs: what does not belong to its image, its caption or its row is named."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from loader.format import npy_bytes
@@ -19,11 +22,13 @@ from precompute.shards.sample_reader import pick_samples, spread
 from precompute.shards.store import Store
 from precompute.shards.unit_writer import Row, UnitWriter
 from precompute.verification import read_folder, source_check
+from precompute.verification.caption_check import check_captions
 from precompute.verification.check_folder import Finding
-from precompute.verification.decode_check import check_captions, compare, psnr
+from precompute.verification.decode_check import compare, psnr
 from precompute.verification.source_check import _compare
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
+from tests.support.tiny_models import save_clip
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -68,8 +73,13 @@ def report_of(output: Path, **flags: object) -> verify.Report:
     return report
 
 
-def remake(source: Path, output: Path, change: Callable[[list[Arrays]], list[Arrays]]) -> list[Finding]:
-    """Shards whose arrays are changed and whose hashes are right; what verify finds in them."""
+def remake(
+    source: Path,
+    output: Path,
+    change: Callable[[list[Arrays]], list[Arrays]],
+    recaption: Callable[[list[str]], list[str]] = lambda captions: captions,
+) -> list[Finding]:
+    """Shards whose arrays, or captions, are changed and whose hashes are right; what verify finds in them."""
     output.mkdir()
     markers = {path.stem: read_marker(path) for path in marker_paths(source)}
     for marker in markers.values():
@@ -77,6 +87,8 @@ def remake(source: Path, output: Path, change: Callable[[list[Arrays]], list[Arr
         samples = pick_samples(Store(str(source)), only, "train", marker.samples)
         members = [*(field.name for field in marker.fields), "txt", "json"]
         writer = UnitWriter(OutputFolder(output), marker.unit, members, 4096, "token")
+        captions = recaption([sample.caption for sample in samples])
+        samples = [replace(s, caption=caption) for s, caption in zip(samples, captions, strict=True)]
         for sample, arrays in zip(samples, change([s.arrays for s in samples]), strict=True):
             files = {f"{name}.npy": npy_bytes(np.ascontiguousarray(array)) for name, array in arrays.items()}
             files |= {"txt": sample.caption.encode(), "json": json.dumps(sample.facts).encode()}
@@ -86,6 +98,7 @@ def remake(source: Path, output: Path, change: Callable[[list[Arrays]], list[Arr
     made = [read_marker(path) for path in marker_paths(output)]
     manifest = manifest_of(made[0].recipe, made[0].fields, made)
     write_file(output / "manifest.json", manifest.to_json().encode())
+    shutil.copy(source / "null_caption.npz", output)
     return report_of(output, decode=100).findings
 
 
@@ -199,10 +212,58 @@ def test_embeddings_of_the_next_caption_are_named(demo: Path, tmp_path: Path) ->
     assert any("nearest to that of" in finding.what for finding in found)
 
 
+def test_a_caption_that_moved_together_with_its_embedding_is_named(demo: Path, tmp_path: Path) -> None:
+    found = remake(
+        demo, tmp_path / "out", turned("caption_latents"), lambda captions: [captions[-1], *captions[:-1]]
+    )
+    assert len(found) >= 10 and {f.what for f in found} == {
+        "its caption is not the one that the source has for it"
+    }
+
+
+def test_the_embedding_of_another_empty_caption_is_named(demo: Path, tmp_path: Path) -> None:
+    remake(demo, tmp_path / "out", lambda samples: samples)
+    path = tmp_path / "out" / "null_caption.npz"
+    with np.load(path) as file:
+        np.savez(path, caption_latents=file["caption_latents"][::-1])
+    (finding,) = report_of(tmp_path / "out", decode=1).findings
+    assert finding.shard == path.name and "not that of the empty caption" in finding.what
+
+
+def test_a_text_encoder_given_by_folder_is_opened_as_the_recipe_had_it(tmp_path: Path) -> None:
+    model, output = save_clip(tmp_path / "clip"), tmp_path / "out"
+    texts = (f"{model}?layer=-2&length=20&template=a photo of {{}}", f"g={model}?layer=1")
+    options: dict[str, Any] = {"vae": "toy", "dtype": "float32", "resolutions": (64,), "limit": 4}
+    run.run(run.Config("builders/demo", output, text_encoder=texts, **options))
+    report = report_of(output, decode=4)
+    assert report.findings == [] and "give that folder as --text-encoder" in report.notes[-1]
+    report = report_of(output, decode=4, text_encoder=(str(model), f"g={model}"))
+    assert report.findings == [] and report.notes == []
+    assert report_of(output, decode=4, text_encoder=(f"g={model}?layer=-1",)).findings
+    with pytest.raises(UsageError, match="give FOLDER, g=FOLDER"):
+        report_of(output, decode=4, text_encoder=(f"t5={model}",))
+
+
+def test_no_path_of_this_machine_is_published(tmp_path: Path) -> None:
+    folder, output = tmp_path / "private" / "pictures", tmp_path / "out"
+    write_tar(folder / "a.tar", [("0.jpg", jpeg(0)), ("0.txt", b"a photo")])
+    (folder / "b.tar").write_bytes((folder / "a.tar").read_bytes()[:-2000])
+    options: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "resolutions": (64,)}
+    columns = {"image_column": "jpg", "caption_column": "txt"}
+    run.run(run.Config(str(folder), output, dtype="float32", **columns, **options))
+    rows = [row for path in sorted(output.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert [row["source"] for row in rows if row["status"] == "ok"] == ["pictures/a.tar", "pictures/b.tar"]
+    for path in output.iterdir():
+        assert b"private" not in path.read_bytes(), path
+    for row in rows:
+        assert "private" not in json.dumps(row)
+
+
 def test_a_manifest_with_another_scale_is_named(demo: Path) -> None:
     report = verify.Report(str(demo), "test")
     store = Store(str(demo))
-    markers, manifest, _ = read_folder.read_markers(store)
+    there = read_folder.read_markers(store)
+    markers, manifest = there.markers, there.manifest
     assert manifest is not None
     recipe = {**manifest.recipe, "image_encoder": {**manifest.recipe["image_encoder"], "scale": 0.18215}}
     changed = SimpleNamespace(recipe=recipe, fields=manifest.fields, splits=manifest.splits)

@@ -87,7 +87,7 @@ def test_a_unit_of_rejects_alone_is_whole(tmp_path: Path) -> None:
 
 
 def test_companions_and_hidden_files_are_no_fault(shards: Path) -> None:
-    for name in ("null_caption.npz", "README.md", "preview.png", "report.html", ".gitattributes"):
+    for name in ("README.md", "preview.png", "report.html", ".gitattributes"):
         (shards / name).touch()
     (shards / ".work").mkdir(exist_ok=True)
     assert findings(shards) == []
@@ -172,7 +172,7 @@ def test_a_manifest_of_before(shards: Path) -> None:
     (shards / MANIFEST).unlink()
     assert only(shards).what == "missing"
     (shards / MANIFEST).write_text("{")
-    assert {finding.what.split()[0] for finding in findings(shards)} == {"unreadable", "missing"}
+    assert only(shards).what.startswith("unreadable")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 99}', "[" * 100_000])

@@ -1,0 +1,63 @@
+"""Are captions and embeddings those of their own sample? Each is held against the source's record and encoded again."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.format import NULL_CAPTION, FormatError
+from loader.null_caption import read_null_caption
+from precompute.encode.text import TextEncoder
+from precompute.input.records import Record
+from precompute.shards.sample_reader import Sample
+from precompute.shards.store import Store
+from precompute.verification.check_folder import READING, Finding, redo, rerun
+
+TEXT = 0.15  # of its norm: bfloat16 on another device is within 0.03
+
+
+def check_texts(samples: Sequence[Sample], records: Mapping[str, Record]) -> Iterator[Finding]:
+    """Each caption is the one that the source has for its key: a swapped one agrees with a swapped embedding."""
+    for sample in samples:
+        record = records.get(sample.key)
+        if record is not None and record.row.caption != sample.caption:
+            what = "its caption is not the one that the source has for it"
+            yield Finding(sample.shard, sample.key, what, redo(sample.stem))
+
+
+def check_captions(samples: Sequence[Sample], encoder: TextEncoder) -> Iterator[Finding]:
+    """Encode the captions again: each sample's states must be those of its own caption, not of another's."""
+    if not samples:
+        return
+    again = encoder.encode([sample.caption for sample in samples])
+    for spec in encoder.fields:
+        for place, sample in enumerate(samples):
+            stored = sample.arrays.get(spec.name)
+            if stored is None:
+                continue
+            distances = [_distance(stored, arrays[spec.name]) for arrays in again]
+            nearest = int(np.argmin(distances))
+            if distances[place] > TEXT or distances[nearest] < distances[place] / 2:
+                other = f"; it is nearest to that of {samples[nearest].key}" if nearest != place else ""
+                what = f"{spec.name} is not that of its caption (off by {min(distances[place], 9.99):.0%}){other}"
+                yield Finding(sample.shard, sample.key, what, redo(sample.stem))
+
+
+def check_null(store: Store, encoder: TextEncoder) -> Iterator[Finding]:
+    """Encode the empty caption again. What is wrong with the file itself has been found already."""
+    try:
+        arrays = read_null_caption(store.read(NULL_CAPTION), encoder.fields)
+    except (FormatError, *READING):
+        return
+    for name, array in encoder.encode([""])[0].items():
+        if (distance := _distance(arrays[name], array)) > TEXT:
+            what = f"{name} is not that of the empty caption (off by {min(distance, 9.99):.0%})"
+            yield Finding(NULL_CAPTION, "", what, f"remove it and {rerun()}: it is made anew")
+
+
+def _distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    if a.shape != b.shape:
+        return float("inf")
+    b = b.astype(np.float32)
+    return float(np.linalg.norm(a.astype(np.float32) - b) / max(float(np.linalg.norm(b)), 1e-6))

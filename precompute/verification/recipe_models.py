@@ -1,0 +1,84 @@
+"""The models that a recipe names, opened again: by their names on the Hub, or from the folders that the user names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.text import TextEncoder, open_text_encoder
+from precompute.encode.text_spec import text_encoder_value
+from precompute.errors import ModelError, PrecomputeError, UsageError
+
+
+@dataclass(frozen=True)
+class Models:
+    """Models named by hand, where the recipe only knows a folder's name."""
+
+    vae: str | None = None
+    text_encoders: tuple[str, ...] = ()
+
+
+def recipe_image_encoder(recipe: dict[str, Any], models: Models) -> ImageEncoder:
+    """The image encoder that a recipe names. Raises ModelError."""
+    spec = recipe["image_encoder"]
+    name = models.vae or hub_name("--vae", spec)
+    return open_image_encoder(name, device(), dtype_of(spec))
+
+
+def recipe_text_encoders(recipe: dict[str, Any], models: Models) -> tuple[list[TextEncoder], list[str]]:
+    """The text encoders that a recipe names, or those named by hand; a note for each that is not at hand. Raises ModelError
+    for one named by hand."""
+    specs, encoders, notes = recipe["text_encoders"], list[TextEncoder](), list[str]()
+    given = with_recipe(models.text_encoders, specs)
+    for spec in specs:
+        name = given.get(spec.get("name") or "")
+        if name is None and given:
+            continue
+        try:
+            value = name or text_encoder_value(spec, hub_name("--text-encoder", spec))
+            encoders.append(open_text_encoder(value, device(), dtype_of(spec)))
+        except PrecomputeError as error:
+            if given:
+                raise
+            notes.append(f"captions were not encoded again ({error})")
+    return encoders, notes
+
+
+def with_recipe(given: Sequence[str], specs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """`--text-encoder` values by NAME. A folder without options of its own is opened as the recipe had it: layer, length,
+    template and all. Raises UsageError for a NAME that the recipe has not."""
+    by_name = {str(spec.get("name") or ""): spec for spec in specs}
+    values = {}
+    for value in given:
+        head, query = value.partition("?")[::2]
+        name, model = ("", head) if "=" not in head else head.split("=", 1)
+        if name not in by_name:
+            known = ", ".join(f"{known}=FOLDER" if known else "FOLDER" for known in by_name)
+            raise UsageError(
+                f"--text-encoder {value}: the shards were made with others; give {known or 'none'}"
+            )
+        values[name] = value if query else text_encoder_value(by_name[name], model.removeprefix("auto:"))
+    return values
+
+
+def hub_name(flag: str, spec: dict[str, Any]) -> str:
+    """Name and commit of a recipe's model. Raises ModelError where it came from a folder, of which only the name is known:
+    what the Hub has under that name is another's."""
+    if spec.get("revision", "") is None:
+        raise ModelError(
+            f"{flag}: the shards were made with a model from a folder, {str(spec['model'])!r}; give that folder as {flag}"
+        )
+    return f"{spec['model']}@{spec['revision']}" if spec.get("revision") else str(spec["model"])
+
+
+def dtype_of(spec: dict[str, Any]) -> str:
+    """float16 decoders overflow; everything else as it was encoded."""
+    dtype = str(spec.get("dtype", "float32"))
+    return "float32" if dtype == "float16" else dtype
+
+
+def device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
