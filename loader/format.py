@@ -26,6 +26,7 @@ from loader.npy import npy_header as npy_header
 from loader.npy import npy_parts as npy_parts
 from loader.npy import parse_npy as parse_npy
 from loader.printable import printable
+from loader.recipe import Plan, Recipe, parse_plan, parse_recipe
 from loader.recipe import as_json as as_json
 from loader.recipe import fingerprint as fingerprint
 from loader.recipe import recipe_differences as recipe_differences
@@ -205,9 +206,9 @@ class Marker:
 
     split: str
     unit: int
-    recipe: dict[str, Any]
+    recipe: Recipe
     fields: tuple[Field, ...]
-    plan: dict[str, Any]
+    plan: Plan
     shards: tuple[Shard, ...]
     rejected: dict[str, int] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
@@ -234,9 +235,9 @@ class Marker:
         marker = cls(
             split=split,
             unit=border.count(border.part(obj, "unit", "marker"), "marker.unit"),
-            recipe=border.mapping(border.part(obj, "recipe", "marker"), "marker.recipe"),
+            recipe=parse_recipe(border.part(obj, "recipe", "marker"), "marker.recipe"),
             fields=fields,
-            plan=border.mapping(border.part(obj, "plan", "marker"), "marker.plan"),
+            plan=parse_plan(border.part(obj, "plan", "marker"), "marker.plan"),
             shards=_shards(obj, "marker", fields),
             rejected=_rejected(obj, "marker"),
             timings=border.mapping(border.part(obj, "timings", "marker"), "marker.timings"),
@@ -260,7 +261,7 @@ class Marker:
 class Split:
     """One split of a manifest. `units_done` of `plan["units"]` units are finished; shards in order of unit."""
 
-    plan: dict[str, Any]
+    plan: Plan
     units_done: int
     shards: tuple[Shard, ...]
     rejected: dict[str, int]
@@ -285,7 +286,7 @@ class Manifest:
     null_caption: sha256 of null_caption.npz; None where there is none, or nobody looked.
     """
 
-    recipe: dict[str, Any]
+    recipe: Recipe
     fields: tuple[Field, ...]
     splits: dict[str, Split]
     format: int = FORMAT
@@ -319,7 +320,7 @@ class Manifest:
         for name, split in border.mapping(border.part(obj, "splits", "manifest"), "manifest.splits").items():
             border.text(name, "manifest.splits", SPLIT_NAME)
             splits[name] = _split(split, f"split {name}", fields)
-        recipe = border.mapping(border.part(obj, "recipe", "manifest"), "manifest.recipe")
+        recipe = parse_recipe(border.part(obj, "recipe", "manifest"), "manifest.recipe")
         if (null := obj.get("null_caption")) is not None:
             border.text(null, "manifest.null_caption", SHA256)
         manifest = cls(recipe, fields, splits, obj["format"], null)
@@ -332,8 +333,7 @@ class Manifest:
 
 def _split(obj: Any, place: str, fields: tuple[Field, ...]) -> Split:
     obj = border.mapping(obj, place)
-    plan = border.mapping(border.part(obj, "plan", place), f"{place}: plan")
-    border.count(border.part(plan, "units", f"{place}: plan"), f"{place}: plan.units")
+    plan = parse_plan(border.part(obj, "plan", place), f"{place}: plan")
     done = border.count(border.part(obj, "units_done", place), f"{place}: units_done")
     return Split(plan, done, _shards(obj, place, fields), _rejected(obj, place))
 

@@ -227,9 +227,9 @@ def _check_layer(base: ManifestSource, layer: ManifestSource) -> None:
     named, beside = layer.files.url, layer.plan.get(BASE)
     if BASE not in layer.recipe or not isinstance(beside, dict):
         raise ValueError(f"{named} is no layer; make it by a run with --beside {base.files.url}")
-    if layer.recipe[BASE] != base.fingerprint:
+    if layer.recipe["base"] != base.fingerprint:
         raise ValueError(
-            f"{named} is a layer of other shards (fingerprint {printable(str(layer.recipe[BASE])[:12])}) than {base.files.url} "
+            f"{named} is a layer of other shards (fingerprint {printable(str(layer.recipe['base'])[:12])}) than {base.files.url} "
             f"({base.fingerprint[:12]}); join it to those, or make one beside these"
         )
     if beside.get("rows") != rows_hash(base.shards):

@@ -3,12 +3,69 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Required, TypedDict, cast
+
+from loader import border
 
 BASE = "base"  # in the recipe of a layer, the fingerprint of the shards that it lies beside; in its plan, their plan and rows
 
+MOST_ENCODERS = 1000
 
-def fingerprint(recipe: dict[str, Any]) -> str:
+
+class Recipe(TypedDict, total=False):
+    """Everything that determines a value of a dataset's shards. A key that a recipe lacks is one that its makers had not.
+
+    dataset: its path, version and options. image_encoder, text_encoders: model, commit, weights, scale, length and so on.
+    crop, bucket_step, resize, color_profile, version: how pixels are made (precompute/input/pixels.py).
+    base: of a layer, the fingerprint of the shards that it lies beside.
+    """
+
+    dataset: dict[str, Any]
+    image_encoder: dict[str, Any]
+    text_encoders: list[dict[str, Any]]
+    resolutions: list[int]
+    posterior: str
+    seed: int | None
+    flip: bool
+    crop: str
+    bucket_step: int | None
+    resize: str
+    color_profile: str
+    version: int
+    base: str
+
+
+class Plan(TypedDict, total=False):
+    """What the units of a split are: rows of which archives, or of which base's shards."""
+
+    units: Required[int]
+    dataset: str
+    parts: str | None
+    sources: str | None
+    prepared: bool
+    limit: int | None
+    samples_per_shard: int
+    base: dict[str, Any]
+
+
+def parse_recipe(value: Any, place: str) -> Recipe:
+    """What a file holds as its recipe. Raises FormatError where a part is of another type."""
+    recipe = border.mapping(value, place)
+    for name in recipe.keys() & {"dataset", "image_encoder"}:
+        border.mapping(recipe[name], f"{place}.{name}")
+    for spec in border.sequence(recipe.get("text_encoders", []), f"{place}.text_encoders", MOST_ENCODERS):
+        border.mapping(spec, f"{place}.text_encoders")
+    return cast(Recipe, recipe)
+
+
+def parse_plan(value: Any, place: str) -> Plan:
+    """What a file holds as the plan of a split. Raises FormatError where it does not say how many units there are."""
+    plan = border.mapping(value, place)
+    border.count(border.part(plan, "units", place), f"{place}.units")
+    return cast(Plan, plan)
+
+
+def fingerprint(recipe: Recipe) -> str:
     """sha256 of the recipe as canonical JSON: equal for equal values, whatever the order of the keys."""
     return hashlib.sha256(json.dumps(recipe, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -36,15 +93,16 @@ def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix}: {old!r} there, {new!r} here"]
 
 
-def joined_recipe(base: dict[str, Any], layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined_recipe(base: Recipe, layers: Sequence[Recipe]) -> Recipe:
     """The recipe of a folder and the layers beside it: what it would be had all been made at once.
 
     What is a list in both goes on (text encoders, features, resolutions); a layer that says otherwise of anything else stands
     whole under `layers`.
     """
-    joined, apart = dict(base), list[Any]()
+    joined: dict[str, Any] = {**base}
+    apart: list[Any] = []
     for layer in layers:
-        own = {
+        own: dict[str, Any] = {
             name: value
             for name, value in layer.items()
             if name not in (BASE, "dataset") and value is not None
@@ -57,4 +115,4 @@ def joined_recipe(base: dict[str, Any], layers: Sequence[dict[str, Any]]) -> dic
             apart.append(own)
         else:
             joined |= own | {name: [*there[name], *own[name]] for name in lists}
-    return {**joined, "layers": apart} if apart else joined
+    return cast(Recipe, {**joined, "layers": apart} if apart else joined)

@@ -16,6 +16,7 @@ from loader.folders import Files, LocalFolder
 from loader.format import MANIFEST, Field, FormatError, Kind
 from loader.index import DoubledMember, Scan, scan_cached
 from loader.npy import npy_array
+from loader.recipe import Recipe
 from loader.sidecar import Table
 from loader.source import OpenShard
 
@@ -33,7 +34,7 @@ class TarSource:
 
     def __init__(self, files: LocalFolder, cache: Path) -> None:
         self.files, self._cache = files, cache
-        self.recipe: dict[str, Any] = {}
+        self.recipe: Recipe = {}
         self.fingerprint = ""
         self._paths = _tars_below(files.path)
         self.names = self.paths = [str(path.relative_to(files.path)) for path in self._paths]

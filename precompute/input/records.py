@@ -23,6 +23,7 @@ import pyarrow
 
 from builders.archives.backoff import Patience
 from builders.archives.read_errors import describe, is_lost
+from loader.recipe import Plan
 from precompute.errors import SourceError, UsageError
 from precompute.input.faults import innermost, may_pass
 from precompute.input.options import parse_options
@@ -87,7 +88,7 @@ class Records(ABC):
         self._dataset, builder, identity = self._open()
         self.recipe = self._recipe(builder)
         self.units = self._units()
-        self.plan = {
+        self.plan: Plan = {
             "dataset": self.name,
             "parts": getattr(builder.config, "parts", None),
             "sources": identity,

@@ -116,10 +116,10 @@ def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], man
     for spec in manifest.fields:
         if spec.kind == "caption_latents" and spec.shape[0] is None:
             figures.tokens[spec.name] = _stored_lengths(good, spec)
-    for spec in manifest.recipe["text_encoders"]:
-        if spec.get("padding") == "max_length":
-            name = f"caption_latents_{spec['name']}" if spec.get("name") else "caption_latents"
-            _count_tokens(figures, name, spec, captions[:20_000])
+    for encoder in manifest.recipe["text_encoders"]:
+        if encoder.get("padding") == "max_length":
+            name = f"caption_latents_{encoder['name']}" if encoder.get("name") else "caption_latents"
+            _count_tokens(figures, name, encoder, captions[:20_000])
 
 
 def _stored_lengths(good: pa.Table, spec: Field) -> Array:

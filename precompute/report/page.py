@@ -11,10 +11,10 @@ from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from loader.recipe import Recipe
 from precompute.report import charts
 from precompute.report.figures import Figures, Reject
 from precompute.report.formatting import file_size, flatten, printable
@@ -30,7 +30,7 @@ def render(
     cards: Sequence[Card],
     twins: Sequence[Card],
     figures: Figures,
-    recipe: dict[str, Any],
+    recipe: Recipe,
 ) -> str:
     """The page. twins: a card of two pictures for each pair of nearly equal images."""
     parts = {
@@ -62,7 +62,7 @@ def _numbers(figures: Figures) -> list[tuple[str, str]]:
     ]
 
 
-def _row_charts(figures: Figures, recipe: dict[str, Any]) -> list[tuple[str, str]]:
+def _row_charts(figures: Figures, recipe: Recipe) -> list[tuple[str, str]]:
     limits = {spec.get("name", ""): spec.get("length") for spec in recipe.get("text_encoders", [])}
     panels = [
         ("Throughput, images/s by unit", charts.series(figures.speed, "images/s")),

@@ -10,12 +10,13 @@ import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 
 from loader.format import NULL_CAPTION, as_json
+from loader.recipe import Recipe
 from precompute.config import Config
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import pick_device
@@ -47,7 +48,7 @@ class Session:
     device: torch.device
     encoder: BatchEncoder
     destination: Destination
-    recipe: dict[str, Any]
+    recipe: Recipe
     keeper: ManifestKeeper
     reopened: int
 
@@ -139,9 +140,7 @@ def open_text_encoders(models: Chosen, device: torch.device, dtype: str) -> list
     return encoders
 
 
-def make_recipe(
-    config: Config, records: Records, image: ImageEncoder, texts: list[TextEncoder]
-) -> dict[str, Any]:
+def make_recipe(config: Config, records: Records, image: ImageEncoder, texts: list[TextEncoder]) -> Recipe:
     """Everything that determines a value; equal recipes may share a folder."""
     posterior = config.posterior if image.has_posterior else "mode"
     recipe = {
@@ -154,7 +153,7 @@ def make_recipe(
         "flip": config.flip,
         **pixels.recipe(config.buckets, config.crop, color_profile(records)),
     }
-    return as_json(recipe)
+    return cast(Recipe, as_json(recipe))
 
 
 def color_profile(records: Records) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loader.recipe import Plan, Recipe
 from precompute.encode.batch_encoder import Arrays, BatchEncoder, InFlight
 from precompute.errors import LostLease
 from precompute.input.pixels import Picture
@@ -25,8 +26,8 @@ class Output:
 
     destination: Destination
     samples_per_shard: int
-    recipe: dict[str, Any]
-    plan: dict[str, Any]
+    recipe: Recipe
+    plan: Plan
     batch_size: int
     on_commit: Callable[[], object] = lambda: None
 

@@ -7,7 +7,6 @@ import hashlib
 import time
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
-from typing import Any
 
 from loader.format import (
     MANIFEST,
@@ -19,6 +18,7 @@ from loader.format import (
     Split,
     recipe_differences,
 )
+from loader.recipe import Plan, Recipe
 from precompute.errors import RecipeMismatch
 from precompute.shards.destination import Destination, Entry
 from precompute.shards.markers import is_marker, manifest_of, parse_marker
@@ -38,9 +38,7 @@ class ManifestKeeper:
     null_caption: sha256 of null_caption.npz as the manifest had it that was there at the start.
     """
 
-    def __init__(
-        self, output: Destination, recipe: dict[str, Any], fields: list[Field], plan: dict[str, Any]
-    ) -> None:
+    def __init__(self, output: Destination, recipe: Recipe, fields: list[Field], plan: Plan) -> None:
         self._output, self._split = output, output.split
         self._recipe, self._fields, self._plan = recipe, fields, plan
         self._markers: dict[Key, Marker] = {}
@@ -158,7 +156,7 @@ class ManifestKeeper:
             self._compare(marker.recipe, plan)
             self._markers[key] = marker
 
-    def _compare(self, recipe: dict[str, Any], split: Split | None) -> None:
+    def _compare(self, recipe: Recipe, split: Split | None) -> None:
         different = recipe_differences(recipe, self._recipe)
         if split is not None:
             different += recipe_differences(split.plan, self._plan, "plan")

@@ -6,9 +6,9 @@ The markers are the truth about a folder; its manifest only repeats them.
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from loader.format import SHARD_NAME, Field, FormatError, Manifest, Marker, Split
+from loader.recipe import Recipe
 from precompute.commands import launched
 
 
@@ -34,7 +34,7 @@ def parse_marker(path: Path | str, data: bytes) -> Marker:
         raise FormatError(f"{path}: {error}. Remove it and run `{launched()}` again") from error
 
 
-def manifest_of(recipe: dict[str, Any], fields: Iterable[Field], markers: Iterable[Marker]) -> Manifest:
+def manifest_of(recipe: Recipe, fields: Iterable[Field], markers: Iterable[Marker]) -> Manifest:
     """The manifest that a set of markers, all of one recipe, amounts to."""
     by_split: dict[str, list[Marker]] = {}
     for marker in markers:

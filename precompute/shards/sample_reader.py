@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.format import Field, FormatError, Marker, Shard, parse_npy
+from loader.recipe import Recipe
 from precompute.shards.store import Store
 
 REQUEST = 32 << 20  # bytes asked of the Hub at once
@@ -118,7 +119,7 @@ def _sample(
     return Sample(stem, marker.unit, shard.name, row["key"], caption, arrays, facts)
 
 
-def raw_latents(field: Field, array: npt.NDArray[Any], recipe: dict[str, Any]) -> npt.NDArray[np.float32]:
+def raw_latents(field: Field, array: npt.NDArray[Any], recipe: Recipe) -> npt.NDArray[np.float32]:
     """Raw latents (C, h, w), unscaled, of a stored image field: their mean where the moments are stored."""
     values = array.astype(np.float32)
     if field.kind == "moments":

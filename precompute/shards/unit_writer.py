@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.format import Field, Marker, Shard, npy_parts, sidecar_schema
+from loader.recipe import Plan, Recipe
 from precompute.shards.destination import Destination, stem_of
 from precompute.shards.tar_writer import TarWriter
 from precompute.shards.work_folder import write_new
@@ -119,9 +120,7 @@ class UnitWriter:
         self._rejected[reason] += 1
         self._shard(group).reject(row, reason)
 
-    def commit(
-        self, recipe: dict[str, Any], fields: Iterable[Field], plan: dict[str, Any], timings: dict[str, Any]
-    ) -> Marker:
+    def commit(self, recipe: Recipe, fields: Iterable[Field], plan: Plan, timings: dict[str, Any]) -> Marker:
         """Make the unit visible: shards first, marker last. Raises an OSError that `is_gone` once `revoke` has taken
         our files."""
         if not self._open and not self._closed:

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from huggingface_hub.errors import HTTPError
@@ -25,6 +24,7 @@ from loader.format import (
 )
 from loader.null_caption import is_text, null_caption_fault
 from loader.printable import printable
+from loader.recipe import Plan
 from precompute.commands import command, launched
 from precompute.shards.store import File, Store
 
@@ -89,12 +89,12 @@ def check_marker(marker: Marker) -> None:
         raise FormatError(f"its split is {marker.split!r}")
     for spec in marker.fields:
         np.dtype(spec.dtype)
-    check_counts({**marker.plan, "unit": marker.unit}, marker.shards, marker.rejected)
+    check_counts(marker.plan, marker.shards, {"unit": marker.unit, **marker.rejected})
 
 
-def check_counts(plan: dict[str, Any], shards: Sequence[Shard], rejected: dict[str, int]) -> None:
+def check_counts(plan: Plan, shards: Sequence[Shard], rejected: dict[str, int]) -> None:
     """Raises FormatError where a number is none, or below 0, or of no data set: more than 8 bytes hold."""
-    counts = {"number of units": plan["units"], "unit": plan.get("unit", 0), **rejected}
+    counts = {"number of units": plan["units"], **rejected}
     for shard in shards:
         counts |= {f"{name} of {shard.name}": getattr(shard, name) for name in ("samples", "rows", "bytes")}
     for name, value in counts.items():

@@ -7,7 +7,6 @@ shows as contrast, a wrong shift as brightness.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from loader.format import Field, Manifest, Marker
+from loader.recipe import Recipe
 from precompute.encode.image import ImageEncoder
 from precompute.errors import PrecomputeError
 from precompute.input.records import Record
@@ -134,7 +134,7 @@ def _look(
     images: dict[str, bytes],
     spec: Field,
     encoder: ImageEncoder,
-    recipe: dict[str, Any],
+    recipe: Recipe,
     result: Likeness,
 ) -> None:
     sources: dict[str, UInt8] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from loader.recipe import Recipe
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.encode.text_spec import text_encoder_value
@@ -20,14 +21,14 @@ class Models:
     text_encoders: tuple[str, ...] = ()
 
 
-def recipe_image_encoder(recipe: dict[str, Any], models: Models) -> ImageEncoder:
+def recipe_image_encoder(recipe: Recipe, models: Models) -> ImageEncoder:
     """The image encoder that a recipe names. Raises ModelError."""
     spec = recipe["image_encoder"]
     name = models.vae or hub_name("--vae", spec)
     return open_image_encoder(name, device(), dtype_of(spec))
 
 
-def recipe_text_encoders(recipe: dict[str, Any], models: Models) -> tuple[list[TextEncoder], list[str]]:
+def recipe_text_encoders(recipe: Recipe, models: Models) -> tuple[list[TextEncoder], list[str]]:
     """The text encoders that a recipe names, or those named by hand; a note for each that is not at hand. Raises ModelError
     for one named by hand."""
     specs, encoders, notes = recipe["text_encoders"], list[TextEncoder](), list[str]()

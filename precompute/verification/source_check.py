@@ -17,6 +17,7 @@ from PIL import Image
 from builders.core.images import UndecodableImage, decode_rgb
 from loader.format import Manifest, Marker
 from loader.printable import printable
+from loader.recipe import Recipe
 from precompute.errors import UsageError
 from precompute.input.open_records import OURS, open_records
 from precompute.input.records import Record, Records, Source
@@ -47,7 +48,8 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
     """The records that a split was made of, in the same units. Raises UsageError where they are not at hand."""
     recipe, plan = manifest.recipe["dataset"], manifest.splits[split].plan
     name = where.dataset or recipe["path"]
-    options, columns = recipe.get("options", []), {}
+    columns: dict[str, Any] = {}
+    options = recipe.get("options", [])
     if name.startswith(OURS):
         given = {k: v for k, v in recipe.items() if k not in NO_OPTION} | {"parts": plan.get("parts")}
         options = [f"{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
@@ -108,7 +110,7 @@ def find_records(records: Records, wanted: dict[int, set[str]]) -> dict[str, Rec
 
 
 def source_pixels(
-    data: bytes | None, facts: dict[str, Any], height: int, width: int, recipe: dict[str, Any]
+    data: bytes | None, facts: dict[str, Any], height: int, width: int, recipe: Recipe
 ) -> npt.NDArray[np.uint8] | None:
     """What the encoder should have seen: (H, W, 3), by a full decode and the crop that the sample's own facts name.
 

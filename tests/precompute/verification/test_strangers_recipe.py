@@ -18,7 +18,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], where: Where
         asked.append(source)
         return SimpleNamespace(units=[0])
 
-    monkeypatch.setattr(source_check, "Records", records)
+    monkeypatch.setattr(source_check, "open_records", records)
     split = SimpleNamespace(plan={"units": 1})
     open_source(SimpleNamespace(recipe={"dataset": recipe}, splits={"train": split}), "train", where)  # type: ignore[arg-type]
     return asked
