@@ -33,6 +33,7 @@ class Cc12m(ArchiveBuilder):
     DESCRIPTION = "Conceptual 12M: web images with their alt text."
     HOMEPAGE = "https://github.com/google-research-datasets/conceptual-12m"
     LICENSE = "annotations: free for any purpose, acknowledgement of Google LLC appreciated; images belong to their owners"
+    CAPTION_KIND = "alt"
     BUILDER_CONFIG_CLASS = Cc12mConfig
     BUILDER_CONFIGS: ClassVar = [
         Cc12mConfig(name="default", version=ArchiveBuilder.VERSION),

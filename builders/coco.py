@@ -41,6 +41,7 @@ class Coco(ArchiveBuilder):
     DESCRIPTION = "Photographs of everyday scenes with five human captions each."
     HOMEPAGE = "https://cocodataset.org"
     LICENSE = "annotations CC BY 4.0; images under their Flickr licences"
+    CAPTION_KIND = "human"
     BUILDER_CONFIG_CLASS = SlicedConfig
     BUILDER_CONFIGS: ClassVar = [
         SlicedConfig(name="2014", version=ArchiveBuilder.VERSION),

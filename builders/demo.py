@@ -105,6 +105,7 @@ class Demo(ImageCaptionBuilder):
     DESCRIPTION = "Photographs and pictures of scikit-image's data module with hand-written captions."
     HOMEPAGE = "https://scikit-image.org/docs/stable/api/skimage.data.html"
     LICENSE = "CC0 and public domain, for the most part; see skimage/data/README.txt"
+    CAPTION_KIND = "human"
     BUILDER_CONFIGS: ClassVar = [ImageCaptionConfig(name="default", version=ImageCaptionBuilder.VERSION)]
 
     def __init__(self, *args: Any, data_dir: str | None = None, **kwargs: Any) -> None:

@@ -47,6 +47,7 @@ class Diffusiondb(ArchiveBuilder):
     DESCRIPTION = "Images made with Stable Diffusion and their prompts."
     HOMEPAGE = "https://poloclub.github.io/diffusiondb"
     LICENSE = "CC0 1.0"
+    CAPTION_KIND = "prompt"
     BUILDER_CONFIG_CLASS = DiffusiondbConfig
     BUILDER_CONFIGS: ClassVar = [
         DiffusiondbConfig(name="large", version=ArchiveBuilder.VERSION),

@@ -29,7 +29,7 @@ from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core import shallow_json
 from builders.core.base import Row, logger, make_key
-from builders.core.captions import LONGEST
+from builders.core.captions import LONGEST, clean_captions
 from builders.core.config import NumberedConfig, parse_parts
 
 _REPOSITORY = "JourneyDB/JourneyDB"
@@ -44,7 +44,9 @@ _PATH = re.compile(r"(\d+)/([^/]+)")
 
 @dataclass
 class JourneydbConfig(NumberedConfig):
-    """caption_field    "prompt": what the user wrote; "caption": GPT-3.5's sentence, which unlabelled images lack"""
+    """caption_field    which of two captions is the first, and must be there: "prompt": what the user wrote, of kind `prompt`;
+    "caption": GPT-3.5's sentence, of kind `gpt`, which unlabelled images lack
+    """
 
     caption_field: str = "prompt"
 
@@ -54,13 +56,14 @@ class JourneydbConfig(NumberedConfig):
 
 
 class Journeydb(ArchiveBuilder):
+    VERSION = datasets.Version("1.1.0")
     DESCRIPTION = "Images made with Midjourney, their prompts and captions."
     HOMEPAGE = "https://journeydb.github.io"
     LICENSE = "JourneyDB terms of usage: non-commercial research only, no redistribution"
     BUILDER_CONFIG_CLASS = JourneydbConfig
     BUILDER_CONFIGS: ClassVar = [
-        JourneydbConfig(name="default", version=ArchiveBuilder.VERSION),
-        JourneydbConfig(name="small", version=ArchiveBuilder.VERSION, parts="0-1"),
+        JourneydbConfig(name="default", version=VERSION),
+        JourneydbConfig(name="small", version=VERSION, parts="0-1"),
     ]
     DEFAULT_CONFIG_NAME = "default"
     EXTRAS: ClassVar = {
@@ -110,18 +113,21 @@ class Journeydb(ArchiveBuilder):
     def _row(self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any]) -> Row:
         task, prompt = found.get("Task2"), _text(found.get("prompt"))
         sentence = _text(task.get("Caption")) if isinstance(task, dict) else None
-        caption = sentence
-        if self.config.caption_field == "prompt":
-            plain = prompt is None or self.config.caption_cleaning == "none" or len(prompt) > LONGEST
-            caption = prompt if plain else without_flags(str(prompt))
+        plain = prompt is None or self.config.caption_cleaning == "none" or len(prompt) > LONGEST
+        captions = {"prompt": prompt if plain else without_flags(str(prompt)), "gpt": sentence}
+        kinds = ["prompt", "gpt"] if self.config.caption_field == "prompt" else ["gpt", "prompt"]
+        if clean_captions([captions[kinds[0]]], self.config.caption_cleaning)[1] is not None:
+            kinds = kinds[
+                :1
+            ]  # the other does not stand in for it: the row is rejected by the one that was asked for
         extras = {
             "prompt": prompt,
             "task1": _dumps(found.get("Task1")),
             "task2_caption": sentence,
             "task3": _dumps(found.get("Task3")),
         }
-        captions = None if caption is None else [caption]
-        return Row(make_key(f"{shard.split}-{stem(shard.path)}-{name}"), image, captions, source, extras)
+        key = make_key(f"{shard.split}-{stem(shard.path)}-{name}")
+        return Row(key, image, [captions[kind] for kind in kinds], source, extras, kinds=kinds)
 
     def _annotations(self, shard: Shard) -> Join:
         location = shard.tables["annotations"]

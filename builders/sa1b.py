@@ -41,6 +41,7 @@ class Sa1b(ArchiveBuilder):
     DESCRIPTION = "Segment Anything's photographs with LLaVA captions."
     HOMEPAGE = "https://ai.meta.com/datasets/segment-anything"
     LICENSE = "images: SA-1B research licence, no commercial use, no redistribution; captions: OpenRAIL"
+    CAPTION_KIND = "llava"
     DEFAULT_WRITER_BATCH_SIZE = 16  # photographs of 1 to 2 MB
     BUILDER_CONFIG_CLASS = Sa1bConfig
     BUILDER_CONFIGS: ClassVar = [

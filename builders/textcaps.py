@@ -35,6 +35,7 @@ class Textcaps(ArchiveBuilder):
     DESCRIPTION = "Photographs that contain text, with five captions each that read it."
     HOMEPAGE = "https://textvqa.org/textcaps"
     LICENSE = "annotations CC BY 4.0; images CC BY 2.0, by their authors (Open Images)"
+    CAPTION_KIND = "human"
     BUILDER_CONFIG_CLASS = SlicedConfig
     BUILDER_CONFIGS: ClassVar = [
         SlicedConfig(name="default", version=ArchiveBuilder.VERSION),

@@ -12,12 +12,9 @@ become *latents*, `(raw - shift) * scale`, so that nothing random and no scale i
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal, Self
-
-import pyarrow as pa
 
 from loader import border
 from loader.border import FormatError as FormatError
@@ -30,6 +27,9 @@ from loader.recipe import Plan, Recipe, parse_plan, parse_recipe
 from loader.recipe import as_json as as_json
 from loader.recipe import fingerprint as fingerprint
 from loader.recipe import recipe_differences as recipe_differences
+from loader.sidecar_schema import described_columns as described_columns
+from loader.sidecar_schema import sidecar_schema as sidecar_schema
+from loader.sidecar_schema import tokens_column as tokens_column
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -45,6 +45,7 @@ BUCKET = re.compile(r"(\d{1,6}x\d{1,6}(\+\d{1,6}x\d{1,6}){0,9})?")
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LARGEST_MEMBER = 1 << 28  # bytes of one array: no field of any model comes near
 LARGEST_SHARD = 1 << 48
+MOST_CAPTIONS = 1000  # of a sample
 MOST_SHARDS = 10_000_000
 
 Kind = Literal["moments", "latents", "caption_latents", "caption_pooled"]
@@ -67,6 +68,8 @@ class Field:
     shape: of one sample, channels first; None where it varies from sample to sample (a trimmed token axis).
     scale, shift: `latents = (raw - shift) * scale`; one number, or one per channel. Only `moments` fields have them;
         a `latents` field is scaled already.
+    captions: of a text field, how many captions of a sample may lie in its member at most. Where more than one, they lie end to
+        end, each of `shape`, pooled ones as rows; how many tokens each has is in the sidecar's `caption_tokens`.
     """
 
     name: str
@@ -75,10 +78,18 @@ class Field:
     shape: tuple[int | None, ...]
     scale: float | tuple[float, ...] | None = None
     shift: float | tuple[float, ...] | None = None
+    captions: int = 1
 
     @property
     def member(self) -> str:
         return f"{self.name}.npy"
+
+    @property
+    def stored_shape(self) -> tuple[int | None, ...]:
+        """The shape of the member: with several captions their number, or that of all their tokens, varies."""
+        if self.captions == 1:
+            return self.shape
+        return (None, *(self.shape[1:] if self.kind == "caption_latents" else self.shape))
 
     @property
     def known_bytes(self) -> int:
@@ -100,10 +111,13 @@ class Field:
             shape=shape,
             scale=_per_channel(obj.get("scale"), f"{place}.scale", shape),
             shift=_per_channel(obj.get("shift"), f"{place}.shift", shape),
+            captions=border.count(obj.get("captions", 1), f"{place}.captions", MOST_CAPTIONS),
         )
         names, least, most = KINDS[made.kind]
         if not names.fullmatch(name) or not least <= len(shape) <= most:
             raise FormatError(f"{place}: shape {list(shape)} or name is not one of kind {made.kind}")
+        if not made.captions or (made.captions > 1 and not made.kind.startswith("caption_")):
+            raise FormatError(f"{place}: {made.captions} captions in a field of kind {made.kind}")
         if made.kind == "moments" and (not shape[0] or shape[0] % 2):
             raise FormatError(
                 f"{place}: shape {list(shape)} does not begin with means and as many deviations"
@@ -134,19 +148,6 @@ def image_field_name(kind: Literal["moments", "latents"], resolution: int, flipp
 def text_field_name(kind: Literal["latents", "pooled"], encoder: str = "") -> str:
     """`caption_latents` of the first text encoder, `caption_latents_NAME` of one called NAME."""
     return f"caption_{kind}" + (f"_{encoder}" if encoder else "")
-
-
-def sidecar_schema(members: Sequence[str]) -> pa.Schema:
-    """Columns of `train-00000.parquet`: one row per source row, in source order.
-
-    status is "ok" or the reject reason; extras is a JSON object; `offset_M` and `size_M` (bytes) give the data of
-    member M of an ok row in the tar, null in a rejected row. Members are named without their `.npy`.
-    """
-    columns = [("key", pa.string()), ("status", pa.string()), ("caption", pa.string()), ("width", pa.int32())]
-    columns += [("height", pa.int32()), ("source", pa.string()), ("extras", pa.string())]
-    for member in members:
-        columns += [(f"offset_{member}", pa.int64()), (f"size_{member}", pa.int64())]
-    return pa.schema(columns)
 
 
 # --- marker and manifest ----------------------------------------------------------------------------------------------

@@ -68,6 +68,9 @@ class Config:
     case=lower, clean=ftfy (as Wan's pipeline mends text), keep=first (the BOS before what is skipped), empty=bare (the empty caption without template), quoted (only the
     text in quotation marks)."""
 
+    max_captions: int = 1
+    """Captions of a picture that are embedded at most; the loader then draws one of them each time."""
+
     resolutions: tuple[int, ...] = (256, 512)
     """Edges of the square crops, in pixels. One decode serves all."""
 
@@ -141,6 +144,7 @@ def check(config: Config) -> None:
         "--samples-per-shard": config.samples_per_shard,
         "--num-threads": config.num_threads,
         "--limit": config.limit,
+        "--max-captions": config.max_captions,
         "--lease-timeout": config.lease_timeout,
         "--buckets": config.buckets,
         "--max-disk": config.max_disk,

@@ -37,6 +37,7 @@ class Row(NamedTuple):
     source: str
     extras: Mapping[str, Any] = MappingProxyType({})
     reject: str | None = None
+    kinds: Sequence[str] | None = None  # of each caption; None: the builder's CAPTION_KIND
 
 
 class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
@@ -46,6 +47,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
     BUILDER_CONFIG_CLASS = ImageCaptionConfig
     DEFAULT_WRITER_BATCH_SIZE = 64  # rows in memory before a write; datasets' 100 is much with 2 MB images
     EXTRAS: ClassVar[dict[str, Any]] = {}
+    CAPTION_KIND = "caption"  # where captions come from: letters and digits
     DESCRIPTION = HOMEPAGE = LICENSE = CITATION = ""
 
     @abc.abstractmethod
@@ -82,6 +84,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
             "image": RGB_IMAGES[self.config.color_profile],
             "caption": datasets.Value("string"),
             "captions": datasets.List(datasets.Value("string")),
+            "caption_kinds": datasets.List(datasets.Value("string")),
             "width": datasets.Value("int32"),
             "height": datasets.Value("int32"),
             "source": datasets.Value("string"),
@@ -150,8 +153,9 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         cleaned, reason = clean_captions(row.captions, config.caption_cleaning)
         if reason is not None:
             return reason, record
+        kinds = row.kinds or [self.CAPTION_KIND] * len(row.captions or ())
         record["captions"] = [text for _, text in cleaned]
-        record["caption"] = record["captions"][0]
+        record["caption"], record["caption_kinds"] = cleaned[0][1], [kinds[n] for n, _ in cleaned]
         try:
             info = images.probe(data)
         except images.ImageTooLarge:

@@ -14,20 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from precompute.encode.caption_cache import CaptionCache
+from precompute.encode.caption_encoder import Arrays, CaptionEncoder, Found
 from precompute.encode.devices import DeviceClock, Span, to_device
 from precompute.encode.image import ImageEncoder
 from precompute.encode.latents import StoredLatents, View
 from precompute.encode.microbatch import Parts, free_memory, out_of_memory
 from precompute.encode.text import TextEncoder
-from precompute.encode.text_states import Launched
 
 logger = logging.getLogger("precompute")
 
 WIDER = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,), torch.float32: ()}
 
 Result = TypeVar("Result")
-Arrays = dict[str, npt.NDArray[np.float16]]
 
 
 @dataclass(frozen=True)
@@ -35,25 +33,33 @@ class Sample:
     """What the device needs of one row. pixels: resolution -> (H, W, 3) uint8, of one shape within a batch."""
 
     key: str
-    caption: str
+    captions: Sequence[str]
     pixels: dict[int, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is stored of one row. arrays: by field name. tokens: of each caption, by the name of the field of its states."""
+
+    arrays: Arrays
+    tokens: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class InFlight:
     """A launched batch. images: per view what to store, and which samples are finite; captions: per text encoder and
-    sample, where its caption's states are."""
+    caption, where its states are."""
 
     samples: Sequence[Sample]
     images: list[tuple[torch.Tensor, torch.Tensor]]
-    captions: list[list[tuple[Launched, int]]]
+    captions: list[Found]
     span: Span
 
 
 class BatchEncoder:
     """posterior: as StoredLatents has it. flip: store the mirrored picture too. fixed_size: all pictures are squares of their
     resolution. fill_to: images that every call of the image encoder is filled up to, for one that is compiled, which takes a
-    minute for each new number.
+    minute for each new number. max_captions: of a sample; where more than one, those there are lie end to end.
 
     fields: the members that every sample gets, in order. clock: how long the device has been busy.
     """
@@ -68,26 +74,24 @@ class BatchEncoder:
         flip: bool = False,
         fixed_size: bool = True,
         fill_to: int | None = None,
+        max_captions: int = 1,
     ) -> None:
-        self._image_encoder, self._text_encoders = image_encoder, text_encoders
+        self._image_encoder = image_encoder
         self._latents = StoredLatents(image_encoder, posterior, seed)
+        self.max_captions = max_captions
         self._device = image_encoder.device
         self.clock = DeviceClock(self._device)
         cure = "use a smaller resolution, or --dtype bfloat16"
         self._image_parts = Parts(f"--resolutions {max(resolutions)}: one image", cure, fill_to)
-        self._caption_parts = [
-            Parts(f"--text-encoder {encoder.spec.model}: one caption", "use a shorter length=")
-            for encoder in text_encoders
-        ]
-        self._captions: list[CaptionCache] = []
-        self.start_unit()
+        self._captions = [CaptionEncoder(encoder, max_captions) for encoder in text_encoders]
         self._views = self._latents.views(resolutions, flip)
         self.fields = [self._latents.field(view, fixed_size) for view in self._views]
-        self.fields += [field for encoder in text_encoders for field in encoder.fields]
+        self.fields += [field for encoder in self._captions for field in encoder.fields]
 
     def start_unit(self) -> None:
         """Forget the captions seen: a unit's values may depend on nothing outside it."""
-        self._captions = [CaptionCache() for _ in self._text_encoders]
+        for encoder in self._captions:
+            encoder.start_unit()
 
     def launch(self, samples: Sequence[Sample]) -> InFlight:
         """Start the work. Where the device's memory is too small, it goes on in halves, from here on.
@@ -95,32 +99,34 @@ class BatchEncoder:
         Captions go first, and beside the images: a text model may look at its mask, and with it wait for what is before it.
         """
         span = self.clock.start()
-        texts = [sample.caption for sample in samples]
+        texts = [caption for sample in samples for caption in sample.captions]
         with self.clock.beside():
-            captions = [self._launch_captions(index, texts) for index in range(len(self._text_encoders))]
+            captions = [encoder.launch(texts, len(samples)) for encoder in self._captions]
         pixels = {r: self._to_device(samples, r) for r in dict.fromkeys(v.resolution for v in self._views)}
         span.begin()
         images = [self._launch_images(samples, pixels[view.resolution], view) for view in self._views]
         span.end()
         return InFlight(samples, images, captions, span)
 
-    def collect(self, batch: InFlight) -> list[Arrays | None]:
-        """Arrays by field name for each sample; None where a value is not finite in any precision."""
+    def collect(self, batch: InFlight) -> list[Encoded | None]:
+        """What to store of each sample; None where a value is not finite in any precision."""
         batch.span.wait()
-        results: list[Arrays | None] = []
+        results: list[Encoded | None] = []
+        first = 0
         for index, sample in enumerate(batch.samples):
             arrays: Arrays = {}
-            for view, (stored, finite) in zip(self._views, batch.images, strict=True):
-                good = stored[index] if finite[index] else self._retry_image(sample, view)
+            tokens: dict[str, list[int]] = {}
+            for view, (kept, finite) in zip(self._views, batch.images, strict=True):
+                good = kept[index] if finite[index] else self._retry_image(sample, view)
                 if good is not None:
                     arrays[view.name] = good.numpy()
-            for encoder, found in zip(self._text_encoders, batch.captions, strict=True):
-                launched, row = found[index]
-                if launched.finite[row]:
-                    arrays.update(launched.arrays(row, encoder.fields))
-                else:
-                    arrays.update(self._retry_caption(sample, encoder))
-            results.append(arrays if len(arrays) == len(self.fields) else None)
+            last = first + len(sample.captions)
+            for encoder, found in zip(self._captions, batch.captions, strict=True):
+                stored, lengths = encoder.collect(sample.captions, found[first:last], self._retry_caption)
+                arrays |= stored
+                tokens |= lengths
+            first = last
+            results.append(Encoded(arrays, tokens) if len(arrays) == len(self.fields) else None)
         return results
 
     def _to_device(self, samples: Sequence[Sample], resolution: int) -> torch.Tensor:
@@ -139,13 +145,6 @@ class BatchEncoder:
         stored = torch.cat(parts) if len(parts) > 1 else parts[0]
         finite = torch.isfinite(stored).flatten(1).all(1)
         return stored.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
-
-    def _launch_captions(self, index: int, captions: list[str]) -> list[tuple[Launched, int]]:
-        encoder, cache = self._text_encoders[index], self._captions[index]
-        for new in encoder.groups(cache.unknown(captions)):
-            parts = self._caption_parts[index].run(len(new), lambda part: encoder.launch(new[part]))  # noqa: B023
-            cache.add(new, parts)
-        return cache.find(captions)
 
     def _encode(self, pixels: torch.Tensor, keys: Sequence[str], view: View) -> torch.Tensor:
         pixels = pixels.flip(-1) if view.flipped else pixels
@@ -170,9 +169,9 @@ class BatchEncoder:
                 return stored
         return None
 
-    def _retry_caption(self, sample: Sample, encoder: TextEncoder) -> Arrays:
+    def _retry_caption(self, caption: str, encoder: TextEncoder) -> Arrays:
         for dtype in WIDER[encoder.dtype]:
-            found = self._alone(partial(encoder.encode, [sample.caption], dtype), encoder, dtype)
+            found = self._alone(partial(encoder.encode, [caption], dtype), encoder, dtype)
             if found is not None and all(np.isfinite(array).all() for array in found[0].values()):
                 return found[0]
         return {}

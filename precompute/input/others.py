@@ -14,6 +14,8 @@ from precompute.input.row_values import image_bytes, jsonable, short_hash, unit_
 from precompute.input.units import Unit
 from precompute.shards.unit_writer import Row
 
+CAPTION_KIND = "caption"  # of whatever a dataset that is not ours has in its caption column
+
 
 class OtherRecords(Records):
     """The records of a dataset of others."""
@@ -98,9 +100,13 @@ class OtherRecords(Records):
         }
         name = self._public(str(values.get("__url__") or source.dataset))
         kept |= {"__url__": name} if "__url__" in kept else {}
-        extras = {**jsonable(kept), "captions": captions}
         row = Row(
-            unit_key(unit, number, values), captions[0] if captions else None, source=name, extras=extras
+            unit_key(unit, number, values),
+            captions[0] if captions else None,
+            source=name,
+            extras=jsonable(kept),
+            captions=captions,
+            caption_kinds=[CAPTION_KIND] * len(captions),
         )
         return Record(row, image, reject)
 

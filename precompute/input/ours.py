@@ -15,7 +15,7 @@ from precompute.input.row_values import image_bytes, jsonable, short_hash
 from precompute.input.units import Unit
 from precompute.shards.unit_writer import Row
 
-COMMON = ("key", "image", "caption", "width", "height", "source", "reject")
+COMMON = ("key", "image", "caption", "captions", "caption_kinds", "width", "height", "source", "reject")
 # Fields of a builder's config that determine no value; `links` is where the archives are for some days.
 NO_VALUE = {
     "name",
@@ -81,6 +81,8 @@ class OurRecords(Records):
             values["height"],
             values["source"],
             jsonable(extras),
+            values["captions"] or (),
+            values["caption_kinds"] or (),
         )
         return Record(row, image_bytes(values["image"]), values["reject"])
 

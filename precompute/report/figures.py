@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 
 from builders.core.images import UndecodableImage, decode_rgb
-from loader.format import Field, Manifest, Marker
+from loader.format import Field, Manifest, Marker, tokens_column
 from precompute.errors import PrecomputeError
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
 from precompute.shards.store import Store
@@ -103,7 +103,7 @@ def _tables(store: Store, markers: dict[str, Marker]) -> Iterator[tuple[int, pa.
 
 
 def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], manifest: Manifest) -> None:
-    table = pa.concat_tables([table for _, table in tables])
+    table = pa.concat_tables([table for _, table in tables], promote_options="default")
     good = table.filter(pa.compute.equal(table["status"], "ok"))
     figures.rows = table.num_rows
     width, height = (good[name].drop_null().to_numpy().astype(float) for name in ("width", "height"))
@@ -123,7 +123,9 @@ def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], man
 
 
 def _stored_lengths(good: pa.Table, spec: Field) -> Array:
-    """Tokens of each sample from the size of its member: no need to open the tar."""
+    """Tokens of each caption from the sidecar, of shards that have no such column from the size of the member."""
+    if spec.captions > 1:
+        return np.asarray(pa.compute.list_flatten(good[tokens_column(spec.name)]))
     assert spec.shape[1] is not None
     sizes = good[f"size_{spec.name}"].to_numpy()
     return (sizes - 128) // (spec.shape[1] * np.dtype(spec.dtype).itemsize)

@@ -71,7 +71,7 @@ class Pipeline:
             try:
                 for batch in self._batches():
                     if batch.good:
-                        samples = [_sample(item) for item in batch.good]
+                        samples = [_sample(item, self._encoder.max_captions) for item in batch.good]
                         batch.in_flight = self._encoder.launch(samples)
                     if batch.last:
                         self._encoder.start_unit()
@@ -190,8 +190,8 @@ class Pipeline:
 
     def _hand_over(self, batch: Batch) -> None:
         results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
-        for item, arrays in zip(batch.good, results, strict=True):
-            item.arrays, item.reject = arrays, None if arrays else "non_finite"
+        for item, encoded in zip(batch.good, results, strict=True):
+            item.encoded, item.reject = encoded, None if encoded else "non_finite"
         batch.in_flight, self.stats.images = None, self.stats.images + len(batch.good)
         self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
         with self._timed("writing"):
@@ -235,6 +235,7 @@ class _Stopped(Exception):
     """Another thread has failed: end this one. Never the first failure, so never raised to the user."""
 
 
-def _sample(item: Item) -> Sample:
+def _sample(item: Item, max_captions: int) -> Sample:
     assert item.picture is not None and item.row.caption is not None
-    return Sample(item.row.key, item.row.caption, item.picture.pixels)
+    captions = item.row.captions or (item.row.caption,)
+    return Sample(item.row.key, captions[:max_captions], item.picture.pixels)

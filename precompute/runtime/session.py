@@ -72,6 +72,7 @@ class Session:
             config.flip,
             fixed_size=config.buckets is None,
             fill_to=config.batch_size if config.compile else None,
+            max_captions=config.max_captions,
         )
         recipe = make_recipe(config, records, image_encoder, texts)
         keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
@@ -151,6 +152,7 @@ def make_recipe(config: Config, records: Records, image: ImageEncoder, texts: li
         "posterior": posterior,
         "seed": config.seed if posterior == "sample" or config.crop == "random" else None,
         "flip": config.flip,
+        **({"max_captions": config.max_captions} if config.max_captions > 1 else {}),
         **pixels.recipe(config.buckets, config.crop, color_profile(records)),
     }
     return cast(Recipe, as_json(recipe))

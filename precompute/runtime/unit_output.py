@@ -8,8 +8,9 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loader.format import tokens_column
 from loader.recipe import Plan, Recipe
-from precompute.encode.batch_encoder import Arrays, BatchEncoder, InFlight
+from precompute.encode.batch_encoder import BatchEncoder, Encoded, InFlight
 from precompute.errors import LostLease
 from precompute.input.pixels import Picture
 from precompute.runtime.leases import UnitLease, UnitLeases
@@ -34,12 +35,12 @@ class Output:
 
 @dataclass
 class Item:
-    """A row on its way: `picture` or `reject` once decoded, `arrays` or `reject` once encoded. Its file is let go of."""
+    """A row on its way: `picture` or `reject` once decoded, `encoded` or `reject` once encoded. Its file is let go of."""
 
     row: Row
     reject: str | None
     picture: Picture | None = None
-    arrays: Arrays | None = None
+    encoded: Encoded | None = None
 
 
 @dataclass
@@ -70,6 +71,7 @@ class OpenUnit:
 
     def __init__(self, lease: UnitLease, output: Output, encoder: BatchEncoder, since: float) -> None:
         self._lease, self._output, self._fields = lease, output, encoder.fields
+        self._several = encoder.max_captions > 1
         self._started = since
         self._samples = 0
         members = [*(field.name for field in encoder.fields), "txt", "json"]
@@ -85,10 +87,10 @@ class OpenUnit:
             for item in batch.items:
                 if self._writer is None:
                     return
-                if item.reject is not None or item.arrays is None:
+                if item.reject is not None or item.encoded is None:
                     self._writer.reject(_row(item), item.reject or "non_finite", batch.group)
                 else:
-                    self._writer.write(_row(item), _members(item), batch.group)
+                    self._writer.write(_row(item), _members(item, self._several), batch.group)
                     self._samples += 1
 
     def finish(self, leases: UnitLeases) -> None:
@@ -131,12 +133,19 @@ class OpenUnit:
 def _row(item: Item) -> Row:
     if item.picture is None:
         return item.row
-    return replace(item.row, width=item.picture.width, height=item.picture.height)
+    columns: dict[str, Any] = {f"crop_{resolution}": crop for resolution, crop in item.picture.crops.items()}
+    if item.encoded is not None:
+        columns |= _tokens(item.encoded)
+    return replace(item.row, width=item.picture.width, height=item.picture.height, columns=columns)
 
 
-def _members(item: Item) -> Members:
-    """File contents, or arrays, by extension, in the order in which they stand in the tar."""
-    assert item.picture is not None and item.arrays is not None
+def _tokens(encoded: Encoded) -> dict[str, list[int]]:
+    return {tokens_column(name): lengths for name, lengths in encoded.tokens.items()}
+
+
+def _members(item: Item, several: bool) -> Members:
+    """File contents, or arrays, by extension, in the order in which they stand in the tar. several: captions of a sample."""
+    assert item.picture is not None and item.encoded is not None
     row = _row(item)
     about: dict[str, Any] = {
         "width": row.width,
@@ -146,6 +155,9 @@ def _members(item: Item) -> Members:
     }
     if len(set(item.picture.crops.values())) > 1:
         about["crops"] = {str(resolution): crop for resolution, crop in item.picture.crops.items()}
-    facts = json.dumps({**about, "extras": row.extras}, ensure_ascii=False, sort_keys=True)
-    arrays = {f"{name}.npy": array for name, array in item.arrays.items()}
+    if several:
+        about |= {"caption_kinds": list(row.caption_kinds), **_tokens(item.encoded)}
+    extras = {**row.extras, "captions": list(row.captions)} if row.captions else row.extras
+    facts = json.dumps({**about, "extras": extras}, ensure_ascii=False, sort_keys=True)
+    arrays = {f"{name}.npy": array for name, array in item.encoded.arrays.items()}
     return {**arrays, "txt": (row.caption or "").encode(), "json": facts.encode()}

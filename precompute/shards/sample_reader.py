@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loader.format import Field, FormatError, Marker, Shard, parse_npy
+from loader.format import Field, FormatError, Marker, Shard, parse_npy, tokens_column
 from loader.recipe import Recipe
 from precompute.shards.store import Store
 
@@ -20,7 +20,11 @@ REQUEST = 32 << 20  # bytes asked of the Hub at once
 
 @dataclass(frozen=True)
 class Sample:
-    """arrays: by field name. facts: the json member, with width, height, crop, source, extras."""
+    """arrays: by field name. facts: the json member, with width, height, crop, source, extras.
+
+    captions: those that are embedded, `caption` the first. tokens: of each of them, by text field; none of a field whose member is
+    one caption's.
+    """
 
     stem: str
     unit: int
@@ -29,6 +33,18 @@ class Sample:
     caption: str
     arrays: dict[str, npt.NDArray[Any]]
     facts: dict[str, Any]
+    captions: tuple[str, ...] = ()
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+
+    def of_caption(self, field: Field, number: int) -> npt.NDArray[Any]:
+        """What a text field holds of caption `number`: states (T, D), or the pooled vector."""
+        array = self.arrays[field.name]
+        if field.captions == 1:
+            return array
+        if field.kind == "caption_pooled":
+            return np.asarray(array[number])
+        ends = np.cumsum([0, *self.tokens[field.name]])
+        return array[ends[number] : ends[number + 1]]
 
 
 def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple[str, Marker, Shard, int]]:
@@ -110,13 +126,16 @@ def _sample(
         return data[place : place + row[f"size_{name}"]]
 
     arrays = {}
-    for field in fields:
-        dtype, shape, offset = parse_npy(member(field.name))
-        if len(shape) != len(field.shape):
-            raise FormatError(f"{row['key']}.{field.member} has shape {shape}, not {field.shape}")
-        arrays[field.name] = np.frombuffer(member(field.name), dtype, offset=offset).reshape(shape)
+    for spec in fields:
+        dtype, shape, offset = parse_npy(member(spec.name))
+        if len(shape) != len(spec.stored_shape):
+            raise FormatError(f"{row['key']}.{spec.member} has shape {shape}, not {spec.stored_shape}")
+        arrays[spec.name] = np.frombuffer(member(spec.name), dtype, offset=offset).reshape(shape)
     facts, caption = json.loads(bytes(member("json"))), str(member("txt"), "utf-8")
-    return Sample(stem, marker.unit, shard.name, row["key"], caption, arrays, facts)
+    several = [spec for spec in fields if spec.captions > 1 and spec.kind == "caption_latents"]
+    tokens = {spec.name: row[tokens_column(spec.name)] for spec in several}
+    captions = tuple(row["captions"][: len(next(iter(tokens.values())))]) if tokens else (caption,)
+    return Sample(stem, marker.unit, shard.name, row["key"], caption, arrays, facts, captions, tokens)
 
 
 def raw_latents(field: Field, array: npt.NDArray[Any], recipe: Recipe) -> npt.NDArray[np.float32]:

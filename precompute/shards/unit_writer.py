@@ -29,7 +29,10 @@ Members = Mapping[str, bytes | npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """What the sidecar keeps of one source row. width, height in pixels, None where the image is unreadable."""
+    """What the sidecar keeps of one source row. width, height in pixels, None where the image is unreadable.
+
+    captions: all of them, `caption` the first; kinds: of each where it is from. columns: further ones of the sidecar by name.
+    """
 
     key: str
     caption: str | None = None
@@ -37,6 +40,9 @@ class Row:
     height: int | None = None
     source: str | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    captions: Sequence[str] = ()
+    caption_kinds: Sequence[str] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ShardWriter:
@@ -175,4 +181,4 @@ def _bucket_name(group: Hashable) -> str:
 
 def _record(row: Row, status: str) -> dict[str, Any]:
     extras = json.dumps(row.extras, ensure_ascii=False, sort_keys=True)
-    return {**vars(row), "extras": extras, "status": status}
+    return {**vars(row), "extras": extras, "status": status, **row.columns}

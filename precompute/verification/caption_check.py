@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loader.format import NULL_CAPTION, FormatError
+from loader.format import NULL_CAPTION, Field, FormatError
 from loader.null_caption import read_null_caption
 from precompute.encode.text import TextEncoder
 from precompute.input.records import Record
@@ -26,21 +26,28 @@ def check_texts(samples: Sequence[Sample], records: Mapping[str, Record]) -> Ite
             yield Finding(sample.shard, sample.key, what, redo(sample.stem))
 
 
-def check_captions(samples: Sequence[Sample], encoder: TextEncoder) -> Iterator[Finding]:
-    """Encode the captions again: each sample's states must be those of its own caption, not of another's."""
-    if not samples:
+def check_captions(
+    samples: Sequence[Sample], encoder: TextEncoder, fields: Sequence[Field]
+) -> Iterator[Finding]:
+    """Encode the captions again: each embedding must be that of its own caption, not of another, of the sample's or of others'."""
+    captions = [(sample, number, text) for sample in samples for number, text in enumerate(sample.captions)]
+    if not captions:
         return
-    again = encoder.encode([sample.caption for sample in samples])
-    for spec in encoder.fields:
-        for place, sample in enumerate(samples):
-            stored = sample.arrays.get(spec.name)
-            if stored is None:
+    again = encoder.encode([text for _, _, text in captions])
+    names = {spec.name for spec in encoder.fields}
+    for spec in [spec for spec in fields if spec.name in names]:
+        for place, (sample, number, text) in enumerate(captions):
+            if spec.name not in sample.arrays:
                 continue
+            stored = sample.of_caption(spec, number)
             distances = [_distance(stored, arrays[spec.name]) for arrays in again]
             nearest = int(np.argmin(distances))
             if distances[place] > TEXT or distances[nearest] < distances[place] / 2:
-                other = f"; it is nearest to that of {samples[nearest].key}" if nearest != place else ""
-                what = f"{spec.name} is not that of its caption (off by {min(distances[place], 9.99):.0%}){other}"
+                nearer, its, words = captions[nearest]
+                which = nearer.key if nearer is not sample else f"caption {its + 1}"
+                other = f"; it is nearest to that of {which}" if words != text else ""
+                mine = f"caption {number + 1}" if spec.captions > 1 else "its caption"
+                what = f"{spec.name} is not that of {mine} (off by {min(distances[place], 9.99):.0%}){other}"
                 yield Finding(sample.shard, sample.key, what, redo(sample.stem))
 
 

@@ -11,19 +11,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loader.format import KEY, Field, FormatError, Shard, parse_npy, sidecar_schema
+from loader.format import (
+    KEY,
+    Field,
+    FormatError,
+    Shard,
+    described_columns,
+    parse_npy,
+    sidecar_schema,
+    tokens_column,
+)
 from precompute.shards.tars import BadTar, tar_members
 from precompute.verification.check_folder import OTHER_SIDECAR, Finding
 
-ValueCheck = Callable[[memoryview, str | None], str]
-
 
 class SidecarRow(NamedTuple):
-    """An ok row, the `place`-th of them. places: member -> (offset of its data in the tar, size), in bytes."""
+    """An ok row, the `place`-th of them. places: member -> (offset of its data in the tar, size), in bytes.
+
+    tokens: of each caption that is embedded, by column.
+    """
 
     place: int
     caption: str
     places: dict[str, tuple[int, int]]
+    tokens: dict[str, list[int]]
+
+
+ValueCheck = Callable[[memoryview, SidecarRow | None], str]
 
 
 @dataclass
@@ -54,7 +68,9 @@ def read_sidecar(
     except (pa.ArrowException, OSError) as error:
         wrong(f"the .parquet is unreadable ({str(error).splitlines()[0]})")
         return None, findings
-    if {c.name: c.type for c in table.schema} != {c.name: c.type for c in schema}:
+    have, whole = ({c.name: c.type for c in s} for s in (table.schema, schema))
+    plain = {name: kind for name, kind in whole.items() if name not in described_columns(members)}
+    if have != whole and (have != plain or any(f.captions > 1 for f in fields)):
         wrong(f"the .parquet has columns {table.schema.names}, not {schema.names}")
         return None, findings
     sidecar = Sidecar(table)
@@ -65,8 +81,12 @@ def read_sidecar(
         list(zip(table.column(f"offset_{m}").to_pylist(), table.column(f"size_{m}").to_pylist(), strict=True))
         for m in members
     ]
+    names = [
+        name for name in described_columns(members) if name.startswith("caption_tokens") and name in have
+    ]
+    tokens = list(zip(*(table.column(name).to_pylist() for name in names), strict=True)) or [()] * len(table)
     sidecar.statuses.update(status or "" for status in columns["status"])
-    for key, status, caption, *place in zip(*columns.values(), *places, strict=True):
+    for key, status, caption, lengths, *place in zip(*columns.values(), tokens, *places, strict=True):
         if status != "ok":
             continue
         if not key or not KEY.fullmatch(key):
@@ -77,7 +97,12 @@ def read_sidecar(
             wrong("no caption in the .parquet", key or "")
         if any(offset is None or size is None for offset, size in place):
             wrong("the .parquet does not say where its members are", key or "")
-        row = SidecarRow(len(sidecar.rows), caption or "", dict(zip(members, place, strict=True)))
+        row = SidecarRow(
+            len(sidecar.rows),
+            caption or "",
+            dict(zip(members, place, strict=True)),
+            dict(zip(names, lengths, strict=True)),
+        )
         sidecar.rows.setdefault(key or "", row)
     if sidecar.statuses["ok"] != shard.samples:
         wrong(f"the .parquet has {sidecar.statuses['ok']} samples, its marker says {shard.samples}")
@@ -123,7 +148,7 @@ def _tar_faults(
             row = sidecar.rows.get(key) if sidecar else None
             if row and row.places[member] != (offset, len(data)):
                 yield key, f"member {extension} is not where the .parquet says"
-            fault = checks[extension](data, row.caption if row else None)
+            fault = checks[extension](data, row)
             if fault:
                 yield key, f"{extension} {fault}"
     except BadTar as error:
@@ -153,7 +178,7 @@ def _membership(sidecar: Sidecar, found: dict[str, set[str]]) -> Iterator[tuple[
 
 
 def _value_checks(fields: Sequence[Field]) -> dict[str, ValueCheck]:
-    """Extension -> function of (data, caption) that returns what is wrong with the data, or nothing.
+    """Extension -> function of (data, row of the sidecar) that returns what is wrong with the data, or nothing.
 
     For one shard: its images are all of one shape, even where buckets leave open which.
     """
@@ -162,17 +187,17 @@ def _value_checks(fields: Sequence[Field]) -> dict[str, ValueCheck]:
     return checks | {"txt": _text_fault, "json": _json_fault}
 
 
-def _text_fault(data: memoryview, caption: str | None) -> str:
+def _text_fault(data: memoryview, row: SidecarRow | None) -> str:
     try:
         text = str(data, "utf-8")
     except UnicodeDecodeError:
         return "is not UTF-8"
     if not text.strip():
         return "holds no caption"
-    return "" if caption in (None, text) else "is not the caption that the .parquet has"
+    return "" if row is None or row.caption == text else "is not the caption that the .parquet has"
 
 
-def _json_fault(data: memoryview, caption: str | None) -> str:
+def _json_fault(data: memoryview, row: SidecarRow | None) -> str:
     try:
         return "" if isinstance(json.loads(bytes(data)), dict) else "is no JSON object"
     except (ValueError, RecursionError):
@@ -183,23 +208,35 @@ def _array_check(spec: Field, alike: bool) -> ValueCheck:
     wanted = np.dtype(spec.dtype).newbyteorder("<")
     seen: list[tuple[int, ...]] = []
 
-    def fault(data: memoryview, caption: str | None) -> str:
+    def fault(data: memoryview, row: SidecarRow | None) -> str:
         try:
             dtype, shape, start = parse_npy(data)
         except FormatError as error:
             return f"is broken: {error}"
         if dtype != wanted:
             return f"is {dtype}, not {spec.dtype}"
-        if len(shape) != len(spec.shape) or any(
-            want not in (None, have) for want, have in zip(spec.shape, shape, strict=True)
+        if len(shape) != len(spec.stored_shape) or any(
+            want not in (None, have) for want, have in zip(spec.stored_shape, shape, strict=True)
         ):
-            return f"has shape {shape}, not {tuple(n or 'any' for n in spec.shape)}"
+            return f"has shape {shape}, not {tuple(n or 'any' for n in spec.stored_shape)}"
+        if spec.captions > 1 and row and (wrong := _captions_fault(spec, shape[0], row)):
+            return wrong
         seen[:] = seen or [shape]
         if alike and shape != seen[0]:
             return f"has shape {shape}, others of the shard {seen[0]}"
         return value_fault(np.frombuffer(data, dtype, offset=start).reshape(shape), spec)
 
     return fault
+
+
+def _captions_fault(spec: Field, rows: int, row: SidecarRow) -> str:
+    """What is wrong with how many captions, and tokens of each, lie in a member of so many rows."""
+    tokens = row.tokens.get(tokens_column(spec.name)) or []
+    fits = rows == (sum(tokens) if spec.kind == "caption_latents" else len(tokens))
+    alike = spec.kind == "caption_pooled" or spec.shape[0] is None or set(tokens) == {spec.shape[0]}
+    if 0 < len(tokens) <= spec.captions and min(tokens) > 0 and fits and alike:
+        return ""
+    return f"has {rows} rows, which are not those of captions of {tokens} tokens, as the .parquet says"
 
 
 def value_fault(array: np.ndarray[Any, Any], spec: Field) -> str:

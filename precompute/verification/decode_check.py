@@ -61,7 +61,7 @@ def check_likeness(
         encoders, notes = recipe_text_encoders(manifest.recipe, models)
         result.notes += notes
         for text_encoder in encoders:
-            result.findings += check_captions(samples, text_encoder)
+            result.findings += check_captions(samples, text_encoder, manifest.fields)
             result.findings += check_null(store, text_encoder)
     return result
 

@@ -143,7 +143,7 @@ def check_source(
             if marker.split == split and marker.unit < len(records.units):
                 ours = _rows(store, marker, redo(stem))
                 source = records.rows(records.units[marker.unit])
-                theirs = [(record.row.key, record.reject, record.row.caption) for record in source]
+                theirs = [(r.row.key, r.reject, r.row.caption, list(r.row.captions)) for r in source]
                 if marker.recipe.get("bucket_step"):  # a shard a bucket: in order within each alone
                     ours.sort(key=lambda row: str(row["key"]))
                     theirs.sort(key=lambda row: row[0])
@@ -161,9 +161,9 @@ def _rows(store: Store, marker: Marker, cure: str) -> list[dict[str, Any]]:
 
 
 def _compare(
-    stem: str, ours: list[dict[str, Any]], theirs: list[tuple[str, str | None, str | None]]
+    stem: str, ours: list[dict[str, Any]], theirs: list[tuple[str, str | None, str | None, list[str]]]
 ) -> Iterator[Finding]:
-    keys, source_keys = [row["key"] for row in ours], [key for key, _, _ in theirs]
+    keys, source_keys = [row["key"] for row in ours], [key for key, *_ in theirs]
     fine = True
     for key, what in _strays(keys, source_keys):
         fine = False
@@ -171,10 +171,12 @@ def _compare(
     if fine and keys != source_keys:
         fine = False
         yield Finding(stem, "", "its rows are not in the order of the source", redo(stem))
-    for row, (key, reject, caption) in zip(ours, theirs, strict=True) if fine else ():
+    for row, (key, reject, caption, captions) in zip(ours, theirs, strict=True) if fine else ():
         if row["status"] == "ok" and reject is not None:
             yield Finding(stem, key, f"written, though the source rejects it ({reject})", redo(stem))
-        elif row["status"] == "ok" and row["caption"] != caption:
+        elif row["status"] == "ok" and (
+            row["caption"] != caption or row.get("captions", captions) != captions
+        ):
             what = "its caption is not the one that the source has for it"
             yield Finding(stem, key, what, redo(stem))
 

@@ -24,7 +24,7 @@ from builders.core.base import make_key
 from builders.core.errors import BuilderError, MissingSourceError, NoRecordsError, UnknownBuilderError
 from builders.core.images import decode_rgb
 
-COMMON = ["key", "image", "caption", "captions", "width", "height", "source"]
+COMMON = ["key", "image", "caption", "captions", "caption_kinds", "width", "height", "source"]
 
 
 def test_at_least_18_photographs_with_captions_by_hand(build):
@@ -35,6 +35,7 @@ def test_at_least_18_photographs_with_captions_by_hand(build):
         assert list(record) == COMMON
         assert re.fullmatch(r"[A-Za-z0-9_-]+", record["key"])
         assert record["caption"] == record["captions"][0] and len(record["captions"]) >= 2
+        assert record["caption_kinds"] == ["human"] * len(record["captions"])
         image = decode_rgb(record["image"]["bytes"])
         assert image.size == (record["width"], record["height"]) and min(image.size) >= 256
     assert {decode_rgb(record["image"]["bytes"]).mode for record in records} == {"RGB"}

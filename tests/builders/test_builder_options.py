@@ -218,6 +218,9 @@ def test_journeydb_caption_field(build, raw):
     rows = build("journeydb", data_dir=root, streaming=True, keep_rejected=True, caption_field="caption")
     outcomes = {row["key"]: row["reject"] or row["caption"] for row in rows}
     assert outcomes["train-000-a"] == "A sentence." and outcomes["train-001-a"] == "missing_caption"
+    by_key = {row["key"]: row for row in rows}
+    assert by_key["train-000-B"]["captions"] == ["A sentence.", "upper case"]
+    assert by_key["train-000-B"]["caption_kinds"] == ["gpt", "prompt"]
     with pytest.raises(ConfigError, match="caption_field='text'"):
         build("journeydb", data_dir=root, caption_field="text", streaming=True)
 

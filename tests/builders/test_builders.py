@@ -24,11 +24,21 @@ RAW = {name: importlib.import_module(f"tests.support.raw.{name}") for name in DA
 CASES = [(name, config) for name in DATASETS for config in RAW[name].EXPECTED]
 SPLITS = [(name, config, split) for name, config in CASES for split in RAW[name].EXPECTED[config]]
 
+KINDS = {
+    "coco": {"human"},
+    "textcaps": {"human"},
+    "cc12m": {"alt"},
+    "diffusiondb": {"prompt"},
+    "journeydb": {"prompt", "gpt"},
+    "sa1b": {"llava"},
+    "webdataset": {"caption"},
+}
 COMMON = {
     "key": datasets.Value("string"),
     "image": datasets.Image(mode="RGB"),
     "caption": datasets.Value("string"),
     "captions": datasets.List(datasets.Value("string")),
+    "caption_kinds": datasets.List(datasets.Value("string")),
     "width": datasets.Value("int32"),
     "height": datasets.Value("int32"),
     "source": datasets.Value("string"),
@@ -112,6 +122,8 @@ def test_records_keep_the_contract(name, config, split, load, roots):
         assert set(record) == set(builder.info.features)
         assert re.fullmatch(r"[A-Za-z0-9_-]+", record["key"])
         assert record["captions"][0] == record["caption"] and all(record["captions"])
+        assert len(record["caption_kinds"]) == len(record["captions"])
+        assert set(record["caption_kinds"]) <= KINDS[name]
         assert record["image"]["path"] is None
         seen = ImageOps.exif_transpose(Image.open(io.BytesIO(record["image"]["bytes"])))
         assert seen.size == (record["width"], record["height"])

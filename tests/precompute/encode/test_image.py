@@ -135,7 +135,7 @@ def pixels(count: int = 2, size: int = 64) -> torch.Tensor:
 
 def samples(count: int = 2, size: int = 64, keys: str = "abcdefgh") -> list[Sample]:
     rows = pixels(count, size).permute(0, 2, 3, 1).numpy()
-    return [Sample(key, "", {size: row}) for key, row in zip(keys, rows, strict=False)]
+    return [Sample(key, [""], {size: row}) for key, row in zip(keys, rows, strict=False)]
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -222,10 +222,14 @@ def test_recipe_tells_other_weights_apart(tmp_path: Path) -> None:
 # --- what is stored ---
 
 
+def arrays_of(batches: BatchEncoder, rows: list[Sample]) -> list[Any]:
+    return [encoded and encoded.arrays for encoded in batches.collect(batches.launch(rows))]
+
+
 def stored(encoder: ImageEncoder, kind: str, rows: list[Sample] | None = None, **options: Any) -> Any:
     """The first field, and the arrays of each sample."""
     batches = BatchEncoder(encoder, [], options.pop("resolutions", [64]), kind, seed=0, **options)
-    return batches.fields[0], batches.collect(batches.launch(rows or samples()))
+    return batches.fields[0], arrays_of(batches, rows or samples())
 
 
 @pytest.fixture(scope="module")
@@ -240,13 +244,13 @@ def test_noise_depends_on_seed_and_key_alone(toy: ImageEncoder) -> None:
     _, (other_key,) = stored(toy, "sample", samples(1, keys="z"))
     assert (a[field.name] != other_key[field.name]).mean() > 0.9
     other_seed = BatchEncoder(toy, [], [64], "sample", seed=1)
-    (other,) = other_seed.collect(other_seed.launch(samples(1)))
+    (other,) = arrays_of(other_seed, samples(1))
     assert (a[field.name] != other[field.name]).mean() > 0.9
 
 
 def test_flipped_field_is_the_encoding_of_mirrored_pixels(tmp_path: Path) -> None:
     encoder = open_image_encoder(str(tiny_models.save_kl(tmp_path)))
-    mirrored = [Sample(s.key, "", {64: s.pixels[64][:, ::-1]}) for s in samples()]
+    mirrored = [Sample(s.key, [""], {64: s.pixels[64][:, ::-1]}) for s in samples()]
     _, both = stored(encoder, "moments", flip=True)
     _, other = stored(encoder, "moments", mirrored)
     for arrays, expected in zip(both, other, strict=True):
@@ -275,7 +279,7 @@ class Overflowing(torch.nn.Module):
 def test_overflow_is_computed_again_in_wider_precision_or_rejected(stays: bool) -> None:
     encoder = ImageEncoder(Overflowing(stays).half(), {}, torch.device("cpu"), torch.float16)
     bright, dark = np.full((64, 64, 3), 255, np.uint8), np.full((64, 64, 3), 128, np.uint8)
-    rows = [Sample("dark", "", {64: dark}), Sample("bright", "", {64: bright})]
+    rows = [Sample("dark", [""], {64: dark}), Sample("bright", [""], {64: bright})]
     field, (first, second) = stored(encoder, "moments", rows)
     assert np.isfinite(first[field.name]).all()
     if stays:
@@ -302,7 +306,7 @@ def test_too_large_a_batch_goes_on_in_halves(toy: ImageEncoder, caplog: pytest.L
     SmallMemory.sizes, SmallMemory.holds = [], 3
     small = SmallMemory(ToyVAE(), {}, torch.device("cpu"), torch.float32)
     batches = BatchEncoder(small, [], [64], "moments", 0)
-    results = [batches.collect(batches.launch(samples(8))) for _ in range(2)]
+    results = [arrays_of(batches, samples(8)) for _ in range(2)]
     assert SmallMemory.sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2], "halved once, and for good"
     assert "--batch-size" in caplog.text
     _, expected = stored(toy, "moments", samples(8))
@@ -320,7 +324,7 @@ def test_batches_that_are_filled_up_go_on_in_halves_of_what_they_are_filled_to(f
     small = SmallMemory(ToyVAE(), {}, torch.device("cpu"), torch.float32)
     batches = BatchEncoder(small, [], [64], "moments", 0, fill_to=32)
     for count in (first, 8):
-        results = batches.collect(batches.launch([samples(8)[i % 8] for i in range(count)]))
+        results = arrays_of(batches, [samples(8)[i % 8] for i in range(count)])
         assert len(results) == count and None not in results
     assert set(SmallMemory.sizes) == {32, 16}, "a compiled encoder sees few sizes"
 
@@ -344,7 +348,7 @@ def test_a_compiled_encoder_gives_the_same_latents_whatever_came_before(tmp_path
     found = []
     for counts in ((3, 4, 1), (1, 4, 3)):
         batches = BatchEncoder(compiled, [], [64], "moments", 0, flip=True, fill_to=4)
-        found.append({n: batches.collect(batches.launch(samples(n))) for n in counts})
+        found.append({n: arrays_of(batches, samples(n)) for n in counts})
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for count in (1, 3, 4):
         _, expected = stored(eager, "moments", samples(count), flip=True)
@@ -379,7 +383,7 @@ def test_what_is_computed_again_is_mirrored_too() -> None:
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[:, 32:] = 140
     batches = BatchEncoder(encoder, [], [64], "moments", 0, flip=True)
-    (arrays,) = batches.collect(batches.launch([Sample("a", "", {64: pixels})]))
+    (arrays,) = arrays_of(batches, [Sample("a", [""], {64: pixels})])
     assert arrays is not None
     plain, mirrored = arrays["moments_64"][0], arrays["moments_64_flipped"][0]
     assert plain[0, 0] > plain[0, -1] + 0.5

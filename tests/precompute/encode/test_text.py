@@ -356,7 +356,7 @@ def batches(t5: Path) -> BatchEncoder:
 
 
 def rows(captions: list[str]) -> list[Sample]:
-    return [Sample(f"k{i}", text, {8: np.zeros((8, 8, 3), np.uint8)}) for i, text in enumerate(captions)]
+    return [Sample(f"k{i}", [text], {8: np.zeros((8, 8, 3), np.uint8)}) for i, text in enumerate(captions)]
 
 
 def test_rows_get_the_states_of_their_own_caption_and_each_is_encoded_once(
@@ -366,9 +366,9 @@ def test_rows_get_the_states_of_their_own_caption_and_each_is_encoded_once(
     got = [*batches.collect(batches.launch(rows(first))), *batches.collect(batches.launch(rows(second)))]
     assert asked == [["cat", "cup", "woman in a cup"], ["man"]]
     alone = open_text_encoder(str(t5))
-    for caption, arrays in zip(first + second, got, strict=True):
+    for caption, encoded in zip(first + second, got, strict=True):
         np.testing.assert_allclose(
-            arrays["caption_latents"], alone.encode([caption])[0]["caption_latents"], atol=2e-3
+            encoded.arrays["caption_latents"], alone.encode([caption])[0]["caption_latents"], atol=2e-3
         )
     batches.start_unit()
     batches.launch(rows(["cat"]))
@@ -415,7 +415,7 @@ def test_caption_that_overflows_is_computed_again_in_wider_precision_or_rejected
     results = batches.collect(batches.launch(rows(["short", "x" * 60, "again"])))
     assert [result is None for result in results] == [False, stays, False]
     if not stays:
-        np.testing.assert_array_equal(results[1]["caption_latents"], np.full((4, 1), 60))
+        np.testing.assert_array_equal(results[1].arrays["caption_latents"], np.full((4, 1), 60))
 
 
 def test_no_memory_for_a_second_precision_costs_the_row_alone(

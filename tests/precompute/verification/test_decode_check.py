@@ -26,6 +26,7 @@ from precompute.verification.caption_check import check_captions
 from precompute.verification.check_folder import Finding
 from precompute.verification.decode_check import compare, psnr
 from precompute.verification.source_check import _compare
+from tests.support.made_shards import FIELDS
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 from tests.support.tiny_models import save_clip
@@ -287,10 +288,10 @@ def test_rows_are_compared_with_their_source() -> None:
     """What _compare says of a unit, for every way in which shards and source can differ."""
     row = {"key": "a", "status": "ok", "caption": "one"}
     other = {"key": "b", "status": "too_small", "caption": None}
-    source = [("a", None, "one"), ("b", "too_small", None)]
+    source = [("a", None, "one", ["one"]), ("b", "too_small", None, [])]
 
     def said(
-        ours: list[dict[str, Any]], theirs: list[tuple[str, str | None, str | None]]
+        ours: list[dict[str, Any]], theirs: list[tuple[str, str | None, str | None, list[str]]]
     ) -> list[tuple[str, str]]:
         return [(finding.key, finding.what) for finding in _compare("train-00000", ours, theirs)]
 
@@ -300,6 +301,8 @@ def test_rows_are_compared_with_their_source() -> None:
     assert said([other, row], source) == [("", "its rows are not in the order of the source")]
     changed = {**row, "caption": "two"}
     assert said([changed, other], source) == [("a", "its caption is not the one that the source has for it")]
+    further = {**row, "captions": ["one", "another"]}
+    assert said([further, other], source) == [("a", "its caption is not the one that the source has for it")]
     written = {**other, "status": "ok"}
     assert said([row, written], source) == [("b", "written, though the source rejects it (too_small)")]
     assert said([row, row], [source[0]]) == [("", "its rows are not in the order of the source")]
@@ -347,7 +350,10 @@ def test_an_embedding_that_is_off_is_told_though_it_is_nearest_to_its_own_captio
     captions = ["a", "b", "c"]
     samples = [
         SimpleNamespace(
-            caption=caption,
+            captions=(caption,),
+            of_caption=lambda spec, number, arrays=arrays: (
+                arrays["caption_latents"] + np.float16(off)
+            ).astype(np.float16),
             arrays={"caption_latents": (arrays["caption_latents"] + np.float16(off)).astype(np.float16)},
             shard="train-00000",
             key=caption,
@@ -355,7 +361,7 @@ def test_an_embedding_that_is_off_is_told_though_it_is_nearest_to_its_own_captio
         )
         for caption, arrays in zip(captions, Encoder().encode(captions), strict=True)
     ]
-    found = list(check_captions(samples, Encoder()))  # type: ignore[arg-type]
+    found = list(check_captions(samples, Encoder(), FIELDS[1:]))  # type: ignore[arg-type]
     assert ("a" in [finding.key for finding in found]) == is_told
 
 

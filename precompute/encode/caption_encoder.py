@@ -1,0 +1,63 @@
+"""One text encoder over the captions of a unit: each unique one once, and what is stored of a sample's, end to end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loader.format import Field
+from precompute.encode.caption_cache import CaptionCache
+from precompute.encode.microbatch import Parts
+from precompute.encode.text import TextEncoder
+from precompute.encode.text_states import Launched
+
+Arrays = dict[str, npt.NDArray[np.float16]]
+Found = list[tuple[Launched, int]]
+
+
+class CaptionEncoder:
+    """fields: what is stored of a sample. max_captions: of a sample; where more than one, those there are lie end to end."""
+
+    def __init__(self, encoder: TextEncoder, max_captions: int) -> None:
+        self.encoder, self._several = encoder, max_captions > 1
+        self.fields = [replace(field, captions=max_captions) for field in encoder.fields]
+        self._parts = Parts(f"--text-encoder {encoder.spec.model}: one caption", "use a shorter length=")
+        self._cache = CaptionCache()
+
+    def start_unit(self) -> None:
+        """Forget the captions seen: a unit's values may depend on nothing outside it."""
+        self._cache = CaptionCache()
+
+    def launch(self, captions: Sequence[str], most: int) -> Found:
+        """Start the work; where the states of each caption will be. most: captions at once, so that several of a sample take no
+        more memory than one."""
+        groups = self.encoder.groups(self._cache.unknown(captions))
+        for new in [group[n : n + most] for group in groups for n in range(0, len(group), most)]:
+            self._cache.add(new, self._parts.run(len(new), lambda part: self.encoder.launch(new[part])))  # noqa: B023
+        return self._cache.find(captions)
+
+    def collect(
+        self, captions: Sequence[str], found: Found, retry: Callable[[str, TextEncoder], Arrays]
+    ) -> tuple[Arrays, dict[str, list[int]]]:
+        """The arrays of a sample by field name, and the tokens of each caption by the name of the field of its states; neither
+        where a value is not finite. retry: encodes one caption in a wider precision, as far as it can."""
+        parts = [
+            launched.arrays(row, self.fields) if launched.finite[row] else retry(caption, self.encoder)
+            for caption, (launched, row) in zip(captions, found, strict=True)
+        ]
+        if not all(parts):
+            return {}, {}
+        states = self.fields[0].name
+        return self._end_to_end(parts), {states: [len(part[states]) for part in parts]}
+
+    def _end_to_end(self, parts: Sequence[Arrays]) -> Arrays:
+        """States (T1 + T2 + ..., D) and pooled outputs (K, D) of the captions of a sample."""
+        if not self._several:
+            return parts[0]
+        return {field.name: _joined(field, [part[field.name] for part in parts]) for field in self.fields}
+
+
+def _joined(field: Field, arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.concatenate(arrays) if field.kind == "caption_latents" else np.stack(arrays)
