@@ -27,9 +27,7 @@ from loader.recipe import Plan, Recipe, parse_plan, parse_recipe
 from loader.recipe import as_json as as_json
 from loader.recipe import fingerprint as fingerprint
 from loader.recipe import recipe_differences as recipe_differences
-from loader.sidecar_schema import described_columns as described_columns
 from loader.sidecar_schema import sidecar_schema as sidecar_schema
-from loader.sidecar_schema import tokens_column as tokens_column
 
 FORMAT = 1
 MANIFEST = "manifest.json"

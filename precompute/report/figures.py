@@ -15,7 +15,8 @@ import transformers
 from PIL import Image
 
 from builders.core.images import UndecodableImage, decode_rgb
-from loader.format import Field, Manifest, Marker, tokens_column
+from loader.format import Field, Manifest, Marker
+from loader.sidecar_schema import tokens_column
 from precompute.errors import PrecomputeError
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
 from precompute.shards.store import Store

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loader.format import tokens_column
 from loader.recipe import Plan, Recipe
+from loader.sidecar_schema import tokens_column
 from precompute.encode.batch_encoder import BatchEncoder, Encoded, InFlight
 from precompute.errors import LostLease
 from precompute.input.pixels import Picture

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loader.format import Field, FormatError, Marker, Shard, parse_npy, tokens_column
+from loader.format import Field, FormatError, Marker, Shard, parse_npy
 from loader.recipe import Recipe
+from loader.sidecar_schema import tokens_column
 from precompute.shards.store import Store
 
 REQUEST = 32 << 20  # bytes asked of the Hub at once

@@ -11,16 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loader.format import (
-    KEY,
-    Field,
-    FormatError,
-    Shard,
-    described_columns,
-    parse_npy,
-    sidecar_schema,
-    tokens_column,
-)
+from loader.format import KEY, Field, FormatError, Shard, parse_npy, sidecar_schema
+from loader.sidecar_schema import described_columns, tokens_column
 from precompute.shards.tars import BadTar, tar_members
 from precompute.verification.check_folder import OTHER_SIDECAR, Finding
 
