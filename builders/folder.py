@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from builders.core.account import Left
-from builders.core.base import ImageCaptionBuilder, Row, logger, make_key
+from builders.core.base import ImageCaptionBuilder, Row, make_key
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
 from builders.core.listing import walk_files
+from builders.core.log import logger
 from builders.core.tables import read_table
 from builders.core.text_file import check_encoding, decode_text
 

@@ -28,9 +28,10 @@ from builders.archives.midjourney import without_flags
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core import shallow_json
-from builders.core.base import Row, logger, make_key
+from builders.core.base import Row, make_key
 from builders.core.captions import LONGEST, clean_captions
 from builders.core.config import NumberedConfig, parse_parts
+from builders.core.log import logger
 
 _REPOSITORY = "JourneyDB/JourneyDB"
 _TABLES = {  # the repathed ones: only their paths match the archives ("realease" is the publisher's)

@@ -20,11 +20,12 @@ from builders.archives.members import NoContent, group_by_key, is_hidden, read_f
 from builders.archives.remote import is_local
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
 from builders.core.account import Left
-from builders.core.base import Row, logger, make_key
+from builders.core.base import Row, make_key
 from builders.core.captions import whole
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
 from builders.core.listing import walk_files
+from builders.core.log import logger
 from builders.core.text_file import check_encoding, decode_text
 from builders.folder import IMAGES, SPLITS
 

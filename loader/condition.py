@@ -142,8 +142,13 @@ def _put(path: Path, **arrays: npt.NDArray[Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as out:
-            np.savez(out, **arrays)  # type: ignore[arg-type]
-        os.replace(out.name, path)
+            try:
+                np.savez(out, **arrays)  # type: ignore[arg-type]
+                out.flush()
+                os.replace(out.name, path)
+            except BaseException:
+                os.unlink(out.name)
+                raise
     except OSError:
         return
 

@@ -7,6 +7,7 @@ Its name is not `select`, which is a module of Python that a script beside it wo
 """
 
 import dataclasses
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from loader.source import ManifestSource
 from loader.tar_source import TarSource
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
+from precompute.shards.output_folder import write_file
 
 PATIENCE = 60.0  # seconds
 
@@ -103,9 +105,9 @@ def keys_of(source: ManifestSource | JoinedSource, chosen: list[I64]) -> pa.Chun
 def _write(path: Path, keys: pa.ChunkedArray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        pq.write_table(pa.table({"key": keys}), temporary)
-        temporary.replace(path)
+        out = io.BytesIO()
+        pq.write_table(pa.table({"key": keys}), out)
+        write_file(path, out.getvalue())
     except OSError as error:
         raise UsageError(f"--output {path}: {error}") from error
 

@@ -8,8 +8,9 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -87,6 +88,28 @@ def as_started(text: str) -> str:
         return launched() if match["launch"] else command(verbs[match["name"]])
 
     return re.sub(r"(?:(?P<launch>accelerate launch)|python) precompute/(?P<name>\w+)\.py", typed, text)
+
+
+def flag_words(flags: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """`{"vae": "x", "text-encoder": ["a", "b"], "resolutions": [256, 512]}` as a command line has them."""
+    for flag, value in flags.items():
+        if isinstance(value, bool):
+            yield (f"--{flag}" if value else f"--no-{flag}",)
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            yield from ((f"--{flag}", item) for item in value)
+        else:
+            yield (f"--{flag}", *map(str, value if isinstance(value, list) else [value]))
+
+
+def merge_flags(flags: Iterable[tuple[str, ...]], given: list[str]) -> list[str]:
+    """The words of some flags, each with its values, and of those given: what is given takes the place of its like."""
+    named = {_plain(word) for word in given if word.startswith("--")}
+    return [word for flag in flags if _plain(flag[0]) not in named for word in flag] + given
+
+
+def _plain(flag: str) -> str:
+    """`--no_flip=x` is about `flip`."""
+    return flag.partition("=")[0].replace("_", "-").removeprefix("--").removeprefix("no-")
 
 
 def help_text() -> str:

@@ -10,11 +10,13 @@ PrecomputeError
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from loader.format import FormatError
+from loader.printable import printable_lines
 
 
 class PrecomputeError(Exception):
@@ -69,5 +71,13 @@ def one_line_errors() -> Iterator[None]:
         print("interrupted. What is finished stays: run the same command again", file=sys.stderr, flush=True)
         sys.exit(130)
     except (PrecomputeError, FormatError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(printable_lines(f"error: {error}"), file=sys.stderr, flush=True)
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable_lines(record.getMessage()), ()
+    return True
+
+
+logging.getLogger("precompute").addFilter(_make_printable)

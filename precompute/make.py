@@ -10,18 +10,21 @@ runs, and goes on where it was: after a fault, mend it and run the same line aga
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from precompute.commands import executable, parse, script, words
+from precompute.commands import executable, flag_words, merge_flags, parse, script, words
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.hub.dataset_card import known_source
+from precompute.hub.permissions import reading_lacks, writing_lacks
 from precompute.shards.markers import marker_paths, read_marker
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -72,6 +75,7 @@ class Dataset:
     """One dataset of a recipe. rows, gigabytes: published size of all splits and of the archives.
 
     links: name of a file in its folder of raw archives that says where they are, as SA-1B's publisher hands out.
+    gated: its repository on the Hub, where that wants its terms accepted.
     """
 
     name: str
@@ -80,13 +84,21 @@ class Dataset:
     rows: int
     gigabytes: float
     links: str | None = None
+    gated: str | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """flags: of the run, each with its values. sample_bytes: of one sample, by the shapes of its fields; None where unknown."""
+
     name: str
-    flags: tuple[str, ...]
+    flags: tuple[tuple[str, ...], ...]
     datasets: tuple[Dataset, ...]
+    sample_bytes: float | None = None
+
+    def run_flags(self, given: str) -> list[str]:
+        """The flags of a run: those of the recipe, but for what is given on the command line."""
+        return merge_flags(self.flags, shlex.split(given))
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ def read_recipe(name: str, small: bool, only: Sequence[str] = ()) -> Recipe:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         datasets = tuple(_dataset(name, entry, small) for name, entry in content["datasets"].items())
-        flags = tuple(_arguments(content.get("flags", {})))
+        flags = tuple(flag_words(content.get("flags", {})))
     except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: {error!r} is missing or wrong; compare with precompute/recipes") from error
     unknown = set(only) - {dataset.name for dataset in datasets}
@@ -115,30 +127,41 @@ def read_recipe(name: str, small: bool, only: Sequence[str] = ()) -> Recipe:
         raise UsageError(
             f"--only {' '.join(sorted(unknown))}: the recipe has {', '.join(d.name for d in datasets)}"
         )
-    return Recipe(path.stem, flags, tuple(d for d in datasets if not only or d.name in only))
+    chosen = tuple(d for d in datasets if not only or d.name in only)
+    return Recipe(path.stem, flags, chosen, content.get("sample_bytes"))
 
 
 def _dataset(name: str, entry: dict[str, Any], small: bool) -> Dataset:
     size = entry["small" if small else "full"]
     splits = tuple(entry.get("splits", ["train"]))
     config = size.get("name", entry.get("name"))
-    return Dataset(name, config, splits, size["rows"], size["gigabytes"], entry.get("links"))
+    return Dataset(
+        name, config, splits, size["rows"], size["gigabytes"], entry.get("links"), entry.get("gated")
+    )
 
 
-def _arguments(flags: dict[str, Any]) -> Iterator[str]:
-    """`{"vae": "x", "text-encoder": ["a", "b"], "resolutions": [256, 512]}` as a command line has them."""
-    for flag, value in flags.items():
-        if isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            for item in value:
-                yield from (f"--{flag}", item)
-        else:
-            yield from (f"--{flag}", *map(str, value if isinstance(value, list) else [value]))
+def lacks(config: Config, recipe: Recipe) -> Iterator[str]:
+    """What the recipe will need and is not there, a line each: links, terms, a token, extras, the launcher."""
+    for dataset in recipe.datasets:
+        path = config.raw / dataset.name / str(dataset.links)
+        if dataset.links and not path.is_file():
+            yield (
+                f"{path}: not there. Save the publisher's list of links under this name (builders/{dataset.name}.py says "
+                "where to get it), or name the other datasets with --only"
+            )
+        if dataset.gated:
+            yield from reading_lacks(dataset.gated)
+    if config.push_to:
+        yield from writing_lacks("--push-to", config.push_to)
+    if any("openclip:" in word for word in recipe.run_flags(config.flags)) and find_spec("open_clip") is None:
+        yield 'openclip: not installed; pip install "latentmill[openclip]", or from a checkout pip install -e ".[openclip]"'
+    launcher = shlex.split(config.launch)[:1]
+    if not launcher or shutil.which(executable(launcher)[0]) is None:
+        yield f"--launch {config.launch}: no such command"
 
 
 def steps(config: Config, recipe: Recipe) -> Iterator[Step]:
-    """The commands of a recipe, in order. Raises UsageError where a dataset's links are not there."""
+    """The commands of a recipe, in order."""
     for dataset in recipe.datasets:
         yield from _steps(config, recipe, dataset)
 
@@ -146,7 +169,7 @@ def steps(config: Config, recipe: Recipe) -> Iterator[Step]:
 def _steps(config: Config, recipe: Recipe, dataset: Dataset) -> Iterator[Step]:
     raw, output = config.raw / dataset.name, str(config.latents / dataset.name)
     named = ["--name", dataset.config] if dataset.config else []
-    links = _links(raw, dataset) if dataset.links else []
+    links = [raw / dataset.links] if dataset.links else []
     where = ["--options", *(f"links={path}" for path in links)] if links else []
     if not config.stream:
         where = ["--data-dir", str(raw)]
@@ -155,7 +178,7 @@ def _steps(config: Config, recipe: Recipe, dataset: Dataset) -> Iterator[Step]:
     for split in dataset.splits:
         command = [*shlex.split(config.launch), *script("run"), f"builders/{dataset.name}", *named]
         command += ["--split", split, "--output", output, *where]
-        yield Step(dataset.name, f"precompute {split}", [*command, *recipe.flags, *shlex.split(config.flags)])
+        yield Step(dataset.name, f"precompute {split}", [*command, *recipe.run_flags(config.flags)])
     yield Step(dataset.name, "verify", [*words("verify"), output])
     yield Step(dataset.name, "preview", [*words("preview"), output, *where])
     if config.push_to:
@@ -165,21 +188,11 @@ def _steps(config: Config, recipe: Recipe, dataset: Dataset) -> Iterator[Step]:
         yield Step(dataset.name, "push", [*command, *(["--private"] if private else [])])
 
 
-def _links(raw: Path, dataset: Dataset) -> list[Path]:
-    """Raises UsageError where there is no such file."""
-    path = raw / str(dataset.links)
-    if not path.is_file():
-        raise UsageError(
-            f"{path}: not there. Save the publisher's list of links under this name (builders/{dataset.name}.py says "
-            "where to get it), or name the other datasets with --only"
-        )
-    return [path]
-
-
 def run(step: Step) -> None:
     """Print the command as one would type it, and run it to its end. Raises PrecomputeError if it fails."""
     print(f"\n== {step.dataset}: {step.verb}\n{shlex.join(step.command)}", flush=True)
-    code = subprocess.run(executable(step.command)).returncode
+    # No shell, and every word is the user's own: flags, or the recipe that was named.
+    code = subprocess.run(executable(step.command)).returncode  # noqa: S603
     if code:
         raise PrecomputeError(
             f"{step.dataset}: {step.verb} ended with exit code {code}; mend it and run the same line again: "
@@ -189,17 +202,30 @@ def run(step: Step) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one sample: bytes in the shards, and images a second of one process."""
+    """Of one sample: bytes in the shards, and images a second of one process; None where it could not be measured."""
 
     bytes: float
-    images_per_second: float
+    images_per_second: float | None
 
 
 def measure(config: Config, recipe: Recipe) -> Measured:
-    """Encode a small dataset with the recipe's flags, and take the numbers from its markers. The first unit warms up."""
+    """Encode a small dataset with the recipe's flags, and take the numbers from its markers. The first unit warms up.
+
+    Where that fails, as it does without a network for the models, the recipe's own figure stands for the bytes.
+    """
+    try:
+        return _measure(config, recipe)
+    except PrecomputeError as error:
+        if recipe.sample_bytes is None:
+            raise
+        print(f"not measured, for the sample could not be encoded ({error})", file=sys.stderr)
+        return Measured(recipe.sample_bytes, None)
+
+
+def _measure(config: Config, recipe: Recipe) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         command = ["python", *script("run"), config.sample, "--output", folder]
-        run(Step("sample", "precompute", [*command, *recipe.flags, *shlex.split(config.flags)]))
+        run(Step("sample", "precompute", [*command, *recipe.run_flags(config.flags)]))
         markers = sorted(
             (read_marker(path) for path in marker_paths(Path(folder))), key=lambda marker: marker.unit
         )
@@ -223,13 +249,16 @@ def plan(recipe: Recipe, measured: Measured, raw: bool) -> str:
             dataset.rows,
             dataset.gigabytes / 1000 if raw else 0,
             dataset.rows * measured.bytes / TERABYTE,
-            dataset.rows / measured.images_per_second / 3600,
+            dataset.rows / measured.images_per_second / 3600 if measured.images_per_second else 0,
         ]
         total = [a + b for a, b in zip(total, cells, strict=True)]
         lines.append(_line(dataset.name, cells))
     lines.append(_line("all", total))
+    size, speed = f"{measured.bytes / 1024:,.1f} KiB a sample", measured.images_per_second
     lines.append(
-        f"measured: {measured.bytes / 1024:,.1f} KiB a sample, {measured.images_per_second:,.1f} images/s on one process"
+        f"measured: {size}, {speed:,.1f} images/s on one process"
+        if speed
+        else f"by the shapes of its fields: {size}; device hours are known once a sample can be encoded"
     )
     return "\n".join(lines)
 
@@ -254,7 +283,9 @@ def main() -> None:
         if config.plan:
             print(f"\n{plan(recipe, measure(config, recipe), raw=not config.stream)}\n{free_space(config)}")
             return
-        for step in list(steps(config, recipe)):  # all of them first, so that what is missing is said at once
+        if missing := list(lacks(config, recipe)):
+            raise UsageError("\nerror: ".join(missing))
+        for step in steps(config, recipe):
             run(step)
         print(f"\n{recipe.name}: all of {', '.join(d.name for d in recipe.datasets)} in {config.latents}")
 

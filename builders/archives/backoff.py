@@ -5,11 +5,10 @@ An outage that passes must not end a job of days; one that stays must end it, an
 
 import contextlib
 import email.utils
-import logging
 import threading
 import time
 
-logger = logging.getLogger("builders")
+from builders.core.log import logger
 
 PATIENCE = 1800  # seconds of pauses in all
 _LONGEST = 60  # seconds of one pause

@@ -17,8 +17,9 @@ from builders.archives.members import Member, all_members, is_hidden
 from builders.archives.remote import is_local, open_source, version_of
 from builders.archives.zips import count_zip
 from builders.core.account import TOLD, Left
-from builders.core.base import ImageCaptionBuilder, Row, logger, make_key
+from builders.core.base import ImageCaptionBuilder, Row, make_key
 from builders.core.errors import ArchiveError, MissingSourceError
+from builders.core.log import logger
 
 ROWS_PER_SHARD = 4096  # a zip with more members is offered as several ranges
 

@@ -1,7 +1,6 @@
 """A builder that keeps the account of its rows, whichever way it is read, and tells it at the end of each split."""
 
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -13,8 +12,7 @@ from builders.core.account import Account, Left
 from builders.core.config import ImageCaptionConfig
 from builders.core.counted_examples import CountedExamples
 from builders.core.errors import NoRecordsError
-
-logger = logging.getLogger("builders")
+from builders.core.log import logger
 
 
 class AccountedBuilder(datasets.GeneratorBasedBuilder):

@@ -7,7 +7,6 @@ archive that is read, or an annotation whose image should be in one and is not. 
 
 import abc
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +23,6 @@ from builders.core.cache_key import code_hash, folder_fingerprint
 from builders.core.captions import clean_captions
 from builders.core.config import ImageCaptionConfig
 from builders.core.rgb_image import RGB_IMAGES, restore_rgb_image
-
-logger = logging.getLogger("builders")
 
 
 class Row(NamedTuple):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from builders import names
 from builders.archives.sources import ArchiveBuilder
 from builders.core.errors import BuilderError
+from builders.core.log import visible
 from builders.download.fetch import Downloader
 
 _SKIPPED = ("demo", "folder", "webdataset")  # read what is on the machine already
@@ -69,7 +70,7 @@ def _fetch(options: argparse.Namespace) -> int:
             assert isinstance(builder, ArchiveBuilder)
             sources = builder.sources()
         except (BuilderError, ValueError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
+            print(visible(f"{name}: {error}"), file=sys.stderr)
             return 1
         os.makedirs(folder, exist_ok=True)
         with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=name) as bar:
@@ -87,7 +88,7 @@ def _summarise(downloader: Downloader) -> int:
     )
     told = [message for message in failed.values() if message != "not tried"]
     for message in told[:5]:
-        print(f"  {message}", file=sys.stderr)
+        print(visible(f"  {message}"), file=sys.stderr)
     if len(failed) > len(told[:5]):
         print(f"  and {len(failed) - len(told[:5]):,} more", file=sys.stderr)
     return int(bool(failed))

@@ -15,7 +15,9 @@ def load_text_model(
     spec: TextSpec, location: Location, family: Any, dtype: torch.dtype
 ) -> tuple[Any, str | None]:
     """The model, and the variant of its weights. Raises ModelError."""
-    load = partial(family.from_pretrained, location.name, dtype=dtype, **location.arguments)
+    load = partial(
+        family.from_pretrained, location.name, dtype=dtype, trust_remote_code=False, **location.arguments
+    )
     try:
         model, variant = load_weights(f"--text-encoder {spec.model}", load)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
@@ -49,7 +51,7 @@ def open_tokenizer(spec: TextSpec, location: Location) -> Any:
     folder = location.subfolder.replace("text_encoder", "tokenizer")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            location.tokenizer_place(folder), subfolder=folder
+            location.tokenizer_place(folder), subfolder=folder, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(

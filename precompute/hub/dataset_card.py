@@ -15,7 +15,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 import builders
 from builders.core.base import ImageCaptionBuilder
 from loader.format import Field, Manifest, Split
-from precompute.report.formatting import file_size, flatten, printable
+from loader.printable import printable
+from precompute.report.formatting import file_size, flatten
 
 BEGIN = "<!-- latentmill: written by precompute/push.py, which replaces all down to the next mark -->"
 END = "<!-- latentmill: end -->"

@@ -19,9 +19,9 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
+from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.hub.retry import PushError, ask
-from precompute.report.formatting import printable
 
 READERS = 8  # small files read at once
 ADDRESS = re.compile(r"(?:https?://[^/]+/|hf://)?(?:datasets/)?(?P<repo>[^/@?#]+/[^/@?#]+)(?:[/@?#].*)?")

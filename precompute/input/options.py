@@ -8,12 +8,16 @@ from typing import Any
 
 from precompute.errors import UsageError
 
+PYTHON = {"True": True, "False": False, "None": None}
+
 
 def parse_option(option: str) -> tuple[str, Any]:
     """`parts=0-22` or `min_image_size=512`: the value as JSON where it is JSON, else as it stands."""
     name, separator, value = option.partition("=")
     if not separator or not name.isidentifier():
         raise UsageError(f"--options {option}: write each as NAME=VALUE, for example parts=0-22")
+    if value in PYTHON:
+        return name, PYTHON[value]
     try:
         return name, json.loads(value)
     except ValueError:

@@ -149,7 +149,7 @@ def _tokenizer(spec: dict[str, Any]) -> Any:
     if spec.get("revision", "") is None:  # what the Hub has under a folder's name is another's
         raise ValueError(f"its model came from a folder, {spec['model']!r}")
     loaded = transformers.AutoTokenizer.from_pretrained(
-        spec["model"], subfolder=subfolder, revision=spec.get("revision") or "main"
+        spec["model"], subfolder=subfolder, revision=spec.get("revision") or "main", trust_remote_code=False
     )
     return lambda caption: loaded(caption).input_ids
 

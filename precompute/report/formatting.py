@@ -2,10 +2,7 @@
 
 from typing import Any
 
-
-def printable(text: str) -> str:
-    """One line without control, format or surrogate characters: a caption must not reorder or break the page."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+from loader.printable import printable
 
 
 def flatten(value: Any, prefix: str = "") -> list[tuple[str, str]]:

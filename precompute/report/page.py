@@ -14,10 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from loader.printable import one_line, printable
 from loader.recipe import Recipe
 from precompute.report import charts
 from precompute.report.figures import Figures, Reject
-from precompute.report.formatting import file_size, flatten, printable
+from precompute.report.formatting import file_size, flatten
 from precompute.report.tiles import Card, Picture
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -142,7 +143,7 @@ def _reject(reject: Reject) -> str:
 
 def _duplicates(figures: Figures, twins: Sequence[Card]) -> str:
     rows = "".join(
-        f"<tr><td>{count:,} ×</td><td>{escape(printable(c)[:200])}</td></tr>" for c, count in figures.repeated
+        f"<tr><td>{count:,} ×</td><td>{escape(one_line(c)[:200])}</td></tr>" for c, count in figures.repeated
     )
     captions = f"<table>{rows}</table>" if rows else '<p class="quiet">No caption occurs twice.</p>'
     pairs = "".join(

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.format import Manifest
+from loader.printable import one_line
 from precompute.encode.image import ImageEncoder
-from precompute.report.formatting import printable
 from precompute.shards.sample_reader import Sample, raw_latents
 from precompute.verification.decode_check import decode, psnr
 from precompute.verification.source_check import source_pixels
@@ -56,7 +56,7 @@ def make_cards(
         height, width = max((p.pixels.shape[:2] for p in pictures), default=(256, 256))
         shown = source_pixels(images.get(sample.key), sample.facts, height, width, manifest.recipe)
         source_picture = [] if shown is None else [Picture("source", shown)]
-        cards.append(Card(sample.key, printable(sample.caption), source_picture + pictures))
+        cards.append(Card(sample.key, one_line(sample.caption), source_picture + pictures))
     return cards
 
 

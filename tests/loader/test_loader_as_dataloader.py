@@ -61,7 +61,7 @@ def test_set_epoch_goes_to_the_beginning_of_another_epoch(shards: Path) -> None:
 
 
 def pickled(value: Any) -> Any:
-    return pickle.loads(pickle.dumps(value))  # noqa: S301
+    return pickle.loads(pickle.dumps(value))
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, pickled])

@@ -1,16 +1,22 @@
 """Recipes: the commands they come down to, the plan, and what stops one."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tyro
+from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.utils import httpx
 
 import builders
 from builders.download.__main__ import _parse
 from loader.format import Manifest
 from precompute import make, preview, push, run, verify
+from precompute.hub import permissions
+from precompute.input.options import parse_option
 from tests.support.launching import ROOT, environment
 
 DEMO = """
@@ -103,10 +109,79 @@ def test_what_may_not_be_shared_is_pushed_as_private(tmp_path: Path) -> None:
 
 
 def test_missing_links_are_said_before_anything_runs(tmp_path: Path) -> None:
-    done = run_make("micro_budget", "--raw", tmp_path, "--latents", tmp_path)
+    done = run_make(
+        "micro_budget",
+        "--raw",
+        tmp_path,
+        "--latents",
+        tmp_path,
+        "--only",
+        "sa1b",
+        "--flags=--text-encoder toy",
+        "--launch",
+        sys.executable,
+    )
     assert done.returncode == 2 and "==" not in done.stdout
     assert done.stderr.startswith(f"error: {tmp_path}/sa1b/links.txt: not there")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_all_that_is_missing_is_said_at_once_a_line_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(permissions, "get_token", lambda: None)
+    monkeypatch.setattr(make, "find_spec", lambda name: None)
+    monkeypatch.setattr(make, "run", None)
+    arguments = ["micro_budget", "--raw", str(tmp_path), "--push-to", "me", "--launch", "no-such-launcher"]
+    monkeypatch.setattr("sys.argv", ["precompute/make.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        make.main()
+    told = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and all(line.startswith("error: ") for line in told)
+    missing = (
+        "JourneyDB/JourneyDB",
+        "links.txt",
+        "--push-to me: no token",
+        "openclip",
+        "--launch no-such-launcher",
+    )
+    assert len(told) == len(missing)
+    assert all(any(name in line for line in told) for name in missing)
+
+
+class Answers:
+    """A Hub that knows one token, `me`'s, which may read no gated dataset."""
+
+    def whoami(self) -> dict[str, object]:
+        return {"name": "me", "orgs": [{"name": "ours"}]}
+
+    def auth_check(self, repository: str, repo_type: str) -> None:
+        raise GatedRepoError("no", response=httpx.Response(403, request=httpx.Request("GET", "http://hub")))
+
+
+def test_what_a_token_may_not_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(permissions, "get_token", lambda: "hf_x")
+    monkeypatch.setattr(permissions, "HfApi", Answers)
+    assert [
+        *permissions.writing_lacks("--push-to", "me"),
+        *permissions.writing_lacks("--push-to", "ours"),
+    ] == []
+    (line,) = permissions.writing_lacks("--push-to", "you")
+    assert line.startswith("--push-to you: this token writes to me, ours")
+    (line,) = permissions.reading_lacks("a/b")
+    assert "may not read it" in line and "accept the terms" in line
+
+
+def test_readmes_lines_can_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What README tells a reader to type wants no links, terms or token that nobody has yet."""
+    monkeypatch.setattr(permissions, "get_token", lambda: None)
+    monkeypatch.setattr(make, "find_spec", lambda name: name)
+    lines = re.findall(r"python precompute/make\.py ([^#\n]+)", (ROOT / "README.md").read_text())
+    assert len(lines) >= 2 and any("--small" in line for line in lines)
+    for line in lines:
+        config = tyro.cli(make.Config, args=[*shlex.split(line), "--launch", sys.executable])
+        recipe = make.read_recipe(config.recipe, config.small, config.only)
+        assert config.plan or not list(make.lacks(config, recipe))
 
 
 def test_recipe_runs_to_the_end_and_again(recipe: Path, tmp_path: Path) -> None:
@@ -137,6 +212,13 @@ def test_plan_is_measured(recipe: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "latents").exists()
 
 
+def test_plan_without_a_model_counts_by_the_shapes(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text("sample_bytes = 250_000\n" + DEMO.replace('vae = "toy"', f'vae = "{tmp_path}/none"'))
+    done = run_make(recipe, "--plan", "--raw", tmp_path / "raw", "--latents", tmp_path / "latents")
+    assert done.returncode == 0 and "not measured" in done.stderr
+    assert "by the shapes of its fields: 244.1 KiB a sample" in done.stdout
+
+
 def test_plan_is_arithmetic() -> None:
     dataset = make.Dataset("coco", None, ("train",), rows=7_200_000, gigabytes=1500)
     table = make.plan(make.Recipe("x", (), (dataset,)), make.Measured(200_000, 100), raw=True)
@@ -162,8 +244,19 @@ def test_unknown_names_list_the_known() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_flags_of_the_command_line_win_over_those_of_the_recipe(recipe: Path, stream: bool) -> None:
-    config = make.Config(str(recipe), flags="--vae mine --crop random", stream=stream)
+    flags = "--vae mine --crop random --text-encoder other --resolutions 32"
+    config = make.Config(str(recipe), flags=flags, stream=stream)
     found = make.steps(config, make.read_recipe(str(recipe), small=True))
     (command,) = (step.command for step in found if step.verb == "precompute train")
     parsed = tyro.cli(run.Config, args=command[command.index("precompute/run.py") + 1 :])
-    assert (parsed.vae, parsed.crop, parsed.resolutions) == ("mine", "random", (64, 128))
+    assert (parsed.vae, parsed.crop, parsed.dtype) == ("mine", "random", "float32")
+    assert (parsed.text_encoder, parsed.resolutions) == (("other",), (32,))
+
+
+def test_options_are_written_as_in_python_too() -> None:
+    assert [parse_option(f"x={value}")[1] for value in ("True", "true", "None", "Trueish")] == [
+        True,
+        True,
+        None,
+        "Trueish",
+    ]
