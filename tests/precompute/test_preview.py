@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loader.printable import one_line
 from precompute import preview, run, verify
 from precompute.errors import ModelError, UsageError
 from precompute.report.figures import near_pairs, perceptual_hash
-from precompute.report.formatting import printable
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
 from precompute.report.tiles import Card, Picture
 from precompute.verification.decode_check import psnr
@@ -49,7 +49,7 @@ def load(path: Path) -> np.ndarray:
 def card(caption: str = "a caption", tiles: int = 3) -> Card:
     pixels = np.full((64, 64, 3), 128, np.uint8)
     return Card(
-        "key", printable(caption), [Picture("source", pixels)] + [Picture("64", pixels, 20.0)] * (tiles - 1)
+        "key", one_line(caption), [Picture("source", pixels)] + [Picture("64", pixels, 20.0)] * (tiles - 1)
     )
 
 
@@ -69,7 +69,7 @@ def test_the_shards_are_left_as_they_were(demo: Path) -> None:
 @pytest.mark.parametrize("caption", HOSTILE)
 def test_no_caption_breaks_the_sheet(caption: str) -> None:
     sheet = draw_sheet(
-        "title " + printable(caption), "subtitle", [card(caption), card(), card(caption, tiles=1)]
+        "title " + one_line(caption), "subtitle", [card(caption), card(), card(caption, tiles=1)]
     )
     assert sheet.width < 1700 and sheet.height < 1200
 
@@ -82,10 +82,10 @@ def test_any_number_of_cards_makes_a_sheet(count: int) -> None:
 
 def test_printable_text_is_one_line_without_control_characters() -> None:
     for text in HOSTILE:
-        clean = printable(text)
+        clean = one_line(text)
         assert clean.isprintable() and "\n" not in clean
         clean.encode()
-    assert printable("a\tb\n c\u202e") == "a b c"
+    assert one_line("a\tb\n c\u202e") == "a b c"
 
 
 @pytest.mark.parametrize("text", ["one two three " * 30, "x" * 300, "short", "写真" * 100, "a " + "b" * 200])
