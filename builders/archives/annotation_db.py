@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from builders.core.errors import AnnotationError, ArchiveError, DiskFullError
+from builders.core.errors import AnnotationError, ArchiveError, BuilderError, DiskFullError
 
 OTHERS = "others"  # the part whose one value is how many rows were not picked
 _Rows = Iterable[tuple[str, str, Any]]
@@ -103,7 +103,10 @@ def _told(source: str, folder: str) -> Iterator[None]:
         raise DiskFullError(
             f"{folder} or the temporary folder: {error}, while {source} was sorted. Make room, or set cache_dir= and TMPDIR"
         ) from error
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, OSError) as error:
+        # Of a damaged Parquet file, Arrow says OSError without a number.
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, BuilderError)):
+            raise
         raise AnnotationError(
             f"{source}: its annotations cannot be read, cut short or damaged: {type(error).__name__}: {error}. Fetch it again"
         ) from error

@@ -66,7 +66,7 @@ def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
     data = file.read(entry.packed)
     if entry.method == 8:
         try:
-            data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
+            data = zlib.decompressobj(-15).decompress(data, max(1, entry.size))  # 0 would mean all
         except zlib.error:
             return b""
     return data if entry.method in (0, 8) and zlib.crc32(data) == entry.crc else b""

@@ -166,7 +166,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
             return "too_large", record
         if min(info.width, info.height) < config.min_image_size:
             return ("too_small" if min(info.width, info.height) else "undecodable"), record
-        if not images.is_whole(data, info.format):
+        if not images.is_whole(data, info.format, config.check_pixels):
             return "undecodable", record
         if config.max_image_size is not None and min(info.width, info.height) > config.max_image_size:
             return self._shrunk(data, record, config.max_image_size)

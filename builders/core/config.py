@@ -24,6 +24,7 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     lossless          with max_image_size: sources that are not JPEG are re-encoded losslessly
     caption_cleaning  "none", "light" or "deepfloyd"
     color_profile     "srgb": colours of another profile become sRGB where pixels are decoded; "ignore": the numbers as they are stored
+    check_pixels      decode every picture at the gate: what is damaged in its middle is undecodable, instead of an error where it is read
     keep_rejected     yield rejected rows too, in source order, with their reason in column `reject`; `error` says what a reader said
     data_fingerprint  names, sizes and times of the files in data_dir; set by the builder so that changed files are read anew
     """
@@ -33,6 +34,7 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     lossless: bool = False
     caption_cleaning: str = "light"
     color_profile: str = "srgb"
+    check_pixels: bool = False
     keep_rejected: bool = False
     data_fingerprint: str | None = None
 

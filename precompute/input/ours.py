@@ -16,7 +16,8 @@ from precompute.input.units import Unit
 from precompute.shards.unit_writer import Row
 
 COMMON = ("key", "image", "caption", "captions", "caption_kinds", "width", "height", "source", "reject")
-# Fields of a builder's config that determine no value; `links` is where the archives are for some days.
+# Fields of a builder's config that determine no value; `links` is where the archives are for some days. What `check_pixels` finds, the
+# decoder of a run finds too.
 NO_VALUE = {
     "name",
     "version",
@@ -24,12 +25,13 @@ NO_VALUE = {
     "data_files",
     "description",
     "parts",
+    "check_pixels",
     "keep_rejected",
     "data_fingerprint",
     "links",
 }
 # Of them, those that the command sets by flags of its own.
-SET_BY_FLAGS = NO_VALUE - {"parts", "links"}
+SET_BY_FLAGS = NO_VALUE - {"parts", "links", "check_pixels"}
 
 
 class OurRecords(Records):

@@ -48,6 +48,24 @@ def test_a_cut_file_is_not_whole_or_not_an_image(kind, keep):
         decode_rgb(data)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
+def test_what_passes_a_check_of_pixels_decodes(kind):
+    """Whatever was damaged in its middle; without the check, a JPEG or WebP may pass and raise where it is read."""
+    data, rng, found = encode(photo(1), kind), np.random.default_rng(3), {True: 0, False: 0}
+    for _ in range(30):
+        damaged = bytearray(data)
+        damaged[rng.integers(len(data) // 20, len(data) - 20)] ^= 0xFF
+        damaged[rng.integers(100, 700)] ^= 0x55
+        try:
+            whole = is_whole(bytes(damaged), probe(bytes(damaged)).format, check_pixels=True)
+        except UndecodableImage:
+            continue
+        found[whole] += 1
+        if whole:
+            decode_rgb(bytes(damaged))
+    assert found[False]
+
+
 def test_a_cut_file_with_a_whole_thumbnail_is_not_whole():
     exif = Image.Exif()
     exif[0x010E] = "\xff\xd9".encode("latin-1")

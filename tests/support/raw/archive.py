@@ -35,4 +35,5 @@ def write_zip(path: Path, members: Members, compression: int = zipfile.ZIP_STORE
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in members:
-            archive.writestr(name, data)
+            info = zipfile.ZipInfo(name)  # of a fixed date, so that the bytes are always the same
+            archive.writestr(info, data, None if name.endswith("/") else compression)
