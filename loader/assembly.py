@@ -19,6 +19,7 @@ from loader.folders import Files
 from loader.format import NULL_CAPTION, Field, FormatError
 from loader.joined import Source, open_source
 from loader.members import Array
+from loader.npy import bits16
 from loader.null_caption import read_null_caption
 from loader.options import Layered, Path_, Paths, Settings
 from loader.order import I64, Order, bucketed, mixture
@@ -183,7 +184,7 @@ def _draw(source: Source, select: Selection, settings: Settings) -> Draw:
 
 
 def _null_caption(source: Source, text: Sequence[Field]) -> dict[str, Array]:
-    """The empty caption's arrays by field name, float16."""
+    """The empty caption's arrays by field name, in 16 bits a value."""
     return {field.name: _null_array(source.files_of(field), field) for field in text}
 
 
@@ -191,7 +192,7 @@ def _null_array(files: Files, field: Field) -> Array:
     where = f"{files.url}/{NULL_CAPTION}"
     cure = "the run that made the shards writes it; run it again on the folder, or give dropped='zeros'"
     try:
-        return read_null_caption(files.read(NULL_CAPTION), [field])[field.name].astype(np.float16)
+        return bits16(read_null_caption(files.read(NULL_CAPTION), [field])[field.name], field.dtype).copy()
     except FileNotFoundError:
         raise ValueError(f"dropped='null': there is no {where}; {cure}") from None
     except FormatError as error:

@@ -126,9 +126,10 @@ class Work:
             text, mask = self._text(field)
             if mask is not None:
                 batch[mask_name] = mask
-            batch[field.name] = text.unsqueeze(1)
+            batch[field.name] = as_values(text, field).unsqueeze(1)
         for field in self.select.pooled:
-            batch[field.name] = self._fill_dropped(self.rows.arrays[field.name], field)
+            rows = self._fill_dropped(self.rows.arrays[field.name], field)
+            batch[field.name] = as_values(rows, field)
         if self.draw.mark_padding:
             batch["sample_mask"] = torch.from_numpy(~self.reader.order.is_padding(self.epoch, self.positions))
         if "key" in self.select.extras:
@@ -138,7 +139,7 @@ class Work:
         return batch
 
     def _image(self) -> torch.Tensor:
-        """(B, C, H, W) float16."""
+        """(B, C, H, W), of the field's dtype."""
         field = self.select.image
         if field.name in self.rows.arrays:
             raw = self.rows.arrays[field.name]
@@ -149,10 +150,11 @@ class Work:
                 raise FormatError(f"{field.name}: a batch of several shapes {shapes} cannot be stacked")
             raw = self.reader.buffers.take((self.size, *values[0].shape))
             np.stack(values, out=raw.numpy())
+        raw = as_values(raw, field)
         return raw if field.kind == "latents" else self._latents(raw)
 
     def _latents(self, raw: torch.Tensor) -> torch.Tensor:
-        """`(mean + std * noise - shift) * scale` in float32, rounded once to float16."""
+        """`(mean + std * noise - shift) * scale` in float32, rounded once to the field's dtype."""
         mean, std = raw.float().chunk(2, dim=1)
         if self.draw.posterior == "sample":
             keys = keyed(self.draw.seed, NOISE, self.epoch, self.positions)
@@ -163,7 +165,7 @@ class Work:
             mean = mean.sub_(torch.tensor(field.shift).view(-1, 1, 1))
         if field.scale is not None:
             mean = mean.mul_(torch.tensor(field.scale).view(-1, 1, 1))
-        return self.reader.buffers.take(tuple(mean.shape)).copy_(mean)
+        return as_values(self.reader.buffers.take(tuple(mean.shape)), field).copy_(mean)
 
     def _fill_dropped(self, rows: torch.Tensor, field: Field) -> torch.Tensor:
         null = self.draw.null.get(field.name)
@@ -194,3 +196,8 @@ class Work:
                 mask[index, tokens:] = False
             text[index, tokens:] = 0
         return text, mask
+
+
+def as_values(bits: torch.Tensor, field: Field) -> torch.Tensor:
+    """What is read as 16 bits a value, of the field's own dtype."""
+    return bits.view(torch.bfloat16) if field.dtype == "bfloat16" else bits

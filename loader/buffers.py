@@ -14,7 +14,7 @@ KEPT = 32
 
 
 class Buffers:
-    """float16 tensors. Memory is handed out again only when no tensor that shares it is left."""
+    """Tensors of 16 bits a value, typed float16. Memory is handed out again only when no tensor that shares it is left."""
 
     def __init__(self, pin_memory: bool) -> None:
         self._pin_memory = pin_memory

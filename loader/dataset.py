@@ -32,7 +32,7 @@ class LatentDataset(IterableDataset[Batch]):
     A batch is a dict. B: batch_size; T: tokens; D, P: widths of the text encoder; NAME: of the encoder, `_NAME` is left out of the
     unnamed one's.
 
-        image_latents            (B, C, H, W) float16, scaled
+        image_latents            (B, C, H, W) float16, scaled (bfloat16 of shards that were made with --store bfloat16, and so below)
         drop_caption_mask        (B,) float32, 0 where the caption was dropped; drop_caption_mask_NAME of each encoder, where
                                  caption_drop_prob goes by encoder
         caption_latents_NAME     (B, 1, T, D) float16, where dropped zeros, or the empty caption's; zeros behind the last token

@@ -5,12 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from loader.format import Field, FormatError
-from loader.npy import npy_array, npy_header
+from loader.npy import bits16, npy_array, npy_header, stored_dtype
 from loader.order import I64
 from loader.source import OpenShard
 
@@ -47,7 +46,10 @@ class Rows:
         tar = shard.descriptor(member)
         if array is not None:
             target = memoryview(array.numpy().data).cast("B")
-            length, expected = len(target) // self.size, npy_header("float16", known_axes(field))
+            length, expected = (
+                len(target) // self.size,
+                npy_header(stored_dtype(field.dtype), known_axes(field)),
+            )
             header, full = bytearray(len(expected)), len(expected) + length
         for index, offset, size in places:
             try:
@@ -96,16 +98,17 @@ def known_axes(field: Field) -> tuple[int, ...]:
 
 
 def _read_member(descriptor: int, offset: int, size: int, field: Field) -> Array:
-    """A member as float16. Raises FormatError unless it is a whole .npy of its field's shape."""
+    """A member's 16 bits a value. Raises FormatError unless it is a whole .npy of its field's shape."""
     data = bytearray(size)
     if os.preadv(descriptor, [data], offset) != size:
         raise FormatError(f"{field.member} ends early")
     array = npy_array(data)
-    dtype, shape = array.dtype, array.shape
+    shape = array.shape
     if len(shape) != len(field.shape) or any(
         n not in (None, m) for n, m in zip(field.shape, shape, strict=True)
     ):
         raise FormatError(f"{field.member} is of shape {shape}, not {field.shape}")
-    if dtype.kind != "f":
-        raise FormatError(f"{field.member} is of dtype {dtype}, not float")
-    return array.astype(np.float16)
+    try:
+        return bits16(array, field.dtype)
+    except FormatError as error:
+        raise FormatError(f"{field.member} is {error}") from error

@@ -58,6 +58,30 @@ def parse_npy(buffer: bytes | memoryview) -> tuple[np.dtype[Any], tuple[int, ...
     return dtype, shape, start
 
 
+def stored_dtype(name: str) -> str:
+    """dtype of the `.npy` members of a field: numpy has no bfloat16, whose bits are stored as uint16."""
+    return "uint16" if name == "bfloat16" else name
+
+
+def bits16(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float16]:
+    """A member of a field of this dtype in 16 bits a value, which are typed float16 even where they are of bfloat16.
+
+    Raises FormatError for another dtype.
+    """
+    if dtype == "bfloat16" and array.dtype == np.uint16:
+        return array.view(np.float16)
+    if dtype == "bfloat16" or array.dtype.kind != "f":
+        raise FormatError(
+            f"of dtype {array.dtype}, not {'float' if dtype != 'bfloat16' else stored_dtype(dtype)}"
+        )
+    return array.astype(np.float16)
+
+
+def as_numbers(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """A member of a field of this dtype as numbers that numpy knows: float32 where the field is bfloat16."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array
+
+
 def npy_array(buffer: bytearray | bytes | memoryview) -> npt.NDArray[Any]:
     """The array of a `.npy` file, of either order, in the buffer's memory. Raises FormatError as `parse_npy`."""
     dtype, shape, start, fortran = _parse(memoryview(buffer))

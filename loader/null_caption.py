@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from loader.border import FormatError
 from loader.format import Field
-from loader.npy import npy_array
+from loader.npy import as_numbers, npy_array, stored_dtype
 from loader.printable import printable
 
 MOST_TOKENS = 8192  # of an empty caption: no encoder pads further
@@ -27,7 +27,7 @@ def is_text(field: Field) -> bool:
 
 
 def read_null_caption(data: bytes, fields: Iterable[Field]) -> dict[str, npt.NDArray[Any]]:
-    """The array of each field: floats of its shape. Raises FormatError, which says what is wrong with the file."""
+    """The array of each field, of its shape: floats, or the bits of bfloat16. Raises FormatError, which says what is wrong."""
     arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -49,7 +49,8 @@ def _fitting(array: npt.NDArray[Any], field: Field) -> npt.NDArray[Any]:
     fits = len(array.shape) == len(field.shape) and all(
         n in (None, m) for n, m in zip(field.shape, array.shape, strict=True)
     )
-    if not fits or array.dtype.kind != "f":
+    bits = field.dtype == "bfloat16" and array.dtype == np.uint16
+    if not fits or (array.dtype.kind != "f" and not bits):
         raise FormatError(f"{field.name} is {array.dtype} of shape {array.shape}, not {field.shape}")
     return array
 
@@ -67,8 +68,9 @@ def null_caption_fault(data: bytes, fields: Iterable[Field]) -> str:
         return f"it has {printable(', '.join(sorted(strangers)))}, which is no field of the shards"
     for field in wanted:
         array = arrays[field.name]
-        if array.dtype.name != field.dtype and field.dtype != "bfloat16":
-            return f"{field.name} is {array.dtype}, not {field.dtype}"
+        if array.dtype.name != (wanted_dtype := stored_dtype(field.dtype)):
+            return f"{field.name} is {array.dtype}, not {wanted_dtype}"
+        array = as_numbers(array, field.dtype)
         if not np.isfinite(array).all():
             return f"{field.name} has values that are not finite"
         if array.size and not array.any():

@@ -10,6 +10,7 @@ import tyro
 from builders.core.account import REASONS
 from loader.format import SHARD_NAME
 from precompute.encode.presets import Model
+from precompute.encode.stored import Store
 from precompute.errors import UsageError
 
 
@@ -78,7 +79,11 @@ class Config:
     """Images encoded at once. Halved by itself where the device's memory is too small."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of the encoders. Values are stored as float16."""
+    """Precision of the encoders."""
+
+    store: Store = "float16"
+    """Precision of what is stored. bfloat16 is for hidden states beyond float16's 65,504; it keeps three bits less of all else,
+    and numpy reads it as the bits, uint16."""
 
     crop: Literal["center", "random"] = "center"
     """Part of a picture that is kept where its shape is another: the middle, or one drawn from its key and --seed."""

@@ -19,6 +19,7 @@ from precompute.encode.devices import DeviceClock, Span, to_device
 from precompute.encode.image import ImageEncoder
 from precompute.encode.latents import StoredLatents, View
 from precompute.encode.microbatch import Parts, free_memory, out_of_memory
+from precompute.encode.stored import Store, as_array
 from precompute.encode.text import TextEncoder
 
 logger = logging.getLogger("precompute")
@@ -59,7 +60,8 @@ class InFlight:
 class BatchEncoder:
     """posterior: as StoredLatents has it. flip: store the mirrored picture too. fixed_size: all pictures are squares of their
     resolution. fill_to: images that every call of the image encoder is filled up to, for one that is compiled, which takes a
-    minute for each new number. max_captions: of a sample; where more than one, those there are lie end to end.
+    minute for each new number. max_captions: of a sample; where more than one, those there are lie end to end. store: dtype of
+    what is stored; text encoders have their own.
 
     fields: the members that every sample gets, in order. clock: how long the device has been busy.
     """
@@ -75,10 +77,12 @@ class BatchEncoder:
         fixed_size: bool = True,
         fill_to: int | None = None,
         max_captions: int = 1,
+        store: Store = "float16",
     ) -> None:
         self._image_encoder = image_encoder
-        self._latents = StoredLatents(image_encoder, posterior, seed)
+        self._latents = StoredLatents(image_encoder, posterior, seed, store)
         self.max_captions = max_captions
+        self._told: list[TextEncoder] = []  # whose states were too large
         self._device = image_encoder.device
         self.clock = DeviceClock(self._device)
         cure = "use a smaller resolution, or --dtype bfloat16"
@@ -119,7 +123,7 @@ class BatchEncoder:
             for view, (kept, finite) in zip(self._views, batch.images, strict=True):
                 good = kept[index] if finite[index] else self._retry_image(sample, view)
                 if good is not None:
-                    arrays[view.name] = good.numpy()
+                    arrays[view.name] = as_array(good)
             last = first + len(sample.captions)
             for encoder, found in zip(self._captions, batch.captions, strict=True):
                 stored, lengths = encoder.collect(sample.captions, found[first:last], self._retry_caption)
@@ -171,9 +175,16 @@ class BatchEncoder:
 
     def _retry_caption(self, caption: str, encoder: TextEncoder) -> Arrays:
         for dtype in WIDER[encoder.dtype]:
-            found = self._alone(partial(encoder.encode, [caption], dtype), encoder, dtype)
-            if found is not None and all(np.isfinite(array).all() for array in found[0].values()):
-                return found[0]
+            launched = self._alone(partial(encoder.launch, [caption], dtype), encoder, dtype)
+            if launched is not None and launched.finite[0]:
+                return launched.arrays(0, encoder.fields)
+        if encoder.store == "float16" and encoder not in self._told:
+            self._told.append(encoder)
+            logger.warning(
+                "--text-encoder %s: states of a caption do not fit into float16, and its row is rejected as non_finite; "
+                "--store bfloat16 would keep it",
+                encoder.spec.model,
+            )
         return {}
 
     def _alone(

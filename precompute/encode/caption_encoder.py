@@ -10,10 +10,11 @@ import numpy.typing as npt
 from loader.format import Field
 from precompute.encode.caption_cache import CaptionCache
 from precompute.encode.microbatch import Parts
+from precompute.encode.stored import Array
 from precompute.encode.text import TextEncoder
 from precompute.encode.text_states import Launched
 
-Arrays = dict[str, npt.NDArray[np.float16]]
+Arrays = dict[str, Array]
 Found = list[tuple[Launched, int]]
 
 
@@ -49,8 +50,8 @@ class CaptionEncoder:
         ]
         if not all(parts):
             return {}, {}
-        states = self.fields[0].name
-        return self._end_to_end(parts), {states: [len(part[states]) for part in parts]}
+        states = [field.name for field in self.fields if field.kind == "caption_latents"]
+        return self._end_to_end(parts), {name: [len(part[name]) for part in parts] for name in states}
 
     def _end_to_end(self, parts: Sequence[Arrays]) -> Arrays:
         """States (T1 + T2 + ..., D) and pooled outputs (K, D) of the captions of a sample."""

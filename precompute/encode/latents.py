@@ -12,6 +12,7 @@ import torch
 from loader.format import Field, image_field_name
 from precompute.encode.devices import to_device
 from precompute.encode.image import ImageEncoder
+from precompute.encode.stored import STORES, Store
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class StoredLatents:
     mean). A model without a posterior is stored as `mode`.
     """
 
-    def __init__(self, encoder: ImageEncoder, posterior: str, seed: int) -> None:
+    def __init__(self, encoder: ImageEncoder, posterior: str, seed: int, store: Store = "float16") -> None:
         self.posterior = posterior if encoder.has_posterior else "mode"
-        self._encoder, self._seed = encoder, seed
+        self._encoder, self._seed, self._store = encoder, seed, store
         self._shift, self._scale = (
             torch.as_tensor(v, dtype=torch.float32, device=encoder.device).view(-1, 1, 1)
             for v in (encoder.shift, encoder.scale)
@@ -53,21 +54,21 @@ class StoredLatents:
         cells = view.resolution // encoder.factor if fixed_size else None
         if self.posterior == "moments":
             shape = (2 * encoder.channels, cells, cells)
-            return Field(view.name, "moments", "float16", shape, encoder.scale, encoder.shift)
-        return Field(view.name, "latents", "float16", (encoder.channels, cells, cells))
+            return Field(view.name, "moments", self._store, shape, encoder.scale, encoder.shift)
+        return Field(view.name, "latents", self._store, (encoder.channels, cells, cells))
 
     def of(
         self, mean: torch.Tensor, std: torch.Tensor | None, keys: Sequence[str], view: View
     ) -> torch.Tensor:
         """What is stored of a batch. mean, std: raw, float32 (B, C, h, w)."""
         if self.posterior == "moments" and std is not None:
-            return torch.cat([mean, std], dim=1).to(torch.float16)
+            return torch.cat([mean, std], dim=1).to(STORES[self._store])
         raw = mean
         if self.posterior == "sample" and std is not None:
             shape = tuple(mean.shape[1:])
             noise = np.stack([posterior_noise(self._seed, key, view.name, shape) for key in keys])
             raw = mean + std * to_device(torch.from_numpy(noise), mean.device)
-        return ((raw - self._shift) * self._scale).to(torch.float16)
+        return ((raw - self._shift) * self._scale).to(STORES[self._store])
 
 
 def posterior_noise(seed: int, key: str, view: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -17,9 +17,10 @@ from precompute.encode.image import DTYPES, Load
 from precompute.encode.installed import installed
 from precompute.encode.models import in_a_line, locate, tokenizer_hash, weights_hash
 from precompute.encode.openclip import open_openclip
+from precompute.encode.stored import STORES, Array, Store
 from precompute.encode.text_models import load_text_model, open_tokenizer, text_family
 from precompute.encode.text_spec import PADDINGS, Padding, TextSpec, parse_text_encoder
-from precompute.encode.text_states import Float16, Launched, hidden, kept, pooled_of
+from precompute.encode.text_states import Launched, hidden, kept, pooled_of
 from precompute.encode.toy import ToyTokenizer, toy_text_model
 from precompute.errors import ModelError, UsageError
 
@@ -36,7 +37,7 @@ class TextEncoder:
     length: T, tokens that are stored of a caption at most. dim: D of a hidden state.
     fields: what it writes; T is None in their shape where only the real tokens are kept.
     model: in `dtype` already, but for what its library keeps in float32, as T5's `wo`. load: the same model in another
-    precision; by default a cast copy.
+    precision; by default a cast copy. store: dtype of what it gives.
     """
 
     def __init__(
@@ -49,8 +50,9 @@ class TextEncoder:
         dtype: torch.dtype,
         padding: Padding = "full",
         load: Load | None = None,
+        store: Store = "float16",
     ) -> None:
-        self.spec, self.device, self.dtype = spec, device, dtype
+        self.spec, self.device, self.dtype, self.store = spec, device, dtype, store
         self.padding: Padding = spec.padding or padding
         self._load: Load = load or (lambda dtype: copy.deepcopy(self._models[self.dtype]).to(dtype))
         self._models = {dtype: self._place(model)}
@@ -76,12 +78,10 @@ class TextEncoder:
         self.fields = []
         if probe.states is not None:
             shape = (None if self._tokens.varies else self.length, probe.states.shape[-1])
-            self.fields.append(
-                Field(text_field_name("latents", spec.name), "caption_latents", "float16", shape)
-            )
+            self.fields.append(Field(text_field_name("latents", spec.name), "caption_latents", store, shape))
         if probe.pooled is not None:
             name, dim = text_field_name("pooled", spec.name), probe.pooled.shape[-1]
-            self.fields.append(Field(name, "caption_pooled", "float16", (dim,)))
+            self.fields.append(Field(name, "caption_pooled", store, (dim,)))
         self.recipe = {
             **recipe,
             "name": spec.name,
@@ -95,7 +95,7 @@ class TextEncoder:
             **spec.extras,
         }
 
-    def encode(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[dict[str, Float16]]:
+    def encode(self, captions: Sequence[str], dtype: torch.dtype | None = None) -> list[dict[str, Array]]:
         """Arrays by field name for each caption: hidden states (T, D), and (P,) where `pooled` is asked for.
 
         Captions of more than `length` tokens are cut. dtype: compute in this one rather than in the encoder's own.
@@ -134,11 +134,14 @@ class TextEncoder:
         states, pooled = None, pooled_of(spec, output)
         finite = torch.ones(len(captions), dtype=torch.bool, device=self.device)
         if spec.states:
-            states = kept(spec, hidden(spec, output, self._models[dtype]), tokens, skip).to(torch.float16)
+            states = kept(spec, hidden(spec, output, self._models[dtype]), tokens, skip).to(
+                STORES[self.store]
+            )
             # Counted on the host, so that nothing waits for the device.
             padding = to_device(torch.arange(states.shape[1]) >= tokens.lengths[:, None], self.device)
             finite &= (torch.isfinite(states).all(-1) | padding).all(1)
         if pooled is not None:
+            pooled = pooled.to(STORES[self.store])
             finite &= torch.isfinite(pooled).all(-1)
         return Launched(
             states=None if states is None else states.to("cpu", non_blocking=True),
@@ -165,7 +168,9 @@ class TextEncoder:
         return asked or min(most - skip, int(tokenizer.model_max_length) - skip, LONGEST)
 
 
-def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str = "float32") -> TextEncoder:
+def open_text_encoder(
+    value: str, device: torch.device | str = "cpu", dtype: str = "float32", store: Store = "float16"
+) -> TextEncoder:
     """The encoder that one `--text-encoder` names: `toy`, a folder, or a Hub id; `text_encoder` and `tokenizer`
     subfolders, as diffusers pipelines have them, are found by themselves.
 
@@ -178,9 +183,7 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
     tokenizer: Any
     theirs = installed("text", spec.model)
     if spec.model != "toy" and not spec.model.startswith("openclip:") and theirs is None:
-        return _open_transformers(spec, device, torch_dtype)
-    if theirs is None and spec.padding not in (None, "full"):
-        raise UsageError(f"--text-encoder {value}: {spec.model} has no mask; leave padding out")
+        return _open_transformers(spec, device, torch_dtype, store)
     if spec.model == "toy":
         model, tokenizer = toy_text_model(), ToyTokenizer()
     elif theirs is not None:
@@ -189,10 +192,10 @@ def open_text_encoder(value: str, device: torch.device | str = "cpu", dtype: str
     else:
         model, tokenizer = open_openclip(spec.model)
     recipe = {"model": spec.model, "weights": weights_hash(model)}
-    return TextEncoder(spec, model.to(torch_dtype), tokenizer, recipe, device, torch_dtype)
+    return TextEncoder(spec, model.to(torch_dtype), tokenizer, recipe, device, torch_dtype, store=store)
 
 
-def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype, store: Store) -> TextEncoder:
     auto = spec.model.startswith("auto:")
     location = locate("--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"])
     family, padding = text_family(spec, location, auto)
@@ -208,4 +211,4 @@ def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype)
         **({"auto": True} if auto else {}),
         **({"variant": variant} if variant else {}),
     }
-    return TextEncoder(spec, model, tokenizer, recipe, device, dtype, padding, load)
+    return TextEncoder(spec, model, tokenizer, recipe, device, dtype, padding, load, store)

@@ -4,22 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from loader.format import Field
 from precompute.encode.caption_tokens import Tokens
 from precompute.encode.devices import to_device
+from precompute.encode.stored import Array, as_array
 from precompute.encode.text_models import final_norm
 from precompute.encode.text_spec import TextSpec
-
-Float16 = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
 class Launched:
-    """Results on their way from the device: states (B, T, D) and pooled (B, P), float16, None where they are not stored;
+    """Results on their way from the device: states (B, T, D) and pooled (B, P), of the dtype that is stored, None where they are not stored;
     lengths in tokens; finite (B,), bool: whether all that is stored of a caption is."""
 
     states: torch.Tensor | None
@@ -33,13 +30,13 @@ class Launched:
         tensors = [tensor for tensor in (self.states, self.pooled) if tensor is not None]
         return sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors)
 
-    def arrays(self, row: int, fields: Sequence[Field]) -> dict[str, Float16]:
+    def arrays(self, row: int, fields: Sequence[Field]) -> dict[str, Array]:
         """One caption's arrays by field name. Only once the device is done."""
         found = {}
         if self.states is not None:
-            found["caption_latents"] = self.states[row, : self.lengths[row]].numpy()
+            found["caption_latents"] = as_array(self.states[row, : self.lengths[row]])
         if self.pooled is not None:
-            found["caption_pooled"] = self.pooled[row].numpy()
+            found["caption_pooled"] = as_array(self.pooled[row])
         return {field.name: found[field.kind] for field in fields}
 
 
@@ -65,9 +62,8 @@ def kept(spec: TextSpec, states: torch.Tensor, tokens: Tokens, skip: int) -> tor
 
 
 def pooled_of(spec: TextSpec, output: Any) -> torch.Tensor | None:
-    """(B, P) float16, where it is asked for and there is one."""
+    """(B, P), where it is asked for and there is one."""
     if not spec.pooled:
         return None
-    pooled = getattr(output, "text_embeds", None)
-    pooled = getattr(output, "pooler_output", None) if pooled is None else pooled
-    return None if pooled is None else pooled.to(torch.float16)
+    pooled: torch.Tensor | None = getattr(output, "text_embeds", None)
+    return getattr(output, "pooler_output", None) if pooled is None else pooled

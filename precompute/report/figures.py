@@ -16,6 +16,7 @@ from PIL import Image
 
 from builders.core.images import UndecodableImage, decode_rgb
 from loader.format import Field, Manifest, Marker
+from loader.npy import stored_dtype
 from loader.sidecar_schema import tokens_column
 from precompute.errors import PrecomputeError
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
@@ -129,7 +130,7 @@ def _stored_lengths(good: pa.Table, spec: Field) -> Array:
         return np.asarray(pa.compute.list_flatten(good[tokens_column(spec.name)]))
     assert spec.shape[1] is not None
     sizes = good[f"size_{spec.name}"].to_numpy()
-    return (sizes - 128) // (spec.shape[1] * np.dtype(spec.dtype).itemsize)
+    return (sizes - 128) // (spec.shape[1] * np.dtype(stored_dtype(spec.dtype)).itemsize)
 
 
 def _count_tokens(figures: Figures, field_name: str, spec: dict[str, Any], captions: Sequence[str]) -> None:

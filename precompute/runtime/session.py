@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from loader.format import NULL_CAPTION, as_json
+from loader.npy import as_numbers
 from loader.recipe import Recipe
 from precompute.config import Config
 from precompute.encode.batch_encoder import BatchEncoder
@@ -62,7 +63,7 @@ class Session:
         check_factor(config, image_encoder)
         if config.compile:
             image_encoder.compile()
-        texts = open_text_encoders(models, device, config.dtype)
+        texts = open_text_encoders(config, models, device)
         encoder = BatchEncoder(
             image_encoder,
             texts,
@@ -73,6 +74,7 @@ class Session:
             fixed_size=config.buckets is None,
             fill_to=config.batch_size if config.compile else None,
             max_captions=config.max_captions,
+            store=config.store,
         )
         recipe = make_recipe(config, records, image_encoder, texts)
         keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
@@ -131,8 +133,10 @@ def models_of(config: Config) -> Chosen:
     return choose(config.for_model, config.model, config.vae, config.text_encoder)
 
 
-def open_text_encoders(models: Chosen, device: torch.device, dtype: str) -> list[TextEncoder]:
-    encoders = [open_text_encoder(value, device, dtype) for value in models.text_encoders]
+def open_text_encoders(config: Config, models: Chosen, device: torch.device) -> list[TextEncoder]:
+    encoders = [
+        open_text_encoder(value, device, config.dtype, config.store) for value in models.text_encoders
+    ]
     names = [field.name for encoder in encoders for field in encoder.fields]
     if len(set(names)) != len(names):
         raise UsageError(
@@ -153,6 +157,7 @@ def make_recipe(config: Config, records: Records, image: ImageEncoder, texts: li
         "seed": config.seed if posterior == "sample" or config.crop == "random" else None,
         "flip": config.flip,
         **({"max_captions": config.max_captions} if config.max_captions > 1 else {}),
+        **({"store": config.store} if config.store != "float16" else {}),
         **pixels.recipe(config.buckets, config.crop, color_profile(records)),
     }
     return cast(Recipe, as_json(recipe))
@@ -169,13 +174,15 @@ def write_null_caption(output: Destination, texts: list[TextEncoder], known: str
     there = output.get(NULL_CAPTION)
     if there is not None and hashlib.sha256(there).hexdigest() == known:
         return
-    arrays = {name: array for encoder in texts for name, array in encoder.encode([""])[0].items()}
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise ModelError(
-                f"--text-encoder: {name} of the empty caption does not fit into float16; take layer=-1, whose states are "
-                "normalised, or add norm to the options of --text-encoder"
-            )
+    arrays = {}
+    for encoder in texts:
+        arrays.update(encoder.encode([""])[0])
+        for field in encoder.fields:
+            if not np.isfinite(as_numbers(arrays[field.name], field.dtype)).all():
+                raise ModelError(
+                    f"--text-encoder: {field.name} of the empty caption does not fit into {field.dtype}; give --store "
+                    "bfloat16, or take layer=-1, whose states are normalised, or add norm to the options of --text-encoder"
+                )
     out = io.BytesIO()
     np.savez(out, **arrays)  # type: ignore[arg-type]
     output.put(NULL_CAPTION, out.getvalue())

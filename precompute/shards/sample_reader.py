@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.format import Field, FormatError, Marker, Shard, parse_npy
+from loader.npy import as_numbers
 from loader.recipe import Recipe
 from loader.sidecar_schema import tokens_column
 from precompute.shards.store import Store
@@ -21,7 +22,7 @@ REQUEST = 32 << 20  # bytes asked of the Hub at once
 
 @dataclass(frozen=True)
 class Sample:
-    """arrays: by field name. facts: the json member, with width, height, crop, source, extras.
+    """arrays: by field name, as numbers that numpy knows. facts: the json member, with width, height, crop, source, extras.
 
     captions: those that are embedded, `caption` the first. tokens: of each of them, by text field; none of a field whose member is
     one caption's.
@@ -131,7 +132,8 @@ def _sample(
         dtype, shape, offset = parse_npy(member(spec.name))
         if len(shape) != len(spec.stored_shape):
             raise FormatError(f"{row['key']}.{spec.member} has shape {shape}, not {spec.stored_shape}")
-        arrays[spec.name] = np.frombuffer(member(spec.name), dtype, offset=offset).reshape(shape)
+        array = np.frombuffer(member(spec.name), dtype, offset=offset).reshape(shape)
+        arrays[spec.name] = as_numbers(array, spec.dtype)
     facts, caption = json.loads(bytes(member("json"))), str(member("txt"), "utf-8")
     several = [spec for spec in fields if spec.captions > 1 and spec.kind == "caption_latents"]
     tokens = {spec.name: row[tokens_column(spec.name)] for spec in several}

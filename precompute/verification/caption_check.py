@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.format import NULL_CAPTION, Field, FormatError
+from loader.npy import as_numbers
 from loader.null_caption import read_null_caption
 from precompute.encode.text import TextEncoder
 from precompute.input.records import Record
@@ -40,7 +41,7 @@ def check_captions(
             if spec.name not in sample.arrays:
                 continue
             stored = sample.of_caption(spec, number)
-            distances = [_distance(stored, arrays[spec.name]) for arrays in again]
+            distances = [_distance(stored, as_numbers(arrays[spec.name], spec.dtype)) for arrays in again]
             nearest = int(np.argmin(distances))
             if distances[place] > TEXT or distances[nearest] < distances[place] / 2:
                 nearer, its, words = captions[nearest]
@@ -57,9 +58,11 @@ def check_null(store: Store, encoder: TextEncoder) -> Iterator[Finding]:
         arrays = read_null_caption(store.read(NULL_CAPTION), encoder.fields)
     except (FormatError, *READING):
         return
-    for name, array in encoder.encode([""])[0].items():
-        if (distance := _distance(arrays[name], array)) > TEXT:
-            what = f"{name} is not that of the empty caption (off by {min(distance, 9.99):.0%})"
+    again = encoder.encode([""])[0]
+    for spec in encoder.fields:
+        stored, array = (as_numbers(of[spec.name], spec.dtype) for of in (arrays, again))
+        if (distance := _distance(stored, array)) > TEXT:
+            what = f"{spec.name} is not that of the empty caption (off by {min(distance, 9.99):.0%})"
             yield Finding(NULL_CAPTION, "", what, f"remove it and {rerun()}: it is made anew")
 
 

@@ -22,6 +22,7 @@ from loader.format import (
     Shard,
     recipe_differences,
 )
+from loader.npy import stored_dtype
 from loader.null_caption import is_text, null_caption_fault
 from loader.printable import printable
 from loader.recipe import Plan
@@ -88,7 +89,7 @@ def check_marker(marker: Marker) -> None:
     if not isinstance(marker.split, str):
         raise FormatError(f"its split is {marker.split!r}")
     for spec in marker.fields:
-        np.dtype(spec.dtype)
+        np.dtype(stored_dtype(spec.dtype))
     check_counts(marker.plan, marker.shards, {"unit": marker.unit, **marker.rejected})
 
 

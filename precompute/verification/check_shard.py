@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.format import KEY, Field, FormatError, Shard, parse_npy, sidecar_schema
+from loader.npy import as_numbers, stored_dtype
 from loader.sidecar_schema import described_columns, tokens_column
 from precompute.shards.tars import BadTar, tar_members
 from precompute.verification.check_folder import OTHER_SIDECAR, Finding
@@ -102,13 +103,21 @@ def read_sidecar(
 
 
 def check_tar(
-    shard: Shard, fields: Sequence[Field], sidecar: Sidecar | None, tar: BinaryIO, cure: str
+    shard: Shard,
+    fields: Sequence[Field],
+    sidecar: Sidecar | None,
+    tar: BinaryIO,
+    cure: str,
+    may_be_empty: Collection[str] = (),
 ) -> Iterator[Finding]:
-    """Every byte of a tar: its hash, every member's header, dtype, shape and values, and what the sidecar says."""
+    """Every byte of a tar: its hash, every member's header, dtype, shape and values, and what the sidecar says.
+
+    may_be_empty: names of fields that have no row for some captions.
+    """
     digest = hashlib.sha256()
     found: dict[str, set[str]] = {}
     fine = True
-    value_checks = _value_checks(fields)
+    value_checks = _value_checks(fields, may_be_empty)
     for key, what in _tar_faults(value_checks, sidecar, tar_members(tar, digest.update), found):
         fine = False
         yield Finding(shard.name, key, what, cure)
@@ -169,13 +178,15 @@ def _membership(sidecar: Sidecar, found: dict[str, set[str]]) -> Iterator[tuple[
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def _value_checks(fields: Sequence[Field]) -> dict[str, ValueCheck]:
+def _value_checks(fields: Sequence[Field], may_be_empty: Collection[str]) -> dict[str, ValueCheck]:
     """Extension -> function of (data, row of the sidecar) that returns what is wrong with the data, or nothing.
 
     For one shard: its images are all of one shape, even where buckets leave open which.
     """
     images = ("moments", "latents")
-    checks: dict[str, ValueCheck] = {f.member: _array_check(f, f.kind in images) for f in fields}
+    checks: dict[str, ValueCheck] = {
+        f.member: _array_check(f, f.kind in images, f.name in may_be_empty) for f in fields
+    }
     return checks | {"txt": _text_fault, "json": _json_fault}
 
 
@@ -196,8 +207,8 @@ def _json_fault(data: memoryview, row: SidecarRow | None) -> str:
         return "is not JSON"
 
 
-def _array_check(spec: Field, alike: bool) -> ValueCheck:
-    wanted = np.dtype(spec.dtype).newbyteorder("<")
+def _array_check(spec: Field, alike: bool, may_be_empty: bool) -> ValueCheck:
+    wanted = np.dtype(stored_dtype(spec.dtype)).newbyteorder("<")
     seen: list[tuple[int, ...]] = []
 
     def fault(data: memoryview, row: SidecarRow | None) -> str:
@@ -206,7 +217,7 @@ def _array_check(spec: Field, alike: bool) -> ValueCheck:
         except FormatError as error:
             return f"is broken: {error}"
         if dtype != wanted:
-            return f"is {dtype}, not {spec.dtype}"
+            return f"is {dtype}, not {wanted}"
         if len(shape) != len(spec.stored_shape) or any(
             want not in (None, have) for want, have in zip(spec.stored_shape, shape, strict=True)
         ):
@@ -216,6 +227,8 @@ def _array_check(spec: Field, alike: bool) -> ValueCheck:
         seen[:] = seen or [shape]
         if alike and shape != seen[0]:
             return f"has shape {shape}, others of the shard {seen[0]}"
+        if may_be_empty and 0 in shape:
+            return ""
         return value_fault(np.frombuffer(data, dtype, offset=start).reshape(shape), spec)
 
     return fault
@@ -235,6 +248,7 @@ def value_fault(array: np.ndarray[Any, Any], spec: Field) -> str:
     """Values that no encoder gives: not finite, a standard deviation that is negative or nothing, one value everywhere, no token."""
     if not array.size:
         return "holds no token" if spec.kind == "caption_latents" else "is empty"
+    array = as_numbers(array, spec.dtype)
     split = len(array) // 2 if spec.kind == "moments" else len(array)
     values, deviations = array[:split], array[split:]
     if fault := _not_finite(array, values, deviations):

@@ -5,14 +5,14 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
-from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
+from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard, text_field_name
 from precompute.shards.store import Store
 from precompute.verification import check_folder as checks
 from precompute.verification import check_shard as contents
@@ -139,7 +139,9 @@ def read_shard(store: Store, job: Job) -> Outcome:
     if job.shard.samples and f"{name}.tar" in store.files:
         try:
             with _open(store, f"{name}.tar") as tar:
-                outcome.findings += contents.check_tar(job.shard, fields, sidecar, tar, cure)
+                outcome.findings += contents.check_tar(
+                    job.shard, fields, sidecar, tar, cure, quoted_fields(job.marker.recipe)
+                )
         except _NotRead as error:
             outcome.findings.append(error.finding)
         except (OSError, HTTPError) as error:
@@ -173,3 +175,9 @@ def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Ite
                     yield Finding(
                         job.shard.name, key, what, f"give the source unique keys, then {redo(job.stem)}"
                     )
+
+
+def quoted_fields(recipe: dict[str, Any]) -> list[str]:
+    """Fields of text encoders that read only what is quoted: a caption without quotes has no row there."""
+    specs = [spec for spec in recipe.get("text_encoders", []) if spec.get("quoted")]
+    return [text_field_name("latents", spec.get("name") or "") for spec in specs]

@@ -8,8 +8,9 @@ import torch
 
 from loader.recipe import Recipe
 from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.stored import store_of
 from precompute.encode.text import TextEncoder, open_text_encoder
-from precompute.encode.text_spec import text_encoder_value
+from precompute.encode.text_spec import split_value, text_encoder_value
 from precompute.errors import ModelError, PrecomputeError, UsageError
 
 
@@ -39,7 +40,7 @@ def recipe_text_encoders(recipe: Recipe, models: Models) -> tuple[list[TextEncod
             continue
         try:
             value = name or text_encoder_value(spec, hub_name("--text-encoder", spec))
-            encoders.append(open_text_encoder(value, device(), dtype_of(spec)))
+            encoders.append(open_text_encoder(value, device(), dtype_of(spec), store_of(recipe)))
         except PrecomputeError as error:
             if given:
                 raise
@@ -53,8 +54,7 @@ def with_recipe(given: Sequence[str], specs: Sequence[dict[str, Any]]) -> dict[s
     by_name = {str(spec.get("name") or ""): spec for spec in specs}
     values = {}
     for value in given:
-        head, query = value.partition("?")[::2]
-        name, model = ("", head) if "=" not in head else head.split("=", 1)
+        name, model, query = split_value(value)
         if name not in by_name:
             known = ", ".join(f"{known}=FOLDER" if known else "FOLDER" for known in by_name)
             raise UsageError(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from loader import make_loader
+from precompute import verify
 from precompute.encode.presets import PRESETS, Model, choose
 from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import parse_text_encoder
@@ -116,6 +117,7 @@ def test_captions_without_quotes_have_no_rows(
         "--text-encoder",
         "clip=toy?pooled=only",
     )
+    assert verify.run(verify.Config(str(tmp_path / "out"))) == 0
     (batch,) = make_loader(tmp_path / "out", 3, pooled=True)
     assert not batch["caption_mask"].any() and not batch["caption_latents"].any()
     assert batch["caption_pooled_clip"].any() and "caption_latents_clip" not in batch

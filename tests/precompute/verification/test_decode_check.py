@@ -341,7 +341,7 @@ def test_an_embedding_that_is_off_is_told_though_it_is_nearest_to_its_own_captio
     off: float, is_told: bool
 ) -> None:
     class Encoder:
-        fields = (SimpleNamespace(name="caption_latents"),)
+        fields = (SimpleNamespace(name="caption_latents", dtype="float16"),)
 
         def encode(self, captions: list[str]) -> list[Arrays]:
             states = np.eye(8, dtype=np.float16)[:, :4]
