@@ -17,7 +17,7 @@ class Recipe(TypedDict, total=False):
 
     dataset: its path, version and options. image_encoder, text_encoders: model, commit, weights, scale, length and so on.
     crop, bucket_step, resize, color_profile, version: how pixels are made (precompute/input/pixels.py).
-    base: of a layer, the fingerprint of the shards that it lies beside.
+    store: dtype of what is stored; without it float16. base: of a layer, the fingerprint of the shards that it lies beside.
     """
 
     dataset: dict[str, Any]
@@ -27,6 +27,7 @@ class Recipe(TypedDict, total=False):
     posterior: str
     seed: int | None
     flip: bool
+    store: str
     crop: str
     bucket_step: int | None
     resize: str

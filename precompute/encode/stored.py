@@ -6,12 +6,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loader.recipe import Recipe
+
 Store = Literal["float16", "bfloat16"]
 STORES: dict[Store, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 Array = npt.NDArray[Any]  # float16, or the bits of bfloat16 as uint16
 
 
-def store_of(recipe: dict[str, Any]) -> Store:
+def store_of(recipe: Recipe) -> Store:
     """What a recipe says of it; nothing where it is float16."""
     return "bfloat16" if recipe.get("store") == "bfloat16" else "float16"
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard, text_field_name
+from loader.recipe import Recipe
 from precompute.shards.store import Store
 from precompute.verification import check_folder as checks
 from precompute.verification import check_shard as contents
@@ -177,7 +178,7 @@ def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Ite
                     )
 
 
-def quoted_fields(recipe: dict[str, Any]) -> list[str]:
+def quoted_fields(recipe: Recipe) -> list[str]:
     """Fields of text encoders that read only what is quoted: a caption without quotes has no row there."""
     specs = [spec for spec in recipe.get("text_encoders", []) if spec.get("quoted")]
     return [text_field_name("latents", spec.get("name") or "") for spec in specs]
