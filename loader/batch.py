@@ -126,10 +126,9 @@ class Work:
             text, mask = self._text(field)
             if mask is not None:
                 batch[mask_name] = mask
-            batch[field.name] = as_values(text, field).unsqueeze(1)
+            batch[field.name] = text.unsqueeze(1)
         for field in self.select.pooled:
-            rows = self._fill_dropped(self.rows.arrays[field.name], field)
-            batch[field.name] = as_values(rows, field)
+            batch[field.name] = self._fill_dropped(self.rows.arrays[field.name], field)
         if self.draw.mark_padding:
             batch["sample_mask"] = torch.from_numpy(~self.reader.order.is_padding(self.epoch, self.positions))
         if "key" in self.select.extras:
@@ -150,12 +149,11 @@ class Work:
                 raise FormatError(f"{field.name}: a batch of several shapes {shapes} cannot be stacked")
             raw = self.reader.buffers.take((self.size, *values[0].shape))
             np.stack(values, out=raw.numpy())
-        raw = as_values(raw, field)
-        return raw if field.kind == "latents" else self._latents(raw)
+        return self._latents(raw) if field.kind == "moments" else as_values(raw, field)
 
     def _latents(self, raw: torch.Tensor) -> torch.Tensor:
         """`(mean + std * noise - shift) * scale` in float32, rounded once to the field's dtype."""
-        mean, std = raw.float().chunk(2, dim=1)
+        mean, std = as_values(raw, self.select.image).float().chunk(2, dim=1)
         if self.draw.posterior == "sample":
             keys = keyed(self.draw.seed, NOISE, self.epoch, self.positions)
             deviates = torch.from_numpy(normal(keys, mean[0].numel())).view_as(mean)
@@ -174,7 +172,7 @@ class Work:
             self.drawn.dropped[encoder_of(field)]
         ).tolist():  # a mask would go through all rows
             rows[index] = stands
-        return rows
+        return as_values(rows, field)
 
     def _text(self, field: Field) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, D), and (B, T) True at real tokens, if their number varies.
@@ -195,7 +193,7 @@ class Work:
                 text[index, :tokens] = torch.from_numpy(value[:tokens])
                 mask[index, tokens:] = False
             text[index, tokens:] = 0
-        return text, mask
+        return as_values(text, field), mask
 
 
 def as_values(bits: torch.Tensor, field: Field) -> torch.Tensor:
