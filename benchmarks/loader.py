@@ -72,9 +72,12 @@ def ours(folder: Path, workers: int) -> Batches:
 
 
 def webdataset(folder: Path, workers: int) -> Batches:
+    return webdataset_of(sorted(map(str, (folder / "tar").glob("*.tar"))), workers)
+
+
+def webdataset_of(urls: list[str], workers: int) -> Batches:
     import webdataset as wds
 
-    urls = sorted(map(str, (folder / "tar").glob("*.tar")))
     options = {"shardshuffle": len(urls), "seed": 0, "empty_check": False}
     used = [f".{name}.npy" for name in USED]
     stream = wds.WebDataset(urls, select_files=lambda name: name.endswith(tuple(used)), **options)

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,16 +27,16 @@ def noise(seed: int, epoch: int, position: int, shape: Sequence[int]) -> npt.NDA
 class Draw:
     """What is random in a sample.
 
-    caption_drop_prob: of all encoders at once, or of each by its name. null: the empty caption's arrays by field name, which
+    caption_drop_prob: of all encoders at once, or of each that is read by its name. null: the empty caption's arrays by field name, which
     stand for dropped ones; where there are none zeros do. mark_padding: whether a batch says which samples only fill it up.
     """
 
-    seed: int = 0
-    posterior: Literal["sample", "mean"] = "sample"
-    caption_drop_prob: float | Mapping[str, float] = 0.0
-    flip_prob: float = 0.0
-    null: Mapping[str, Array] = field(default_factory=dict)
-    mark_padding: bool = False
+    seed: int
+    posterior: Literal["sample", "mean"]
+    caption_drop_prob: float | Mapping[str, float]
+    flip_prob: float
+    null: Mapping[str, Array]
+    mark_padding: bool
 
     def draw(self, epoch: int, positions: I64, encoders: Collection[str], mirrored: bool) -> "Drawn":
         """What comes of it for the samples at some positions. mirrored: whether they have mirror images."""
@@ -44,7 +44,7 @@ class Draw:
         flipped = self._chance(self.flip_prob if mirrored else 0.0, FLIP, epoch, positions)
         if isinstance(chances, Mapping):
             dropped = {
-                name: self._chance(chances.get(name, 0.0), DROP, epoch, positions, zlib.crc32(name.encode()))
+                name: self._chance(chances[name], DROP, epoch, positions, zlib.crc32(name.encode()))
                 for name in encoders
             }
             return Drawn(flipped, dropped, True)

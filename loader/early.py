@@ -30,6 +30,7 @@ log = logging.getLogger("loader")
 BATCHES = 8  # of a stream
 SMALL = 1 << 25  # bytes of shards that come as fast as their spans do
 TWICE = 0.04  # of a dataset's bytes may be fetched a second time
+SPARSE = 10  # a batch is read by ranges where its shards are so many times as large
 SIDECARS = 16  # fetched at the same time
 Reads = dict[int, list[tuple[str, I64]]]
 
@@ -133,9 +134,7 @@ class FirstBatches:
         for number, member, rows in work.reads():
             if len(rows) and _is_missing(*self._reader.source(number)):
                 reads[number].append((member, rows))
-        places = [self._reader.source(number) for number in reads]
-        size = sum(source.sizes[local] for source, local in places if isinstance(source, ManifestSource))
-        return reads if size > SMALL else {}
+        return reads if sum(self._bytes(number) for number in reads) > SMALL else {}
 
     def _fetch(self, reads: Reads, first: bool) -> dict[int, Partial]:
         with ThreadPoolExecutor(SIDECARS, thread_name_prefix="loader-sidecars") as pool:
@@ -153,9 +152,11 @@ class FirstBatches:
 
     def _afford(self, spans: dict[int, list[tuple[int, int]]], first: bool) -> bool:
         """Whether so much may be fetched: all of it twice, unless what follows can leave it out."""
+        size = _size(span for some in spans.values() for span in some)
+        if size * SPARSE > sum(self._bytes(number) for number in spans):
+            return False
         if first and self._processes == 1:
             return True
-        size = _size(span for some in spans.values() for span in some)
         with self._lock:
             if size > self._spare:
                 return False
@@ -184,6 +185,11 @@ class FirstBatches:
         for files, numbers in self._by_files(kept):
             for number in numbers:
                 files.hold(self._path(number), partial[number])
+
+    def _bytes(self, number: int) -> int:
+        source, local = self._reader.source(number)
+        assert isinstance(source, ManifestSource)
+        return source.sizes[local]
 
     def _path(self, number: int) -> str:
         source, local = self._reader.source(number)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loader import make_loader
+from loader import draw, make_loader, order
 from tests.support.made_up_shards import SCALE, arrays
 
 OPTIONS = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "shuffle": False}
@@ -29,6 +29,12 @@ def draws(shards: Path, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
                 flipped.append(bool(mirrored < plain))
     loader.close()
     return {"flips": np.array(flipped), "drops": np.array(dropped)}
+
+
+def test_no_two_draws_hash_for_the_same_purpose() -> None:
+    """With one hash for two of them, what is dropped would tell the noise, and the noise the order."""
+    purposes = [order.SHARDS, order.WINDOWS, order.DETOURS, draw.NOISE, draw.DROP, draw.FLIP]
+    assert len(set(purposes)) == len(purposes)
 
 
 def test_flips_drops_and_epochs_and_seeds_are_independent(shards: Path) -> None:

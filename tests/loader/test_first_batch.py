@@ -91,14 +91,14 @@ def test_the_first_batch_comes_while_no_shard_does(server: Server, folder: Path)
     local.close()
 
 
-@pytest.mark.parametrize("batch_size", [BATCH, 60])
+@pytest.mark.parametrize("batch_size", [BATCH, 20, 60])
 @pytest.mark.parametrize(
     "options", [{}, {"num_workers": 2}, {"flip_prob": 0.0, "caption_drop_prob": 0.5}, {"subset": (0, 0.8)}]
 )
 def test_an_epoch_is_the_local_one_and_no_byte_comes_twice(
     server: Server, folder: Path, batch_size: int, options: dict[str, Any]
 ) -> None:
-    """Also where the first batch is a quarter of the dataset, and would be too much to fetch a second time."""
+    """Also where the first batch is too much to fetch a second time, or a quarter of the dataset, which comes whole."""
     batches = make_loader(server.url, batch_size, **OPTIONS, **options)
     local = make_loader(folder, batch_size, **OPTIONS, **options)
     assert all(same(a, b) for a, b in zip(batches, local, strict=True))
@@ -108,7 +108,7 @@ def test_an_epoch_is_the_local_one_and_no_byte_comes_twice(
     assert sent(server) <= 1.05 * tars(folder)
     assert stats["substitutes"] == 0
     if not options:
-        assert stats["ranges"] >= 2 * batch_size / 8
+        assert stats.get("ranges", 0) >= (2 * batch_size if batch_size < 60 else 0)
     again = make_loader(server.url, batch_size, **OPTIONS, **options)
     before = sent(server)
     assert len(list(again)) == len(again) and sent(server) == before and "ranges" not in again.stats()
@@ -164,8 +164,8 @@ def test_a_server_of_no_ranges_costs_nothing_but_the_wait(server: Server, folder
 def test_what_was_wrong_by_range_is_in_no_file(server: Server, folder: Path, cache: Path) -> None:
     """A bit is flipped on the way, in what the whole shard would be spared: it is fetched again, and told."""
     server.faults["/train-00000.tar"] = [damaged_range]
-    batches = make_loader(server.url, 60, **OPTIONS)
-    assert len(list(batches)) == 4
+    batches = make_loader(server.url, 20, **OPTIONS)
+    assert len(list(batches)) == 12
     batches.close()
     whole = {path.read_bytes() for path in (cache / "files").iterdir()}
     assert all(path.read_bytes() in whole for path in folder.glob("*.tar"))
@@ -204,11 +204,11 @@ def test_ranges_are_asked_for_where_the_file_was_found_to_lie(
         for number in range(SHARDS):
             storage.faults[f"/blobs/train-{number:05d}.tar"] = storage.faults[f"/train-{number:05d}.tar"]
         monkeypatch.setattr("loader.http_ranges.AT_ONCE", 2)
-        batches = make_loader("hf://datasets/me/latents", 40, **OPTIONS)
+        batches = make_loader("hf://datasets/me/latents", 16, **OPTIONS)
         next(iter(batches))
         ranged = [path for path, range_, _ in hub.requests if range_]
         assert (
-            len([path for path, range_, _ in storage.requests if range_]) >= 80 and len(ranged) <= 2 * SHARDS
+            len([path for path, range_, _ in storage.requests if range_]) >= 32 and len(ranged) <= 2 * SHARDS
         )
         let.set()
         batches.close()
