@@ -15,6 +15,7 @@ import loader.remote
 from loader import DataError, as_webdataset, make_loader
 from loader.transport import FsspecTransport
 from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.waiting import wait_until
 
 IMAGE = [field for field in FIELDS if field.name == "moments_256"]
 KEYS = {"key": "made", "secret": "up-s3cr3t"}
@@ -107,6 +108,47 @@ def test_an_outage_is_waited_for(
     assert time.monotonic() - begin > 2.5 and front.refused and batches.stats()["substitutes"] == 0
     assert "s3cr3t" not in caplog.text
     batches.close()
+
+
+def test_a_server_that_is_stopped_and_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connections are refused until somebody starts it again: the run goes on, with every sample."""
+    monkeypatch.setattr(loader.remote, "LONGEST_WAIT", 0.3)
+    first = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    first.start()
+    host, port = first.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="y")  # fmt: skip
+    client.create_bucket(Bucket="outage")
+    for path in folder.iterdir():
+        if path.is_file():
+            client.upload_file(str(path), "outage", path.name)
+    once = {"retries": {"max_attempts": 1}}
+    options = {
+        **KEYS,
+        "endpoint_url": endpoint,
+        "client_kwargs": {"region_name": "us-east-1"},
+        "config_kwargs": once,
+    }
+    batches = make_loader("s3://outage", 5, extras="key", shuffle_window=10, storage_options=options)
+    first.stop()
+    again = ThreadedMotoServer(ip_address="127.0.0.1", port=port)
+
+    def start() -> None:
+        wait_until(lambda: caplog.text.count("trying again") >= 3)
+        again.start()
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    try:
+        assert [key for batch in batches for key in batch["key"]] == keys(folder)
+        stats = batches.stats()
+        assert stats["substitutes"] == 0 and stats["retries"] >= 3
+    finally:
+        batches.close()
+        starting.join()
+        again.stop()
 
 
 def test_a_slow_answer_is_waited_for(
