@@ -127,6 +127,13 @@ class Config:
     max_disk: float | None = None
     """GB of tars here at most, with --delete-pushed: before it takes up another unit, a process waits for room."""
 
+    engine: Literal["plain", "ray"] = "plain"
+    """Who deals the units: plain processes among themselves, or this one to workers on a Ray cluster: that of RAY_ADDRESS,
+    or of this machine."""
+
+    ray_workers: int | None = None
+    """With --engine ray: so many workers on a CPU each, rather than one a GPU."""
+
     lease_timeout: float = 60.0
     """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
 
@@ -152,6 +159,7 @@ def check(config: Config) -> None:
         "--max-captions": config.max_captions,
         "--lease-timeout": config.lease_timeout,
         "--buckets": config.buckets,
+        "--ray-workers": config.ray_workers,
         "--max-disk": config.max_disk,
     }
     for flag, value in positive.items():
@@ -166,6 +174,8 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--max-disk {config.max_disk:g}: only with --delete-pushed, or it would never be free again"
         )
+    if config.ray_workers and config.engine != "ray":
+        raise UsageError(f"--ray-workers {config.ray_workers}: only with --engine ray")
     if (config.delete_pushed or config.private) and not config.push_to:
         raise UsageError(f"--{'delete-pushed' if config.delete_pushed else 'private'}: only with --push-to")
     for reason in config.retry_rejected:

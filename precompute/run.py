@@ -12,7 +12,9 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import diffusers
 import transformers
@@ -20,16 +22,20 @@ import transformers
 from precompute import push
 from precompute.commands import parse
 from precompute.config import Config, check, check_repeats
-from precompute.encode.devices import is_main
+from precompute.encode.devices import is_main, processes_here
 from precompute.encode.presets import DEFAULT
-from precompute.errors import PrecomputeError, one_line_errors, output_errors
+from precompute.errors import PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
 from precompute.runtime.disk_budget import DiskBudget
 from precompute.runtime.leases import Gate, Leases
 from precompute.runtime.progress import progress_bar, summary
 from precompute.runtime.session import Session, models_of
 from precompute.runtime.stats import Stats
+from precompute.shards.destination import Destination
 from precompute.shards.output_folder import OutputFolder, open_folder
+
+if TYPE_CHECKING:
+    from precompute.runtime.ray_driver import RaySession
 
 
 def run(config: Config) -> None:
@@ -38,16 +44,36 @@ def run(config: Config) -> None:
     open_folder("--output", config.output)
     if is_main() and (config.for_model or config.model):
         print(f"--for {config.for_model or DEFAULT}:\n{models_of(config)}", flush=True)
-    session = Session.open(config, OutputFolder(config.output, config.split))
-    if is_main():
-        done = session.keeper.manifest().splits[config.split].units_done
-        print(f"{config.dataset} {config.split} -> {config.output}, on {session.device}: {done} of ", end="")
-        print(f"{len(session.records.units)} units finished before", end="")
-        print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)
-    work(session)
+    with opened(config, OutputFolder(config.output, config.split)) as session:
+        if is_main():
+            done = session.keeper.manifest().splits[config.split].units_done
+            print(
+                f"{config.dataset} {config.split} -> {config.output}, on {session.device}: {done} of ", end=""
+            )
+            print(f"{len(session.units)} units finished before", end="")
+            print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)
+        work(session)
 
 
-def work(session: Session) -> None:
+@contextlib.contextmanager
+def opened(config: Config, destination: Destination) -> "Iterator[Session | RaySession]":
+    """What works on the units: this process, or a Ray cluster."""
+    if config.engine == "plain":
+        yield Session.open(config, destination)
+        return
+    if processes_here() > 1:
+        raise UsageError("--engine ray: start it once, by python rather than accelerate launch")
+    try:
+        from precompute.runtime.ray_cluster import connected
+        from precompute.runtime.ray_driver import RaySession
+    except ImportError as error:
+        raise UsageError(f'--engine ray: {error}; pip install "latentmill[ray]"') from error
+    with connected():
+        stop_on_sigterm()  # Ray has put its own handler in place
+        yield RaySession(config, destination)
+
+
+def work(session: "Session | RaySession") -> None:
     """Finish all units, with whoever else is at it, and say what came of it."""
     started = time.monotonic()
     config, destination, keeper = session.config, session.destination, session.keeper
@@ -57,7 +83,7 @@ def work(session: Session) -> None:
         if config.max_disk:
             budget = DiskBudget(destination, config.max_disk, config.lease_timeout, keeper.largest_unit)
             gates.append(stack.enter_context(contextlib.closing(budget)))
-        leases = Leases(destination, session.records.units, config.lease_timeout, gates)
+        leases = Leases(destination, session.units, config.lease_timeout, gates)
         stack.enter_context(contextlib.closing(leases))
         before = leases.finished()
         on_progress = stack.enter_context(progress_bar(leases, is_main()))

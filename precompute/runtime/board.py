@@ -28,7 +28,10 @@ class Free:
 
 
 class Board:
-    """The free units of a split. timeout: seconds after which an untouched lease is stale, which takes two looks to see."""
+    """The units of a split that are free. finished: indices of those that are done.
+
+    timeout: seconds after which an untouched lease is stale, which takes two looks to see.
+    """
 
     def __init__(
         self, claims: Claims, units: list[Unit], timeout: float, clock: Clock, rng: random.Random
@@ -38,7 +41,11 @@ class Board:
         self._free: list[Free] = []
         self._others = self._window = 1
         self._looked, self._took = -math.inf, 0.0
-        self.is_complete = False
+        self.finished: set[int] = set()
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.finished) >= len(self._units)
 
     @property
     def interval(self) -> float:
@@ -65,12 +72,12 @@ class Board:
     def look(self) -> None:
         """See what is finished, and who is at what."""
         began = self._clock.now()
-        done, turns = self._output.finished(), self._claims.survey()
+        self.finished, turns = self._output.finished(), self._claims.survey()
         mine = {claim.name for claim in self._claims.held}
         self._others = max(1, sum(turn.alive for turn in turns.values()) - len(mine))
         near: list[Free] = []
         for unit in self._units:
-            if unit.index in done or (stem := stem_of(self._output.split, unit.index)) in mine:
+            if unit.index in self.finished or (stem := stem_of(self._output.split, unit.index)) in mine:
                 continue
             turn = turns.get(stem)
             if turn is None or not turn.alive:
@@ -79,6 +86,5 @@ class Board:
                     break
         chosen = near if len(near) <= KEPT else self._rng.sample(near, KEPT)
         self._free = sorted(chosen, key=lambda one: one.unit.index)
-        self.is_complete = len(done) >= len(self._units)
         self._looked = self._clock.now()
         self._took = max(0.0, self._looked - began)

@@ -85,7 +85,7 @@ class Lease:
 
 
 class Leases:
-    """`UnitLeases` for all processes that share a destination. gates: each must let a claim pass.
+    """`UnitLeases` for all processes that share a destination. gates: each must let a claim pass; board: what is known.
 
     timeout: seconds after which an untouched lease is taken over. Owners on this machine that died are noticed at once.
     """
@@ -103,7 +103,7 @@ class Leases:
         self._output, self._gates = output, gates
         self._clock, self._rng = clock, rng or random.SystemRandom()
         self._claims = Claims(output, timeout, clock, self._rng)
-        self._board = Board(self._claims, units, timeout, clock, self._rng)
+        self.board = Board(self._claims, units, timeout, clock, self._rng)
         self._released = threading.Event()
 
     def claim(self) -> Lease | None:
@@ -123,17 +123,20 @@ class Leases:
             if lease is not None:
                 yield lease
                 pause = SHORTEST
-            elif self._claims.held or not self._board.is_complete:
+            elif self._claims.held or not self.board.is_complete:
                 yield None
                 self._clock.wait(pause * self._rng.uniform(0.5, 1.5), stop, self._released)
-                longest = max(self._claims.timeout / BEATS, self._board.interval)
-                pause = min(longest, max(pause * 1.2, self._board.interval / 4))
+                longest = max(self._claims.timeout / BEATS, self.board.interval)
+                pause = min(longest, max(pause * 1.2, self.board.interval / 4))
             else:
                 return
 
     def finished(self) -> set[int]:
         """Indices of the units whose marker is there."""
         return self._output.finished()
+
+    def is_finished(self, unit: Unit) -> bool:
+        return self._output.is_finished(unit.index)
 
     def release(self, lease: UnitLease) -> None:
         assert isinstance(lease, Lease)
@@ -153,7 +156,7 @@ class Leases:
                 if all(stack.enter_context(gate.passing()) for gate in self._gates):
                     lease = claim()
                 else:
-                    self._board.look()  # others may finish all meanwhile
+                    self.board.look()  # others may finish all meanwhile
         except LostLease:  # held up in a gate, so that another has passed it since
             if lease is not None:
                 self.release(lease)
@@ -162,25 +165,25 @@ class Leases:
 
     def _claim(self) -> Lease | None:
         """By what is known, and where that leads nowhere, once more after a look."""
-        fresh = self._board.is_old()
+        fresh = self.board.is_old()
         if fresh:
-            self._board.look()
+            self.board.look()
         lease = self._pick()
         if lease is None and not fresh:
-            self._board.look()
+            self.board.look()
             lease = self._pick()
         return lease
 
     def _pick(self) -> Lease | None:
         for race in range(RACES):
-            free = self._board.pick()
+            free = self.board.pick()
             if free is None:
                 return None
             lease = self._take(free)
             if lease is not None:
-                self._board.won_race()
+                self.board.won_race()
                 return lease
-            self._board.lost_race()
+            self.board.lost_race()
             self._clock.wait(self._rng.random() * min(MOST, BACKOFF * 2**race), self._released)
         return None
 

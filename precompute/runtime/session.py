@@ -28,6 +28,7 @@ from precompute.errors import ModelError, UsageError
 from precompute.input import pixels
 from precompute.input.open_records import open_records
 from precompute.input.records import Records, Source
+from precompute.input.units import Unit
 from precompute.runtime.leases import UnitLeases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.progress import default_threads
@@ -82,6 +83,10 @@ class Session:
         reopened = keeper.reopen(config.retry_rejected)
         write_null_caption(destination, texts, keeper.null_caption)
         return cls(config, records, device, encoder, destination, recipe, keeper, reopened)
+
+    @property
+    def units(self) -> list[Unit]:
+        return self.records.units
 
     def work(
         self,

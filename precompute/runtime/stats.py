@@ -1,6 +1,6 @@
 """Where the time of one process goes: who waits for whom."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 
 @dataclass
@@ -17,6 +17,15 @@ class Stats:
     awaited: float = 0.0
     idle: float = 0.0
     device: float = 0.0
+
+    def __add__(self, other: "Stats") -> "Stats":
+        return Stats(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+    def in_time(self, seconds: float) -> "Stats":
+        """Those of many processes as if they were one that is as fast as all: the same images and shares in this time."""
+        share = seconds / max(self.seconds, 1e-9)
+        _, *times = astuple(self)
+        return Stats(self.images, *(share * time for time in times))
 
     @property
     def busy(self) -> float:

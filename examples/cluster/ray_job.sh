@@ -1,0 +1,11 @@
+#!/bin/bash
+# One job on a Ray cluster: a worker a GPU, on whatever nodes there are and on those that join.
+#
+#     RAY_ADDRESS=http://HEAD:8265 bash examples/cluster/ray_job.sh      # from a checkout, which goes with the job
+#
+# The nodes have the dependencies installed (pip install "latentmill[ray]"), and all see /shared. Not tried as a job.
+set -euo pipefail
+
+ray job submit --runtime-env-json '{"working_dir": ".", "excludes": [".git", ".venv*", "latents"]}' \
+    -- python -m precompute.run builders/cc12m --engine ray \
+    --data-dir /shared/raw/cc12m --output /shared/latents/cc12m

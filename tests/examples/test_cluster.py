@@ -1,0 +1,60 @@
+"""The files under examples/cluster/: every command of ours in them is one that our own command line takes."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import tyro
+import yaml
+
+from precompute.config import Config, check
+
+FOLDER = Path(__file__).parents[2] / "examples" / "cluster"
+FILES = sorted(path.name for path in FOLDER.iterdir())
+START = ("-m precompute.run ", "latentmill run ")
+
+
+def text_of(path: Path) -> str:
+    """What a shell is given: a container's list of words is one line of them."""
+    if path.name != "kubernetes.yaml":
+        return path.read_text()
+    (container,) = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"]
+    return shlex.join(container["command"])
+
+
+def commands(text: str) -> list[list[str]]:
+    """Arguments of each `run`."""
+    lines = [
+        line.strip() for line in text.replace("\\\n", " ").splitlines() if not line.lstrip().startswith("#")
+    ]
+    found = [line.split(start, 1)[1] for line in lines for start in START if start in line]
+    return [shlex.split(re.split(r'["&]', command)[0].replace("$", "")) for command in found]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_flags_are_ours(name: str) -> None:
+    found = commands(text_of(FOLDER / name))
+    assert found
+    for arguments in found:
+        check(tyro.cli(Config, args=arguments))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".sh")])
+def test_scripts_parse(name: str) -> None:
+    subprocess.run(["bash", "-n", FOLDER / name], check=True)
+
+
+def test_runtime_environment_is_one(tmp_path: Path) -> None:
+    (given,) = re.findall(r"--runtime-env-json '(.*?)'", (FOLDER / "ray_job.sh").read_text())
+    assert set(json.loads(given)) == {"working_dir", "excludes"}
+
+
+def test_every_file_is_in_the_table_of_the_docs() -> None:
+    docs = (FOLDER.parents[1] / "docs" / "scale.md").read_text()
+    assert set(re.findall(r"examples/cluster/([\w.]+)\)", docs)) == set(FILES)
+    for name in FILES:
+        row = next(line for line in docs.splitlines() if f"cluster/{name})" in line)
+        assert ("not tried" in row.lower()) == ("Not tried" in (FOLDER / name).read_text()), name
