@@ -194,12 +194,27 @@ class Shard:
         return f"{self.folder}/{self.name}" if self.folder else self.name
 
 
+class _HasShards:
+    """What counts the rows of its shards."""
+
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
 @dataclass(frozen=True)
-class Marker:
+class Marker(_HasShards):
     """`train-00000.json`: unit 0 of split train is finished. It holds all that the manifest needs.
 
     plan: what the units are (dataset, number of units, limit, ...); equal in all markers of a split.
     rejected: source rows by reject reason; `rows == samples + sum(rejected.values())`.
+    left_out: files of the source that belong to no row, by reason: hidden ones, a folder's README.
     timings: seconds by stage, images/s: the only part that differs between two runs.
     """
 
@@ -210,16 +225,9 @@ class Marker:
     plan: Plan
     shards: tuple[Shard, ...]
     rejected: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
-
-    @property
-    def samples(self) -> int:
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
 
     def to_json(self) -> str:
         counts = {"samples": self.samples, "rows": self.rows, "fingerprint": fingerprint(self.recipe)}
@@ -229,16 +237,16 @@ class Marker:
     def from_json(cls, text: str | bytes) -> Self:
         """Raises FormatError where the text is no marker, is of a newer format, or its counts contradict."""
         obj = _load(text, "marker")
-        split = border.text(border.part(obj, "split", "marker"), "marker.split", SPLIT_NAME)
         fields = _fields(obj, "marker")
         marker = cls(
-            split=split,
+            split=border.text(border.part(obj, "split", "marker"), "marker.split", SPLIT_NAME),
             unit=border.count(border.part(obj, "unit", "marker"), "marker.unit"),
             recipe=parse_recipe(border.part(obj, "recipe", "marker"), "marker.recipe"),
             fields=fields,
             plan=parse_plan(border.part(obj, "plan", "marker"), "marker.plan"),
             shards=_shards(obj, "marker", fields),
-            rejected=_rejected(obj, "marker"),
+            rejected=_by_reason(obj, "rejected", "marker"),
+            left_out=_by_reason({"left_out": {}, **obj}, "left_out", "marker"),
             timings=border.mapping(border.part(obj, "timings", "marker"), "marker.timings"),
             format=obj["format"],
         )
@@ -248,8 +256,7 @@ class Marker:
             for name, value in counts.items()
             if obj.get(name) != value
         ]
-        rejected = sum(marker.rejected.values())
-        if marker.rows != marker.samples + rejected:
+        if marker.rows != marker.samples + (rejected := sum(marker.rejected.values())):
             wrong.append(f"{marker.samples} written + {rejected} rejected != {marker.rows} rows")
         if wrong:
             raise FormatError("marker contradicts itself: " + "; ".join(wrong))
@@ -257,21 +264,14 @@ class Marker:
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(_HasShards):
     """One split of a manifest. `units_done` of `plan["units"]` units are finished; shards in order of unit."""
 
     plan: Plan
     units_done: int
     shards: tuple[Shard, ...]
     rejected: dict[str, int]
-
-    @property
-    def samples(self) -> int:
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def rows(self) -> int:
-        return sum(shard.rows for shard in self.shards)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -334,7 +334,8 @@ def _split(obj: Any, place: str, fields: tuple[Field, ...]) -> Split:
     obj = border.mapping(obj, place)
     plan = parse_plan(border.part(obj, "plan", place), f"{place}: plan")
     done = border.count(border.part(obj, "units_done", place), f"{place}: units_done")
-    return Split(plan, done, _shards(obj, place, fields), _rejected(obj, place))
+    left_out = _by_reason({"left_out": {}, **obj}, "left_out", place)
+    return Split(plan, done, _shards(obj, place, fields), _by_reason(obj, "rejected", place), left_out)
 
 
 def _fields(obj: dict[str, Any], place: str) -> tuple[Field, ...]:
@@ -345,12 +346,12 @@ def _fields(obj: dict[str, Any], place: str) -> tuple[Field, ...]:
     return fields
 
 
-def _rejected(obj: dict[str, Any], place: str) -> dict[str, int]:
-    rejected = border.mapping(border.part(obj, "rejected", place), f"{place}: rejected")
-    for reason, rows in rejected.items():
+def _by_reason(obj: dict[str, Any], name: str, place: str) -> dict[str, int]:
+    counts = border.mapping(border.part(obj, name, place), f"{place}: {name}")
+    for reason, count in counts.items():
         border.text(reason, f"{place}: reason", REASON)
-        border.count(rows, f"{place}: rejected {reason}")
-    return rejected
+        border.count(count, f"{place}: {name} {reason}")
+    return counts
 
 
 def _shards(obj: dict[str, Any], place: str, fields: tuple[Field, ...]) -> tuple[Shard, ...]:

@@ -45,6 +45,8 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
                 account.add(Account(**json.load(file)))
             os.remove(path)
             job += 1
+        with open(self._account_path(split), "w", encoding="utf-8") as file:
+            json.dump(vars(account), file)
         try:
             self._report(split_generator.gen_kwargs, account)
         except (
@@ -66,8 +68,14 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             )
         return super().as_dataset(split, *args, **kwargs)
 
-    def _account_path(self, split: str, job: int) -> str:
-        return f"{self._output_dir}/{split}-{job:05d}.account.json"
+    def account(self, split: str) -> Account:
+        """The account of a split that has been built, now or when its cache was."""
+        with open(self._account_path(split), encoding="utf-8") as file:
+            return Account(**json.load(file))
+
+    def _account_path(self, split: str, job: int | None = None) -> str:
+        """In the folder of the cache: of a split, and while it is built of each of its jobs."""
+        return f"{self._output_dir}/{split}{'' if job is None else f'-{job:05d}'}.account.json"
 
     def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:
         return CountedExamples(self._generate_examples, split_generator.gen_kwargs)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -59,7 +60,17 @@ class OurRecords(Records):
     def _identify_sources(self, builder: Any) -> str | None:
         """A hash of what makes up each shard, wherever it lies."""
         stream = builder.as_streaming_dataset(split=self.source.split)
-        return short_hash(builder.identity(stream._ex_iterable.kwargs["shards"]))
+        self._builder, self._shards = builder, stream._ex_iterable.kwargs["shards"]
+        return short_hash(builder.identity(self._shards))
+
+    def left_out(self, unit: Unit) -> Mapping[str, int]:
+        """Of a dataset that is prepared, all of it with the first unit; none of a unit that --limit cuts."""
+        split = self.source.split
+        if self.source.prepare:
+            left = self._builder.account(split).left if unit.index == 0 else {}
+        else:
+            left = self._builder.left_out(split, self._shards[unit.shard]) if unit.stop is None else {}
+        return {reason: files for reason, (files, _) in left.items() if files}
 
     def _recipe(self, builder: Any) -> dict[str, Any]:
         config = {

@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,10 @@ class Records(ABC):
         """
         for number, values in self._values(unit):
             yield values if isinstance(values, Record) else self._record(values, unit, number)
+
+    def left_out(self, unit: Unit) -> Mapping[str, int]:
+        """Files of the source that belong to no row, by reason, of a unit whose rows have been read to the end."""
+        return {}
 
     @abstractmethod
     def _options(self) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
     rows: list[tuple[str, Any]] = [("rows read", split.rows), ("written", split.samples)]
     rows += [("rejected", sum(split.rejected.values()))]
     rows += [(f"  {reason}", count) for reason, count in sorted(split.rejected.items())]
-    lines = [f"{name:<18}{count:>14,}" for name, count in rows]
+    rows += [("left out, no rows", sum(split.left_out.values()))] if split.left_out else []
+    rows += [(f"  {reason}", count) for reason, count in sorted(split.left_out.items())]
+    lines = [f"{name:<22}{count:>10,}" for name, count in rows]
     if split.rejected:
         lines += [f"  (which, and why: the .parquet beside each tar, or `{command('preview')}`)"]
     if new is None:

@@ -106,6 +106,7 @@ class Session:
             self.records.plan,
             config.batch_size,
             on_commit,
+            self.records.left_out,
         )
         threads = config.num_threads or default_threads()
         return Pipeline(self.records, leases, self.encoder, output, self._read, threads, on_batch).run()

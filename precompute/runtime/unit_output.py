@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from loader.sidecar_schema import tokens_column
 from precompute.encode.batch_encoder import BatchEncoder, Encoded, InFlight
 from precompute.errors import LostLease
 from precompute.input.pixels import Picture
+from precompute.input.units import Unit
 from precompute.runtime.leases import UnitLease, UnitLeases
 from precompute.shards.destination import Destination
 from precompute.shards.missing_ok import is_gone
@@ -23,7 +24,10 @@ logger = logging.getLogger("precompute")
 
 @dataclass(frozen=True)
 class Output:
-    """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread."""
+    """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread.
+
+    left_out: of a unit that has been read to its end, the files of the source that belong to no row, by reason.
+    """
 
     destination: Destination
     samples_per_shard: int
@@ -31,6 +35,7 @@ class Output:
     plan: Plan
     batch_size: int
     on_commit: Callable[[], object] = lambda: None
+    left_out: Callable[[Unit], Mapping[str, int]] = lambda unit: {}
 
 
 @dataclass
@@ -104,7 +109,8 @@ class OpenUnit:
                     "images_per_second": round(self._samples / seconds, 1),
                     "batch_size": self._output.batch_size,
                 }
-                self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings)
+                left_out = self._output.left_out(self._lease.unit)
+                self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings, left_out)
                 self._output.on_commit()
         self.drop()
         leases.release(self._lease)

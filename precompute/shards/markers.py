@@ -43,8 +43,11 @@ def manifest_of(recipe: Recipe, fields: Iterable[Field], markers: Iterable[Marke
     for name, done in by_split.items():
         done.sort(key=lambda marker: marker.unit)
         rejected: Counter[str] = Counter()
+        left_out: Counter[str] = Counter()
         for marker in done:
             rejected.update(marker.rejected)
+            left_out.update(marker.left_out)
         shards = tuple(shard for marker in done for shard in marker.shards)
-        splits[name] = Split(done[0].plan, len(done), shards, dict(sorted(rejected.items())))
+        counts = (dict(sorted(by_reason.items())) for by_reason in (rejected, left_out))
+        splits[name] = Split(done[0].plan, len(done), shards, *counts)
     return Manifest(recipe, tuple(fields), splits)

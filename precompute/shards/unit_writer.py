@@ -126,9 +126,19 @@ class UnitWriter:
         self._rejected[reason] += 1
         self._shard(group).reject(row, reason)
 
-    def commit(self, recipe: Recipe, fields: Iterable[Field], plan: Plan, timings: dict[str, Any]) -> Marker:
+    def commit(
+        self,
+        recipe: Recipe,
+        fields: Iterable[Field],
+        plan: Plan,
+        timings: dict[str, Any],
+        left_out: Mapping[str, int] | None = None,
+    ) -> Marker:
         """Make the unit visible: shards first, marker last. Raises an OSError that `is_gone` once `revoke` has taken
-        our files."""
+        our files.
+
+        left_out: files of the source that belong to no row, by reason.
+        """
         if not self._open and not self._closed:
             self._shard(None)
         for group in list(self._open):
@@ -151,6 +161,7 @@ class UnitWriter:
             plan=plan,
             shards=tuple(shards),
             rejected=dict(sorted(self._rejected.items())),
+            left_out=dict(sorted((left_out or {}).items())),
             timings=timings,
         )
         self._output.mark(self.stem, marker.to_json().encode(), files, self._begun)

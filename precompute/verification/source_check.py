@@ -24,6 +24,7 @@ from precompute.input.records import Record, Records, Source
 from precompute.shards.store import Store
 from precompute.verification.check_folder import Finding, redo
 from precompute.verification.check_shard import read_sidecar
+from precompute.verification.source_listing import LISTED, check_listing
 
 FOREIGN = ("image_column", "caption_column", "caption_cleaning")
 PLAIN_OPTION = re.compile(r'\w+=("[\w,+ -]*"|[\d.eE+-]+|true|false|null)')
@@ -136,18 +137,26 @@ def source_pixels(
 def check_source(
     store: Store, manifest: Manifest, markers: dict[str, Marker], where: Where
 ) -> Iterator[Finding]:
-    """Every row of the source is in a sidecar of its unit, once, in order, with the caption it has now."""
+    """Every row of the source is in a sidecar of its unit, once, in order, with the caption it has now.
+
+    Of a folder or tars of the user's own, what lies there is listed apart from the reader, too.
+    """
+    sources: set[str] = set()
+    records = None
     for split in manifest.splits:
         records = open_source(manifest, split, where)
         for stem, marker in markers.items():
             if marker.split == split and marker.unit < len(records.units):
                 ours = _rows(store, marker, redo(stem))
+                sources.update(str(row["source"]) for row in ours)
                 source = records.rows(records.units[marker.unit])
                 theirs = [(r.row.key, r.reject, r.row.caption, list(r.row.captions)) for r in source]
                 if marker.recipe.get("bucket_step"):  # a shard a bucket: in order within each alone
                     ours.sort(key=lambda row: str(row["key"]))
                     theirs.sort(key=lambda row: row[0])
                 yield from _compare(stem, ours, theirs)
+    if records is not None and records.source.dataset in LISTED and records.source.data_dir is not None:
+        yield from check_listing(records.source.data_dir, records.source.dataset, manifest, sources)
 
 
 def _rows(store: Store, marker: Marker, cure: str) -> list[dict[str, Any]]:
