@@ -6,6 +6,7 @@
 Both go into the folder itself. Source images are shown where the dataset that the recipe names can be opened.
 """
 
+import datetime
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from precompute.verification.decode_check import source_images
 from precompute.verification.read_folder import read_markers
 from precompute.verification.recipe_models import Models, recipe_image_encoder
 from precompute.verification.source_check import Where
+from precompute.verification.verdict import last_verdict
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,13 @@ def run(config: Config) -> list[Path]:
     twins = [make_pair(pair, manifest, encoder) for pair in figures.twins]
 
     title, subtitle = headline(manifest, split)
+    verdict = last_verdict(Path(config.output).expanduser()) if store.local else ""
     out = io.BytesIO()
     draw_sheet(title, subtitle, cards).save(out, "PNG", optimize=True)
     write_file(folder / SHEET, out.getvalue())
-    write_file(folder / REPORT, render(title, subtitle, cards, twins, figures, manifest.recipe).encode())
+    write_file(
+        folder / REPORT, render(title, subtitle, cards, twins, figures, manifest.recipe, verdict).encode()
+    )
     return [folder / SHEET, folder / REPORT]
 
 
@@ -106,12 +111,14 @@ def headline(manifest: Manifest, split: str) -> tuple[str, str]:
     name = str(dataset.get("path", "latents")).removeprefix("builders/")
     config = dataset.get("name")
     title = f"{name} · {split}" if config in (None, "default") else f"{name} ({config}) · {split}"
+    rejected = sum(done.rejected.values())
     facts = [
         f"{done.samples:,} samples",
-        f"{sum(done.rejected.values()):,} rejected",
+        f"{rejected:,} rejected ({rejected / max(done.rows, 1):.1%})",
         f"{len(done.shards):,} shards",
     ]
     facts += [str(recipe.get("image_encoder", {}).get("model", "")), manifest.fingerprint[:12]]
+    facts += [f"{datetime.date.today():%Y-%m-%d}"]
     return title, "   ·   ".join(filter(None, facts))
 
 

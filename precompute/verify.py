@@ -28,6 +28,7 @@ from precompute.shards.store import Store, expected_manifest
 from precompute.verification import check_folder as checks
 from precompute.verification.check_folder import Finding
 from precompute.verification.read_folder import read_all, read_markers
+from precompute.verification.verdict import keep_verdict
 
 SHOWN = 50  # findings; --json has them all
 
@@ -86,19 +87,23 @@ class Report:
             return 3 if self.findings else 0
         return 1
 
+    @property
+    def verdict(self) -> str:
+        """`whole`, or how many faults."""
+        unread = sum(finding.unread for finding in self.findings)
+        faults = len(self.findings) - unread
+        told = [f"{faults:,} faults"] if faults else []
+        told += [f"{unread:,} files could not be read"] if unread else []
+        return " and ".join(told) or "whole"
+
     def summary(self) -> str:
         """The last line."""
         count = {
             name: sum(split[name] for split in self.splits.values())
             for name in ("samples", "rejected", "rows")
         }
-        unread = sum(finding.unread for finding in self.findings)
-        faults = len(self.findings) - unread
-        told = [f"{faults:,} faults"] if faults else []
-        told += [f"{unread:,} files could not be read"] if unread else []
-        verdict = " and ".join(told) or "whole"
         line = (
-            f"{self.output}: {verdict}. {count['samples']:,} written + {count['rejected']:,} rejected = "
+            f"{self.output}: {self.verdict}. {count['samples']:,} written + {count['rejected']:,} rejected = "
             f"{count['rows']:,} rows in {self.shards:,} shards; {self.mode}, {self.seconds:.1f} s"
         )
         if self.bytes:
@@ -187,6 +192,8 @@ def run(config: Config) -> int:
         if not config.json and len(report.findings) <= SHOWN:
             tqdm.write(str(finding))
     report.seconds = time.monotonic() - started
+    if "://" not in config.output:
+        keep_verdict(Path(config.output).expanduser(), report.verdict, mode)
     if config.json:
         print(json.dumps({"whole": not report.findings, **dataclasses.asdict(report)}, indent=1))
         return report.exit_code

@@ -8,41 +8,56 @@ import numpy as np
 import numpy.typing as npt
 
 WIDTH, HEIGHT = 400, 190  # units of the view box; about pixels on a phone
-LEFT, RIGHT, TOP, BOTTOM = 8, 8, 22, 26
+LEFT, RIGHT, TOP, BOTTOM = 38, 8, 22, 26
 
 
 def histogram(values: npt.NDArray[Any], unit: str, bins: int = 32, mark: float | None = None) -> str:
-    """Bars between the 0.5th and 99.5th percentile, the outermost holding the rest; the median is marked.
+    """Bars between rounded ends, so that nearly all are seen well; what lies far above is counted in a note. The median is marked.
 
     mark: a limit to draw, such as the number of tokens that an encoder keeps.
     """
     values = np.asarray(values, float)
     if not len(values):
         return '<p class="quiet">nothing to count</p>'
-    low, high = np.percentile(values, [0.5, 99.5])
-    low, high = (low - 0.5, high + 0.5) if high - low < 1e-9 else (low, high)
+    most, high = (float(np.percentile(values, share)) for share in (95, 99))
+    high = high if high <= 2 * most else most  # a few that are far away are a note
     if mark is not None:
         high = max(high, min(mark, 3 * high))
+    ticks = round_ticks(float(values.min()), max(high, float(values.min())))
+    low, high = ticks[0], ticks[-1]
     whole = bool((values == np.round(values)).all())
     if whole:  # each bar holds equally many of them
-        step = np.ceil((high - low + 1) / bins)
-        low, high = (
-            np.floor(low) - 0.5,
-            np.floor(low) - 0.5 + step * np.ceil((high - np.floor(low) + 1) / step),
-        )
-        bins = round((high - low) / step)
-    counts, edges = np.histogram(np.clip(values, low, high), bins, (low, high))
-    x = _scale(low, high, LEFT, WIDTH - RIGHT)
-    top, parts = counts.max(), []
+        width = max(1, round((high - low) / bins))
+        edges = np.arange(low, high + width + 0.5, width) - 0.5
+    else:
+        edges = np.linspace(low, high, bins + 1)
+    counts, _ = np.histogram(values, edges)
+    above = int((values > edges[-1]).sum())
+    x = _scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    levels = round_ticks(0, int(counts.max()))
+    y = _scale(0, levels[-1], HEIGHT - BOTTOM, TOP)
+    parts = [_level(y(level), level) for level in levels]
     for count, a, b in zip(counts.tolist(), edges[:-1], edges[1:], strict=True):
-        bar = (HEIGHT - TOP - BOTTOM) * count / top
-        label = f"{_short(a)} to {_short(b)} {unit}: {count:,}"
-        parts.append(_bar(x(a) + 0.5, HEIGHT - BOTTOM - bar, x(b) - x(a) - 1, bar, label))
+        label = f"{_short(a + 0.5 * whole)} to {_short(b - 0.5 * whole)} {unit}: {count:,}"
+        parts.append(_bar(x(a) + 0.5, y(count), x(b) - x(a) - 1, y(0) - y(count), label))
     middle = float(np.median(values))
     parts.append(_rule(x(middle), f"median {_short(middle)} {unit}", "median"))
-    if mark is not None and mark <= high:
+    if mark is not None and mark <= edges[-1]:
         parts.append(_rule(x(mark), f"limit {_short(mark)}", "limit"))
-    return _svg([*parts, _ticks(low, high, x, whole)], f"Histogram, median {_short(middle)} {unit}")
+    if above:
+        note = f"and {above:,} above, up to {_short(float(values.max()))}"
+        parts.append(f'<text class="note" x="{WIDTH - RIGHT}" y="{TOP + 22}" text-anchor="end">{note}</text>')
+    places = "".join(_tick(x(tick), tick) for tick in ticks if edges[0] <= tick <= edges[-1])
+    return _svg([*parts, places], f"Histogram, median {_short(middle)} {unit}")
+
+
+def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten, from below `low` to above `high`; at most `most` and two more."""
+    span = high - low if high > low else max(abs(high), 1.0) / 2
+    power = 10.0 ** np.floor(np.log10(span / most))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= most)
+    first, last = np.floor(low / step), np.ceil(high / step)
+    return [round(float(n * step), 10) for n in range(int(first), int(max(last, first + 1)) + 1)]
 
 
 def series(values: Sequence[float], unit: str) -> str:
@@ -52,7 +67,8 @@ def series(values: Sequence[float], unit: str) -> str:
     chunks = np.array_split(np.asarray(values, float), min(80, len(values)))
     points = np.array([chunk.mean() for chunk in chunks])
     x = _scale(0, max(1, len(points) - 1), LEFT, WIDTH - RIGHT)
-    y = _scale(0, float(points.max()) * 1.05 or 1, HEIGHT - BOTTOM, TOP)
+    levels = round_ticks(0, float(points.max()))
+    y = _scale(0, levels[-1], HEIGHT - BOTTOM, TOP)
     path = " ".join(f"{x(i):.1f},{y(float(value)):.1f}" for i, value in enumerate(points))
     if len(points) == 1:
         path = f"{LEFT},{y(float(points[0])):.1f} {WIDTH - RIGHT},{y(float(points[0])):.1f}"
@@ -61,6 +77,7 @@ def series(values: Sequence[float], unit: str) -> str:
     label = f"median {_short(middle)} {unit}"
     return _svg(
         [
+            *(_level(y(level), level) for level in levels),
             f'<polygon class="area" points="{area}"/><polyline class="line" points="{path}"/>',
             f'<text class="note" x="{WIDTH - RIGHT}" y="14" text-anchor="end">{escape(label)}</text>',
             f'<text class="tick" x="{LEFT}" y="{HEIGHT - 8}">first unit</text>',
@@ -74,15 +91,17 @@ def channels(stats: Sequence[tuple[float, float]]) -> str:
     """Mean and standard deviation of each channel, before the band, -1 to 1, that a well-scaled VAE fills."""
     reach = max(2.0, *(abs(mean) + std for mean, std in stats)) * 1.05
     y = _scale(-reach, reach, HEIGHT - BOTTOM, TOP)
-    step = (WIDTH - LEFT - RIGHT - 24) / len(stats)
-    band = f'<rect class="band" x="{LEFT + 24}" y="{y(1):.1f}" width="{WIDTH - LEFT - RIGHT - 24}" height="{y(-1) - y(1):.1f}"/>'
+    step = (WIDTH - LEFT - RIGHT) / len(stats)
+    band = f'<rect class="band" x="{LEFT}" y="{y(1):.1f}" width="{WIDTH - LEFT - RIGHT}" height="{y(-1) - y(1):.1f}"/>'
     parts = [band]
     for level in (-1, 0, 1):
         parts.append(
-            f'<text class="tick" x="{LEFT}" y="{y(level) + 4:.1f}">{level:+d}</text>'.replace("+0", "0")
+            f'<text class="tick" x="{LEFT - 5}" y="{y(level) + 4:.1f}" text-anchor="end">{level:+d}</text>'.replace(
+                "+0", "0"
+            )
         )
     for place, (mean, std) in enumerate(stats):
-        x, width = LEFT + 24 + step * place, min(step * 0.6, 14)
+        x, width = LEFT + step * place, min(step * 0.6, 14)
         left, height = x + (step - width) / 2, y(mean - std) - y(mean + std)
         parts.append(
             _bar(left, y(mean + std), width, height, f"channel {place}: mean {mean:.2f}, std {std:.2f}")
@@ -118,11 +137,16 @@ def _rule(x: float, label: str, kind: str) -> str:
     )
 
 
-def _ticks(low: float, high: float, x: Any, whole: bool) -> str:
-    values = [low + share * (high - low) for share in (0.04, 0.27, 0.5, 0.73, 0.96)]
-    values = sorted({float(round(value)) for value in values}) if whole else values
-    places = (f'x="{x(value):.1f}" y="{HEIGHT - 8}" text-anchor="middle"' for value in values)
-    return "".join(f'<text class="tick" {p}>{_short(v)}</text>' for p, v in zip(places, values, strict=True))
+def _tick(x: float, value: float) -> str:
+    anchor = "start" if x < LEFT + 12 else "end" if x > WIDTH - RIGHT - 12 else "middle"
+    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{_short(value)}</text>'
+
+
+def _level(y: float, value: float) -> str:
+    """A line across, with its value at the left."""
+    line = f'<line class="grid-line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    text = f'<text class="tick" x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{_compact(value)}</text>'
+    return line + text
 
 
 def _scale(low: float, high: float, start: float, stop: float) -> Any:
@@ -131,3 +155,11 @@ def _scale(low: float, high: float, start: float, stop: float) -> Any:
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 20 else f"{value:.3g}"
+
+
+def _compact(value: float) -> str:
+    """`12k`: what fits beside a chart."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

@@ -45,7 +45,8 @@ class Figures:
 
     speed: images/s by unit. edges: shorter edges, pixels. aspects: width / height. words, tokens: lengths of captions,
     tokens by text field. channels: (mean, std) of the scaled latents' channels by image field. twins: samples of nearly equal
-    images. repeated: captions of several samples, and of how many.
+    images. repeated: captions of several samples, and of how many; twice: samples
+    whose caption another has too.
     """
 
     samples: int = 0
@@ -62,6 +63,7 @@ class Figures:
     rejected: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Reject]] = field(default_factory=dict)
     repeated: list[tuple[str, int]] = field(default_factory=list)
+    twice: int = 0
     twins: list[tuple[Sample, Sample]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -113,8 +115,9 @@ def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], man
         figures.edges, figures.aspects = np.minimum(width, height), width / np.maximum(height, 1)
     captions = [caption or "" for caption in good["caption"].to_pylist()]
     figures.words = np.array([len(caption.split()) for caption in captions])
-    counts = Counter(captions).most_common(8)
-    figures.repeated = [(caption, count) for caption, count in counts if count > 1]
+    counts = Counter(captions)
+    figures.repeated = [(caption, count) for caption, count in counts.most_common(8) if count > 1]
+    figures.twice = sum(count for count in counts.values() if count > 1)
     for spec in manifest.fields:
         if spec.kind == "caption_latents" and spec.shape[0] is None:
             figures.tokens[spec.name] = _stored_lengths(good, spec)

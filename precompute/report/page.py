@@ -32,11 +32,13 @@ def render(
     twins: Sequence[Card],
     figures: Figures,
     recipe: Recipe,
+    verdict: str = "",
 ) -> str:
-    """The page. twins: a card of two pictures for each pair of nearly equal images."""
+    """The page. twins: a card of two pictures for each pair of nearly equal images. verdict: of the last verify."""
     parts = {
         "title": escape(title),
         "subtitle": escape(subtitle),
+        "verdict": escape(printable(verdict)),
         "tiles": "".join(_tile(name, value) for name, value in _numbers(figures)),
         "notes": _notes(figures.notes),
         "cards": "".join(_card(card) for card in cards),
@@ -69,8 +71,9 @@ def _row_charts(figures: Figures, recipe: Recipe) -> list[tuple[str, str]]:
         ("Throughput, images/s by unit", charts.series(figures.speed, "images/s")),
         ("Shorter edge, pixels", charts.histogram(figures.edges, "px")),
         ("Aspect ratio, width over height", charts.histogram(figures.aspects, "")),
-        ("Caption length, words", charts.histogram(figures.words, "words")),
     ]
+    if not figures.tokens:
+        panels.append(("Caption length, words", charts.histogram(figures.words, "words")))
     for name, lengths in figures.tokens.items():
         limit = limits.get(name.removeprefix("caption_latents").removeprefix("_"))
         cut = sum(lengths > limit) / max(len(lengths), 1) if limit else 0
@@ -103,7 +106,7 @@ def _card(card: Card) -> str:
     pictures = "".join(_picture(picture) for picture in card.pictures)
     return (
         f'<article class="panel"><div class="pictures">{pictures}</div>'
-        f'<p class="caption">{escape(card.caption)}</p><code class="key">{escape(card.key)}</code></article>'
+        f'<p class="caption" dir="auto">{escape(card.caption)}</p><code class="key">{escape(card.key)}</code></article>'
     )
 
 
@@ -143,13 +146,16 @@ def _reject(reject: Reject) -> str:
 
 def _duplicates(figures: Figures, twins: Sequence[Card]) -> str:
     rows = "".join(
-        f"<tr><td>{count:,} ×</td><td>{escape(one_line(c)[:200])}</td></tr>" for c, count in figures.repeated
+        f'<tr><td>{count:,} ×</td><td dir="auto">{escape(one_line(c)[:200])}</td></tr>'
+        for c, count in figures.repeated
     )
     captions = f"<table>{rows}</table>" if rows else '<p class="quiet">No caption occurs twice.</p>'
     pairs = "".join(
         f'<div class="pictures">{"".join(_picture(p) for p in card.pictures)}</div>' for card in twins
     )
     none = f'<p class="quiet">No two of {figures.latents_of:,} images look alike.</p>'
+    if figures.twice:
+        captions += f'<p class="quiet">{figures.twice:,} samples share their caption with another.</p>'
     return _panel(f"Captions, of {figures.rows:,} rows", captions) + _panel(
         "Images", f'<div class="pairs">{pairs}</div>' if pairs else none
     )

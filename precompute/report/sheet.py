@@ -1,9 +1,10 @@
 """preview.png: all cards on one page. Captions are any text at all: they are cleaned of control characters, and wrapped."""
 
 import functools
+import unicodedata
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, features
 
 from precompute.report.tiles import Card
 
@@ -13,7 +14,20 @@ TILE, GAP, PAD, MARGIN = 224, 8, 12, 40  # pixels
 TEXT, SMALL, LEADING = 15, 12, 20
 INK, GREY, PAPER, CARD = (28, 30, 34), (122, 126, 134), (238, 239, 242), (255, 255, 255)
 LINES = 3  # of a caption
-FALLBACK_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "Arial Unicode.ttf")
+FALLBACK_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansDevanagari-Regular.ttf",
+    "NotoSansArabic-Regular.ttf",
+    "NotoSansHebrew-Regular.ttf",
+    "NotoSansThai-Regular.ttf",
+    "NotoSans-Regular.ttf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "Arial Unicode.ttf",
+)
+UNDRAWN = "(its letters are in no font here: see report.html)"
 
 
 def draw_sheet(title: str, subtitle: str, cards: Sequence[Card]) -> Image.Image:
@@ -23,7 +37,7 @@ def draw_sheet(title: str, subtitle: str, cards: Sequence[Card]) -> Image.Image:
     step = inner + 2 * PAD + 2 * GAP
     columns = min(len(cards) or 1, max(1, 1500 // step))
     rows = [cards[i : i + columns] for i in range(0, len(cards), columns)]
-    texts = {id(card): wrap(card.caption, TEXT, inner, LINES) for card in cards}
+    texts = {id(card): wrap(drawable(card.caption), TEXT, inner, LINES) for card in cards}
     heights = [TILE + 2 * PAD + 48 + LEADING * max(len(texts[id(card)]) for card in row) for row in rows]
     width = 2 * MARGIN + columns * step - 2 * GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + 84 + sum(heights) + 2 * GAP * (len(rows) - 1)), PAPER)
@@ -55,6 +69,13 @@ def _draw_card(
         draw.text((left, y + TILE + 5), label, GREY, _font(label, SMALL))
     for place, line in enumerate(lines):
         draw.text((x, y + TILE + 26 + place * LEADING), line, INK, _font(line, TEXT))
+
+
+def drawable(text: str) -> str:
+    """The text, or a word instead of it where a font would draw boxes, or letters from the wrong end."""
+    backwards = any(unicodedata.bidirectional(c) in ("R", "AL") for c in text) and not features.check("raqm")
+    lacking = sum(_missing(_font(text, TEXT), c) for c in text)
+    return UNDRAWN if backwards or lacking > len(text) / 10 else text
 
 
 def wrap(text: str, size: int, width: int, lines: int) -> list[str]:
@@ -89,9 +110,9 @@ def _clip(text: str, size: int, width: int) -> str:
 
 
 def _font(text: str, size: int) -> Font:
-    """Pillow's own font, or the first one on this machine that has the text's letters."""
-    fonts = _fonts(size)
-    return next((font for font in fonts if not any(_missing(font, c) for c in set(text))), fonts[0])
+    """Pillow's own font, or of those on this machine the one that lacks the fewest of the text's letters."""
+    letters = set(text)
+    return min(_fonts(size), key=lambda font: sum(_missing(font, c) for c in letters))
 
 
 @functools.cache

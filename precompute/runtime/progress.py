@@ -16,6 +16,7 @@ from precompute.runtime.leases import Leases
 from precompute.runtime.stats import Stats
 
 EVERY = 1.0  # seconds between changes of the bar
+BAR = "{n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}"  # what matters most fits into 60 columns
 SHARE = 0.01  # of the time may go into looking how far the others are: a large folder is slow to list
 
 
@@ -31,25 +32,41 @@ def default_threads() -> int:
 
 @contextlib.contextmanager
 def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None]]:
-    """A bar over the units of all processes, with this one's images/s, the share of time its device waited, and its
-    slowest stage."""
-    due = time.monotonic() + EVERY
-    with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=not shown) as bar:
+    """A bar over the work of all processes, with this one's images/s, its slowest stage and the share of time its device waited.
+
+    Over rows where every unit says how many it has, so that the time that is left shows from the first minute; else over units.
+    """
+    rows = {unit.index: unit.stop - unit.start for unit in leases.units if unit.stop is not None}
+    by_row = len(rows) == len(leases.units) > 0
+
+    def done(images: int) -> int:
+        finished = leases.finished()
+        return max(sum(rows[unit] for unit in finished), before + images) if by_row else len(finished)
+
+    before = 0
+    before = done(0)
+    total, unit = (sum(rows.values()), "row") if by_row else (len(leases.units), "unit")
+    due, last = time.monotonic() + EVERY, Stats()
+    with tqdm(
+        total=total, initial=before, unit=unit, disable=not shown, bar_format=BAR, dynamic_ncols=True
+    ) as bar:
+
+        def show() -> None:
+            bar.n = min(done(last.images), total)
+            bar.set_postfix_str(
+                f"{last.images:,} images, {last.images / last.busy:,.1f}/s, {last.bottleneck}, device waits {last.waited:.0%}"
+            )
 
         def on_progress(stats: Stats) -> None:
-            nonlocal due
+            nonlocal due, last
+            last = stats
             if shown and time.monotonic() >= due:
                 started = time.monotonic()
-                bar.n = len(leases.finished())
+                show()
                 due = started + max(EVERY, (time.monotonic() - started) / SHARE)
-                bar.set_postfix_str(
-                    f"{stats.images:,} images, {stats.images / stats.busy:,.1f} images/s, "
-                    f"device waits {stats.waited:.0%}, bottleneck: {stats.bottleneck}"
-                )
 
         yield on_progress
-        bar.n = len(leases.finished())
-        bar.refresh()
+        show()
 
 
 def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:

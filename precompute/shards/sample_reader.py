@@ -63,11 +63,19 @@ def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple
         free = [i for i, (_, marker) in enumerate(chosen) if shares[i] < marker.samples]
         shares[min(free, key=shares.__getitem__)] += 1
     for (stem, marker), share in zip(chosen, shares, strict=True):
-        for shard in marker.shards:
-            taken = min(share, shard.samples)
-            share -= taken
+        for shard, taken in zip(marker.shards, _taken(marker.shards, share), strict=True):
             if taken:
                 yield stem, marker, shard, taken
+
+
+def _taken(shards: Sequence[Shard], share: int) -> list[int]:
+    """Samples of each shard of a unit: of shards in source order from the first on, of shards by shape of each in turn."""
+    taken = [0] * len(shards)
+    for _ in range(min(share, sum(shard.samples for shard in shards))):
+        free = [place for place, shard in enumerate(shards) if taken[place] < shard.samples]
+        by_shape = any(shard.bucket for shard in shards)
+        taken[min(free, key=taken.__getitem__) if by_shape else free[0]] += 1
+    return taken
 
 
 def iter_samples(

@@ -1,6 +1,7 @@
 """Reading a folder of shards to the last byte: its markers and manifest, and every shard, several at once."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard, text_field_name
-from loader.recipe import Recipe
+from loader.recipe import Recipe, recipe_differences
 from precompute.shards.store import Store
 from precompute.verification import check_folder as checks
 from precompute.verification import check_shard as contents
@@ -51,7 +52,11 @@ def read_markers(store: Store) -> Folder:
             folder.add(stem, Finding(stem, "", f"the marker is unreadable ({error})", redo(stem)))
     try:
         if MANIFEST in store.files:
-            found = Manifest.from_json(_read(store, MANIFEST))
+            text = _read(store, MANIFEST)
+            found = Manifest.from_json(text)
+            # What a reader of the JSON sees and ours does not, such as the totals.
+            if wrong := recipe_differences(json.loads(text), json.loads(found.to_json())):
+                raise FormatError(f"it does not say what it should: {wrong[0]}")
             for split in found.splits.values():
                 checks.check_counts(split.plan, split.shards, split.rejected)
             folder.manifest = found

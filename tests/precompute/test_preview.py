@@ -1,8 +1,10 @@
 """The contact sheet: a source beside what its latents decode to, and whatever a caption may be, no crash."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ from PIL import Image
 from loader.printable import one_line
 from precompute import preview, run, verify
 from precompute.errors import ModelError, UsageError
+from precompute.report import sheet
 from precompute.report.figures import near_pairs, perceptual_hash
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
 from precompute.report.tiles import Card, Picture
+from precompute.shards.sample_reader import _taken
 from precompute.verification.decode_check import psnr
+from precompute.verification.verdict import last_verdict
 from tests.support.made_shards import RECIPE, write_shards
 
 HOSTILE = [
@@ -86,6 +91,32 @@ def test_printable_text_is_one_line_without_control_characters() -> None:
         assert clean.isprintable() and "\n" not in clean
         clean.encode()
     assert one_line("a\tb\n c\u202e") == "a b c"
+
+
+def test_what_no_font_can_draw_is_not_drawn_as_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sheet.drawable("a boat, déjà vu") == "a boat, déjà vu"
+    assert sheet.drawable("\U00012000\U00012001\U00012002") == sheet.UNDRAWN  # cuneiform
+    monkeypatch.setattr(sheet.features, "check", lambda name: False)
+    assert sheet.drawable("קטנה") == sheet.UNDRAWN  # it would stand in the wrong order
+
+
+def test_the_report_says_when_it_was_verified_and_what_has_changed_since(demo: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "latents"))
+    assert "not verified yet" in last_verdict(folder)
+    verify.run(verify.Config(str(folder)))
+    assert last_verdict(folder).startswith("verified: whole, on 20")
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + " ")
+    assert "before the shards changed" in last_verdict(folder)
+    (folder / ".verified.json").write_text("[]")
+    assert "not verified yet" in last_verdict(folder)
+    assert verify.run(verify.Config(str(folder))) == 0
+
+
+def test_the_sheet_takes_from_every_shape_of_a_unit_and_from_the_start_of_others() -> None:
+    shapes = [SimpleNamespace(samples=5, bucket="8x8"), SimpleNamespace(samples=1, bucket="8x4")]
+    assert _taken(shapes, 4) == [3, 1]
+    plain = [SimpleNamespace(samples=5, bucket=""), SimpleNamespace(samples=5, bucket="")]
+    assert _taken(plain, 7) == [5, 2] and _taken(plain, 99) == [5, 5]
 
 
 @pytest.mark.parametrize("text", ["one two three " * 30, "x" * 300, "short", "写真" * 100, "a " + "b" * 200])

@@ -83,7 +83,9 @@ def test_the_page_asks_for_nothing(attacked: Path) -> None:
     links = [
         value or "" for name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")
     ]
-    assert links and all(link.startswith("data:") for link in links)
+    assert links and all(link.startswith(("data:", "#")) for link in links)
+    anchors = [value for name, value in page.attributes if name == "id"]
+    assert sorted(link[1:] for link in links if link.startswith("#")) == sorted(anchors)
     style = re.search(r"<style>(.*?)</style>", attacked.read_text(), re.S)
     assert style and "url(" not in style[1] and "@import" not in style[1]
     assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
@@ -109,9 +111,31 @@ def test_a_histogram_counts_every_value() -> None:
     values = np.random.default_rng(0).lognormal(5, 1, 1000)
     for chart in (charts.histogram(values, "px"), charts.histogram(np.round(values), "px")):
         counts = [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title>", chart)]
-        assert sum(counts) == 1000
+        above = re.search(r"and (\d+) above", chart)
+        assert above and sum(counts) + int(above[1]) == 1000
     assert "nothing to count" in charts.histogram(np.zeros(0), "px")
     assert "<svg" in charts.histogram(np.full(5, 7.0), "px")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 77, [0, 20, 40, 60, 80]),
+        (256, 2250, [0, 500, 1000, 1500, 2000, 2500]),
+        (0.66, 1.5, [0.6, 0.8, 1.0, 1.2, 1.4, 1.6]),
+        (3, 3, [3, 3.5]),
+        (0, 0, [0, 0.1]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, ticks: list[float]) -> None:
+    found = charts.round_ticks(low, high)
+    assert found[0] <= low and (found[-1] >= high or low == high) and len(found) <= 7
+    assert found == ticks or low == high
+
+
+def test_a_few_long_captions_leave_the_others_to_be_seen() -> None:
+    chart = charts.histogram(np.array([8, 9, 10, 11, 12] * 100 + [2000, 1500]), "tokens")
+    assert "and 2 above, up to 2,000" in chart and chart.count("<rect") >= 5
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [0.0, 0.0], list(range(1000))])

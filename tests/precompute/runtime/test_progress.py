@@ -140,7 +140,19 @@ def test_the_bar_says_it_live(
         run(tmp_path, encoder, Made(SLOW), on_progress=on_progress)
     leases.close()
     shown = capsys.readouterr().err
-    assert "images/s, device waits " in shown and "bottleneck: reading" in shown
+    assert f"{2 * ROWS} images, " in shown.splitlines()[-1] and "/s, reading, device waits " in shown
+
+
+def test_the_bar_counts_rows_where_they_are_known_and_fits_a_narrow_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units = [Unit(index, 0, 4000 * index, 4000 * (index + 1)) for index in range(300)]
+    leases = Leases(OutputFolder(tmp_path), units)
+    with progress_bar(leases, shown=True) as on_progress:
+        on_progress(Stats(images=123_456, seconds=1000.0, decoding=900.0))
+    leases.close()
+    last = capsys.readouterr().err.splitlines()[-1].split("\r")[-1]
+    assert last.startswith("123456/1200000 rows, ") and "123,456 images, 123.5/s, decoding" in last[:68]
 
 
 def test_the_table_at_the_end_says_it(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _stock(folder: Path) -> Any:
         with tarfile.open(path) as tar:
             members = [(info.name, tar.extractfile(info).read()) for info in tar if info.isfile()]  # type: ignore[union-attr]
         found[str(path.relative_to(folder))] = members
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in sorted(folder.rglob("train-[0-9]*.parquet")):
         found[str(path.relative_to(folder))] = pq.read_table(path).to_pylist()
     return found
 
