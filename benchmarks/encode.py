@@ -82,8 +82,8 @@ def run(
         output = folder or Path(scratch)
         leases = Leases(OutputFolder(output), records.units)
 
-        def read(data: bytes, key: str) -> Picture:
-            return read_picture(data, resolutions)
+        def read(record: Record) -> Picture:
+            return read_picture(record.image or b"", resolutions)
 
         try:
             return Pipeline(

@@ -30,6 +30,7 @@ from loader.select import (
     check_alike,
     encoder_of,
     find_flipped,
+    select_features,
     select_flipped,
     select_image,
     select_pooled,
@@ -131,6 +132,7 @@ def _select(sources: Sequence[Source], settings: Settings) -> Selection:
             select_pooled(source, settings.encoders, settings.pooled),
             settings.words,
             settings.caption_tokens,
+            select_features(source, settings.feature_names, flip),
         )
         for source, image in zip(sources, images, strict=True)
     ]

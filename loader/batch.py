@@ -14,11 +14,11 @@ import torch
 from loader.buffers import Buffers
 from loader.counter_rng import keyed, normal
 from loader.draw import NOISE, Draw
-from loader.format import Field, FormatError
+from loader.format import Field
 from loader.members import Rows, known_axes
 from loader.order import I64, Order
 from loader.printable import printable
-from loader.select import Selection, encoder_of
+from loader.select import Selection, encoder_of, mirror_of
 from loader.source import DataError, OpenShard
 
 Batch = dict[str, Any]
@@ -54,7 +54,7 @@ class Work:
         encoders = {encoder_of(field) for field in (*self.select.text, *self.select.pooled)}
         self.drawn = self.draw.draw(epoch, positions, encoders, self.select.flipped is not None)
         self.rows = Rows(self.size, self.counts)
-        for field in (self.select.image, *self.select.text, *self.select.pooled):
+        for field in (self.select.image, *self.select.text, *self.select.pooled, *self.select.features):
             if None in field.shape:
                 self.rows.listed[field.name] = [None] * self.size
             else:
@@ -114,6 +114,10 @@ class Work:
         yield image, image.name, ~mirror
         if self.select.flipped:
             yield image, self.select.flipped.name, mirror
+        for field in self.select.features:
+            yield field, field.name, ~mirror
+            if self.select.flipped:
+                yield field, mirror_of(field), mirror
         for field in (*self.select.text, *self.select.pooled):
             yield field, field.name, ~self.drawn.dropped[encoder_of(field)][indexes]
 
@@ -129,6 +133,8 @@ class Work:
             batch[field.name] = text.unsqueeze(1)
         for field in self.select.pooled:
             batch[field.name] = self._fill_dropped(self.rows.arrays[field.name], field)
+        for field in self.select.features:
+            batch[field.name] = as_values(self.rows.stacked(field, self.reader.buffers), field)
         if self.draw.mark_padding:
             batch["sample_mask"] = torch.from_numpy(~self.reader.order.is_padding(self.epoch, self.positions))
         if "key" in self.select.extras:
@@ -140,15 +146,7 @@ class Work:
     def _image(self) -> torch.Tensor:
         """(B, C, H, W), of the field's dtype."""
         field = self.select.image
-        if field.name in self.rows.arrays:
-            raw = self.rows.arrays[field.name]
-        else:
-            values = [value for value in self.rows.listed[field.name] if value is not None]
-            if len({value.shape for value in values}) > 1:
-                shapes = sorted({value.shape for value in values})
-                raise FormatError(f"{field.name}: a batch of several shapes {shapes} cannot be stacked")
-            raw = self.reader.buffers.take((self.size, *values[0].shape))
-            np.stack(values, out=raw.numpy())
+        raw = self.rows.stacked(field, self.reader.buffers)
         return self._latents(raw) if field.kind == "moments" else as_values(raw, field)
 
     def _latents(self, raw: torch.Tensor) -> torch.Tensor:

@@ -27,10 +27,9 @@ Turn = tuple[int, I64]
 
 
 class LatentDataset(IterableDataset[Batch]):
-    """Yields the batches of this rank for the rest of the present epoch; iterate again for the next epoch.
+    """Yields the batches of this rank for the rest of the present epoch; iterate again for the next epoch. A batch is a dict.
 
-    A batch is a dict. B: batch_size; T: tokens; D, P: widths of the text encoder; NAME: of the encoder, `_NAME` is left out of the
-    unnamed one's.
+    B: batch_size; T: tokens; D, P: widths of the text encoder; NAME: of the encoder, `_NAME` is left out of the unnamed one's.
 
         image_latents            (B, C, H, W) float16, scaled (bfloat16 of shards that were made with --store bfloat16, and so below)
         drop_caption_mask        (B,) float32, 0 where the caption was dropped; drop_caption_mask_NAME of each encoder, where
@@ -38,6 +37,7 @@ class LatentDataset(IterableDataset[Batch]):
         caption_latents_NAME     (B, 1, T, D) float16, where dropped zeros, or the empty caption's; zeros behind the last token
         caption_mask_NAME        (B, T) bool, True at real tokens; where their number varies
         caption_pooled_NAME      (B, P) float16, where dropped zeros, or the empty caption's; with pooled
+        features_NAME            (B, N, D) float16; with features
         sample_mask              (B,) bool, False at samples that only fill up the last batch; with drop_last=False
         key, caption             lists of B str; with extras
 

@@ -46,13 +46,13 @@ LARGEST_SHARD = 1 << 48
 MOST_CAPTIONS = 1000  # of a sample
 MOST_SHARDS = 10_000_000
 
-Kind = Literal["moments", "latents", "caption_latents", "caption_pooled"]
+Kind = Literal["moments", "latents", "caption_latents", "caption_pooled", "features"]
 # Of each kind: how its fields are named, and how many axes they have, least and most.
 KINDS = {
-    "moments": (re.compile(r"moments_\d{1,6}(_flipped)?"), 3, 3),
-    "latents": (re.compile(r"latents_\d{1,6}(_flipped)?"), 3, 3),
+    **{kind: (re.compile(kind + r"_\d{1,6}(_flipped)?"), 3, 3) for kind in ("moments", "latents")},
     "caption_latents": (re.compile(r"caption_latents(_.+)?"), 2, 2),
     "caption_pooled": (re.compile(r"caption_pooled(_.+)?"), 1, 2),
+    "features": (re.compile(r"features_.+"), 2, 2),
 }
 
 

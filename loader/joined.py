@@ -37,7 +37,8 @@ class JoinedSource:
 
     def __init__(self, parts: Sequence[ManifestSource | TarSource]) -> None:
         base, *layers = _checked(parts)
-        self.parts = self._used = [base, *layers]
+        self.parts: list[ManifestSource] = [base, *layers]
+        self._used = self.parts
         self.files, self.names, self.paths, self.buckets = base.files, base.names, base.paths, base.buckets
         self.recipe = joined_recipe(base.recipe, [layer.recipe for layer in layers])
         self.fingerprint = "+".join(part.fingerprint for part in self.parts)
@@ -112,6 +113,10 @@ class JoinedSource:
             return rows
         whole = self._join(number, [], False).rows
         return rows.take(np.searchsorted(base.read_table(number, [], False).rows, whole))
+
+    def whole(self, number: int) -> I64:
+        """Which rows of a shard's sidecars are samples, whole in all parts. Raises OSError or FormatError."""
+        return self._join(number, [], False).rows
 
     def cached_as(self, number: int) -> list[str]:
         """Names of its tars in the cache; none where they are local."""

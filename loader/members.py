@@ -5,9 +5,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
+from loader.buffers import Buffers
 from loader.format import Field, FormatError
 from loader.npy import bits16, npy_array, npy_header, stored_dtype
 from loader.order import I64
@@ -90,6 +92,18 @@ class Rows:
                     errors[index] = error
                     continue
             self.captions[index] = caption
+
+    def stacked(self, field: Field, buffers: Buffers) -> torch.Tensor:
+        """A field of one shape in all rows, be it another one in the next batch. Raises FormatError where it is not."""
+        if field.name in self.arrays:
+            return self.arrays[field.name]
+        values = [value for value in self.listed[field.name] if value is not None]
+        if len({value.shape for value in values}) > 1:
+            shapes = sorted({value.shape for value in values})
+            raise FormatError(f"{field.name}: a batch of several shapes {shapes} cannot be stacked")
+        made = buffers.take((self.size, *values[0].shape))
+        np.stack(values, out=made.numpy())
+        return made
 
 
 def known_axes(field: Field) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
     resolution: pixels, shorter edge; may be left out where the shards have one only.
     text_encoders: names of those whose `caption_latents` are read, "" the unnamed first; None: all.
     pooled: read `caption_pooled` as well: True: of the text_encoders; or names of encoders, whose states need not be read.
+    features: names of image features that are read, as `features_NAME`.
     extras: "key", "caption" or both: lists of str in the batch.
     posterior: "sample": (mean + std * noise - shift) * scale; "mean": without noise. Of `moments` only.
     scale, shift: for moments in tars without a manifest; one number, or one per channel.
@@ -63,6 +64,7 @@ class Options(TypedDict, total=False):
     resolution: int | None
     text_encoders: Sequence[str] | str | None
     pooled: bool | Sequence[str] | str
+    features: Sequence[str] | str
     extras: Sequence[Extra] | Extra
     posterior: Literal["sample", "mean"]
     scale: Scale | None
@@ -101,6 +103,7 @@ class Settings:
     resolution: int | None = None
     text_encoders: Sequence[str] | str | None = None
     pooled: bool | Sequence[str] | str = False
+    features: Sequence[str] | str = ()
     extras: Sequence[Extra] | Extra = ()
     posterior: Literal["sample", "mean"] = "sample"
     scale: Scale | None = None
@@ -125,6 +128,7 @@ class Settings:
     storage_options: dict[str, Any] | None = None
     encoders: Sequence[str] | None = field(init=False)
     words: tuple[Extra, ...] = field(init=False)
+    feature_names: tuple[str, ...] = field(init=False)
     condition: Condition = field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +136,8 @@ class Settings:
         object.__setattr__(self, "encoders", [self.text_encoders] if one_name else self.text_encoders)
         words = (self.extras,) if isinstance(self.extras, str) else tuple(self.extras)
         object.__setattr__(self, "words", words)
+        names = (self.features,) if isinstance(self.features, str) else tuple(self.features)
+        object.__setattr__(self, "feature_names", names)
         object.__setattr__(self, "condition", Condition(self.where, self.keys, self.subset))
         for name, least in (
             ("batch_size", 1),

@@ -23,11 +23,19 @@ class Selection:
     pooled: tuple[Field, ...] = ()
     extras: tuple[str, ...] = ()
     caption_tokens: int | None = None
+    features: tuple[Field, ...] = ()
 
     @property
     def members(self) -> list[str]:
-        fields = [self.image, *([self.flipped] if self.flipped else []), *self.text, *self.pooled]
-        return [field.name for field in fields]
+        fields = [
+            self.image,
+            *([self.flipped] if self.flipped else []),
+            *self.text,
+            *self.pooled,
+            *self.features,
+        ]
+        mirrored = [mirror_of(field) for field in self.features] if self.flipped else []
+        return [*(field.name for field in fields), *mirrored]
 
 
 def select_image(source: Source, resolution: int | None, scale: Scale | None, shift: Scale | None) -> Field:
@@ -95,6 +103,26 @@ def select_pooled(
             f"pooled={pooled!r}: {source.files.url} has caption_pooled of {sorted(found)}; name these, or {make}"
         )
     return tuple(found[name] for name in names)
+
+
+def select_features(source: Source, names: Sequence[str], flip: float) -> tuple[Field, ...]:
+    """The `features` of the named models. flip: share of mirrored pictures, whose features have to be there too."""
+    found = {f.name.removeprefix("features_"): f for f in source.fields if f.kind == "features"}
+    known = [name for name in found if not name.endswith("_flipped")]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"features={list(names)}: {source.files.url} has {sorted(known)}")
+        if flip and f"{name}_flipped" not in found:
+            raise ValueError(
+                f"features={list(names)}: pictures are mirrored, and {source.files.url} has no {mirror_of(found[name])}; give "
+                "flip_prob=0, or make them with --flip"
+            )
+    return tuple(found[name] for name in names)
+
+
+def mirror_of(field: Field) -> str:
+    """The name of the field of mirror images."""
+    return f"{field.name}_flipped"
 
 
 def encoder_of(field: Field) -> str:

@@ -71,6 +71,15 @@ class ManifestSource:
         self.sizes = [shard.bytes for shard in self._shards]
 
     @property
+    def parts(self) -> "list[ManifestSource]":
+        """The folders that samples are joined of: this one."""
+        return [self]
+
+    def whole(self, number: int) -> I64:
+        """Which rows of a shard's sidecar are samples. Raises OSError or FormatError."""
+        return self.read_table(number, [], False).rows
+
+    @property
     def shards(self) -> Sequence[Shard]:
         """Of the split, in order of unit."""
         return self._shards

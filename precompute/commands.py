@@ -24,6 +24,7 @@ VERBS = {
     ),
     "verify": ("precompute.verify", "prove that shards are whole"),
     "preview": ("precompute.preview", "a contact sheet and a report of shards"),
+    "pack": ("precompute.pack", "shards and their layers as one dataset, selected and shuffled"),
     "push": ("precompute.push", "shards to the Hub"),
     "make": ("precompute.make", "all datasets of a recipe, from download to push"),
     "select": ("precompute.choose", "how many samples a condition takes"),

@@ -16,11 +16,17 @@ from precompute.errors import UsageError
 
 @dataclass(frozen=True)
 class Config:
-    dataset: tyro.conf.Positional[str]
-    """builders/NAME, or any path that `datasets.load_dataset` takes (then see --image-column)."""
+    dataset: tyro.conf.Positional[str] = ""
+    """builders/NAME, or any path that `datasets.load_dataset` takes (then see --image-column). With --beside only where its
+    images are read again, and it is not the dataset that the base's recipe names."""
 
-    output: Path
+    output: Path = tyro.MISSING
     """Folder for the shards. Processes that share it share the work."""
+
+    beside: str | None = None
+    """BASE, a folder with finished shards or hf://datasets/USER/REPO[@REVISION]: add fields to its samples, as a layer in
+    --output. Captions are those in the shards; images are read out of the source again, and held by key. What is to be made is
+    named: --text-encoder, --vae or --resolutions."""
 
     name: str | None = None
     """Config of the dataset, for example `small`."""
@@ -71,6 +77,11 @@ class Config:
 
     max_captions: int = 1
     """Captions of a picture that are embedded at most; the loader then draws one of them each time."""
+
+    features: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=ID[@REVISION][?OPTION&OPTION...]: store the patch tokens that a vision model (CLIP, DINOv2, DINOv3, SigLIP) has of the
+    same crop, as features_NAME; repeat for several. Options: layer=-1, size=224 (pixels; default: the model's own), pooled (its
+    pooled vector instead), subfolder=NAME."""
 
     resolutions: tuple[int, ...] = (256, 512)
     """Edges of the square crops, in pixels. One decode serves all."""
@@ -151,6 +162,10 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--split {config.split}: name one split, whole, as in train; for its first rows use --limit"
         )
+    if not config.dataset and not config.beside:
+        raise UsageError("DATASET: name one, as builders/demo; only with --beside it may be left out")
+    if config.vae == "none" and not config.beside:
+        raise UsageError("--vae none: only with --beside, for a layer without an autoencoder")
     positive = {
         "--batch-size": config.batch_size,
         "--samples-per-shard": config.samples_per_shard,

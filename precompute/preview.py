@@ -17,6 +17,7 @@ import tyro
 from loader.format import Manifest
 from precompute.commands import parse
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
+from precompute.input.recorded_source import Where
 from precompute.report.figures import gather
 from precompute.report.page import render
 from precompute.report.sheet import draw_sheet
@@ -28,7 +29,6 @@ from precompute.verification.check_folder import REPORT, SHEET
 from precompute.verification.decode_check import source_images
 from precompute.verification.read_folder import read_markers
 from precompute.verification.recipe_models import Models, recipe_image_encoder
-from precompute.verification.source_check import Where
 from precompute.verification.verdict import last_verdict
 
 
@@ -83,7 +83,8 @@ def run(config: Config) -> list[Path]:
     samples = pick_samples(store, markers, split, config.num_samples)
     encoder = None
     try:
-        encoder = recipe_image_encoder(manifest.recipe, Models(config.vae))
+        if manifest.recipe.get("image_encoder"):
+            encoder = recipe_image_encoder(manifest.recipe, Models(config.vae))
     except PrecomputeError as error:
         if config.vae:
             raise
@@ -117,7 +118,7 @@ def headline(manifest: Manifest, split: str) -> tuple[str, str]:
         f"{rejected:,} rejected ({rejected / max(done.rows, 1):.1%})",
         f"{len(done.shards):,} shards",
     ]
-    facts += [str(recipe.get("image_encoder", {}).get("model", "")), manifest.fingerprint[:12]]
+    facts += [str((recipe.get("image_encoder") or {}).get("model", "")), manifest.fingerprint[:12]]
     facts += [f"{datetime.date.today():%Y-%m-%d}"]
     return title, "   ·   ".join(filter(None, facts))
 

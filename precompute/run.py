@@ -47,9 +47,8 @@ def run(config: Config) -> None:
     with opened(config, OutputFolder(config.output, config.split)) as session:
         if is_main():
             done = session.keeper.manifest().splits[config.split].units_done
-            print(
-                f"{config.dataset} {config.split} -> {config.output}, on {session.device}: {done} of ", end=""
-            )
+            what = config.beside or config.dataset
+            print(f"{what} {config.split} -> {config.output}, on {session.device}: {done} of ", end="")
             print(f"{len(session.units)} units finished before", end="")
             print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)
         work(session)
@@ -100,7 +99,7 @@ def work(session: "Session | RaySession") -> None:
         print(summary(split, new, stats, time.monotonic() - started), flush=True)
         if not split.samples:
             raise PrecomputeError(
-                f"{config.dataset}: no row of split {config.split} became a sample; the reasons stand above"
+                f"{config.beside or config.dataset}: no row of split {config.split} became a sample; the reasons stand above"
             )
 
 

@@ -22,10 +22,12 @@ import tyro
 from tqdm import tqdm
 
 from loader.format import Manifest, Marker
+from loader.recipe import BASE
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
 from precompute.shards.store import Store, expected_manifest
 from precompute.verification import check_folder as checks
+from precompute.verification.beside_check import check_beside
 from precompute.verification.check_folder import Finding
 from precompute.verification.read_folder import read_all, read_markers
 from precompute.verification.verdict import keep_verdict
@@ -43,6 +45,9 @@ class Config:
 
     decode: int = 0
     """Decode this many samples too, and hold them against their source images where those are at hand."""
+
+    beside: str | None = None
+    """BASE of a layer: check too that units, shards and keys are those of the base, and that it has not changed."""
 
     source: str | None = None
     """Read DATASET again, and check that every one of its rows is written or rejected, under its own caption."""
@@ -125,6 +130,10 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
     if not markers and manifest is None:
         return
     expected = expected_manifest(markers, manifest)
+    if config.decode and BASE in expected.recipe:
+        raise UsageError(
+            f"--decode: {config.output} is a layer, and what there is to decode stands in its base; verify that"
+        )
     yield from checks.check_markers(markers, manifest, expected, folder.unknown)
     yield from checks.check_layout(store, markers, folder.unknown)
     yield from checks.check_null_caption(store, expected)
@@ -132,6 +141,8 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
     for name, split in expected.splits.items():
         rejected = sum(split.rejected.values())
         report.splits[name] = {"samples": split.samples, "rejected": rejected, "rows": split.rows}
+    if config.beside:
+        yield from check_beside(store, expected, markers, config.beside)
     if config.source or config.decode:  # first: a flag that is wrong shows in seconds
         yield from check_meaning(store, expected, markers, config, report)
     report.bytes = 0 if config.quick else sum(s.bytes for m in markers.values() for s in m.shards)
@@ -146,10 +157,9 @@ def check_meaning(
     store: Store, manifest: Manifest, markers: dict[str, Marker], config: Config, report: Report
 ) -> Iterator[Finding]:
     """--source and --decode: the rows against their source, the latents against their images and captions."""
-    from precompute.verification.source_check import (
-        Where,
-        check_source,
-    )  # brings datasets along, likeness torch: seconds to import
+    # They bring datasets along, likeness torch: seconds to import.
+    from precompute.input.recorded_source import Where
+    from precompute.verification.source_check import check_source
 
     where = Where(config.source, config.data_dir, config.options)
     if config.decode:

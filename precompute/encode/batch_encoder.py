@@ -17,7 +17,7 @@ import torch
 from precompute.encode.caption_encoder import Arrays, CaptionEncoder, Found
 from precompute.encode.devices import DeviceClock, Span, to_device
 from precompute.encode.image import ImageEncoder
-from precompute.encode.latents import StoredLatents, View
+from precompute.encode.latents import Size, StoredImages, StoredLatents, View
 from precompute.encode.microbatch import Parts, free_memory, out_of_memory
 from precompute.encode.stored import Store, as_array
 from precompute.encode.text import TextEncoder
@@ -35,7 +35,7 @@ class Sample:
 
     key: str
     captions: Sequence[str]
-    pixels: dict[int, npt.NDArray[np.uint8]]
+    pixels: dict[Size, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ class BatchEncoder:
     minute for each new number. max_captions: of a sample; where more than one, those there are lie end to end. store: dtype of
     what is stored; text encoders have their own.
 
-    fields: the members that every sample gets, in order. clock: how long the device has been busy.
+    fields: the members that every sample gets, in order. clock: how long the device has been busy. reads_images: whether
+    it needs the pixels of a sample, or its captions alone.
     """
 
     def __init__(
         self,
-        image_encoder: ImageEncoder,
+        image_encoder: ImageEncoder | None,
         text_encoders: Sequence[TextEncoder],
         resolutions: Sequence[int],
         posterior: str,
@@ -78,18 +79,22 @@ class BatchEncoder:
         fill_to: int | None = None,
         max_captions: int = 1,
         store: Store = "float16",
+        features: Sequence[StoredImages] = (),
     ) -> None:
-        self._image_encoder = image_encoder
-        self._latents = StoredLatents(image_encoder, posterior, seed, store)
+        stored: list[StoredImages] = []
+        if image_encoder:
+            stored.append(StoredLatents(image_encoder, posterior, seed, resolutions, store))
+        stored += features
         self.max_captions = max_captions
         self._told: list[TextEncoder] = []  # whose states were too large
-        self._device = image_encoder.device
+        self._device = (stored[0] if stored else text_encoders[0]).device
         self.clock = DeviceClock(self._device)
         cure = "use a smaller resolution, or --dtype bfloat16"
-        self._image_parts = Parts(f"--resolutions {max(resolutions)}: one image", cure, fill_to)
+        self._image_parts = {one: Parts(f"{one.flag}: one image", cure, fill_to) for one in stored}
         self._captions = [CaptionEncoder(encoder, max_captions) for encoder in text_encoders]
-        self._views = self._latents.views(resolutions, flip)
-        self.fields = [self._latents.field(view, fixed_size) for view in self._views]
+        self._views = [view for one in stored for view in one.views(flip)]
+        self.reads_images = bool(self._views)
+        self.fields = [view.stored.field(view, fixed_size) for view in self._views]
         self.fields += [field for encoder in self._captions for field in encoder.fields]
 
     def start_unit(self) -> None:
@@ -106,9 +111,9 @@ class BatchEncoder:
         texts = [caption for sample in samples for caption in sample.captions]
         with self.clock.beside():
             captions = [encoder.launch(texts, len(samples)) for encoder in self._captions]
-        pixels = {r: self._to_device(samples, r) for r in dict.fromkeys(v.resolution for v in self._views)}
+        pixels = {r: self._to_device(samples, r) for r in dict.fromkeys(v.size for v in self._views)}
         span.begin()
-        images = [self._launch_images(samples, pixels[view.resolution], view) for view in self._views]
+        images = [self._launch_images(samples, pixels[view.size], view) for view in self._views]
         span.end()
         return InFlight(samples, images, captions, span)
 
@@ -133,42 +138,40 @@ class BatchEncoder:
             results.append(Encoded(arrays, tokens) if len(arrays) == len(self.fields) else None)
         return results
 
-    def _to_device(self, samples: Sequence[Sample], resolution: int) -> torch.Tensor:
+    def _to_device(self, samples: Sequence[Sample], size: Size) -> torch.Tensor:
         """(B, 3, H, W) uint8, by way of pinned memory and without waiting."""
-        shape = (len(samples), *samples[0].pixels[resolution].shape)
+        shape = (len(samples), *samples[0].pixels[size].shape)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         for row, sample in zip(pixels.numpy(), samples, strict=True):
-            row[:] = sample.pixels[resolution]
+            row[:] = sample.pixels[size]
         return to_device(pixels, self._device).permute(0, 3, 1, 2)
 
     def _launch_images(
         self, samples: Sequence[Sample], pixels: torch.Tensor, view: View
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys = [sample.key for sample in samples]
-        parts = self._image_parts.run(len(keys), lambda part: self._encode(pixels[part], keys[part], view))
+        work = self._image_parts[view.stored]
+        parts = work.run(len(keys), lambda part: self._encode(pixels[part], keys[part], view, work.fill_to))
         stored = torch.cat(parts) if len(parts) > 1 else parts[0]
         finite = torch.isfinite(stored).flatten(1).all(1)
         return stored.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
 
-    def _encode(self, pixels: torch.Tensor, keys: Sequence[str], view: View) -> torch.Tensor:
+    def _encode(
+        self, pixels: torch.Tensor, keys: Sequence[str], view: View, fill_to: int | None
+    ) -> torch.Tensor:
         pixels = pixels.flip(-1) if view.flipped else pixels
-        if self._image_parts.fill_to:
-            pixels = filled(pixels, self._image_parts.fill_to)
-        mean, std = self._image_encoder.encode(pixels)
-        return self._latents.of(mean[: len(keys)], None if std is None else std[: len(keys)], keys, view)
+        return view.stored.encode(filled(pixels, fill_to) if fill_to else pixels, keys, view)
 
     def _retry_image(self, sample: Sample, view: View) -> torch.Tensor | None:
         """One sample alone, in wider and wider precision."""
-        pixels = (
-            torch.from_numpy(sample.pixels[view.resolution].copy()).to(self._device).permute(2, 0, 1)[None]
-        )
+        pixels = torch.from_numpy(sample.pixels[view.size].copy()).to(self._device).permute(2, 0, 1)[None]
 
         def encode(dtype: torch.dtype) -> torch.Tensor:
-            mean, std = self._image_encoder.encode(pixels.flip(-1) if view.flipped else pixels, dtype)
-            return self._latents.of(mean, std, [sample.key], view)[0].cpu()
+            turned = pixels.flip(-1) if view.flipped else pixels
+            return view.stored.encode(turned, [sample.key], view, dtype)[0].cpu()
 
-        for dtype in WIDER[self._image_encoder.dtype]:
-            stored = self._alone(partial(encode, dtype), self._image_encoder, dtype)
+        for dtype in WIDER[view.stored.dtype]:
+            stored = self._alone(partial(encode, dtype), view.stored, dtype)
             if stored is not None and torch.isfinite(stored).all():
                 return stored
         return None
@@ -188,7 +191,7 @@ class BatchEncoder:
         return {}
 
     def _alone(
-        self, work: Callable[[], Result], encoder: ImageEncoder | TextEncoder, dtype: torch.dtype
+        self, work: Callable[[], Result], encoder: StoredImages | TextEncoder, dtype: torch.dtype
     ) -> Result | None:
         """None where the device has no memory for a second copy of the model: it costs the row, and not the run."""
         span = self.clock.start()

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,44 @@ from precompute.encode.devices import to_device
 from precompute.encode.image import ImageEncoder
 from precompute.encode.stored import STORES, Store
 
+Size = int | str
+
+
+class StoredImages(Protocol):
+    """What one model makes of pictures. flag: what names it, for errors."""
+
+    flag: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def views(self, flip: bool) -> "list[View]":
+        """The pictures to encode, those of every size before the mirrored ones."""
+        ...
+
+    def field(self, view: "View", fixed_size: bool) -> Field:
+        """What is written of a view. fixed_size: all pictures are squares of their resolution."""
+        ...
+
+    def encode(
+        self, pixels: torch.Tensor, keys: Sequence[str], view: "View", dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """Of 16 bits a value, what is stored of uint8 (B, 3, H, W) on the device, of the first `len(keys)`. dtype: compute in this one."""
+        ...
+
+    def forget(self, dtype: torch.dtype) -> None:
+        """Free what computing in a precision that is not the model's own has taken."""
+        ...
+
 
 @dataclass(frozen=True)
 class View:
-    """One image field: the picture at a resolution (pixels), as it is or mirrored."""
+    """One image field: the picture at a size, as it is or mirrored. size: a resolution in pixels, or the name of the features for
+    which it is made. stored: what is made of it."""
 
     name: str
-    resolution: int
+    size: Size
     flipped: bool
+    stored: StoredImages
 
 
 class StoredLatents:
@@ -31,7 +61,16 @@ class StoredLatents:
     mean). A model without a posterior is stored as `mode`.
     """
 
-    def __init__(self, encoder: ImageEncoder, posterior: str, seed: int, store: Store = "float16") -> None:
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        posterior: str,
+        seed: int,
+        resolutions: Sequence[int],
+        store: Store = "float16",
+    ) -> None:
+        self.flag, self.device = f"--resolutions {max(resolutions)}", encoder.device
+        self.dtype, self._resolutions = encoder.dtype, resolutions
         self.posterior = posterior if encoder.has_posterior else "mode"
         self._encoder, self._seed, self._store = encoder, seed, store
         self._shift, self._scale = (
@@ -39,23 +78,31 @@ class StoredLatents:
             for v in (encoder.shift, encoder.scale)
         )
 
-    def views(self, resolutions: Sequence[int], flip: bool) -> list[View]:
-        """The pictures to encode, those of every resolution before the mirrored ones."""
+    def views(self, flip: bool) -> list[View]:
         kind: Literal["moments", "latents"] = "moments" if self.posterior == "moments" else "latents"
         return [
-            View(image_field_name(kind, resolution, flipped), resolution, flipped)
+            View(image_field_name(kind, resolution, flipped), resolution, flipped, self)
             for flipped in ([False, True] if flip else [False])
-            for resolution in resolutions
+            for resolution in self._resolutions
         ]
 
     def field(self, view: View, fixed_size: bool) -> Field:
-        """fixed_size: all pictures are squares of their resolution."""
         encoder = self._encoder
-        cells = view.resolution // encoder.factor if fixed_size else None
+        assert isinstance(view.size, int)
+        cells = view.size // encoder.factor if fixed_size else None
         if self.posterior == "moments":
             shape = (2 * encoder.channels, cells, cells)
             return Field(view.name, "moments", self._store, shape, encoder.scale, encoder.shift)
         return Field(view.name, "latents", self._store, (encoder.channels, cells, cells))
+
+    def encode(
+        self, pixels: torch.Tensor, keys: Sequence[str], view: View, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        mean, std = self._encoder.encode(pixels, dtype)
+        return self.of(mean[: len(keys)], None if std is None else std[: len(keys)], keys, view)
+
+    def forget(self, dtype: torch.dtype) -> None:
+        self._encoder.forget(dtype)
 
     def of(
         self, mean: torch.Tensor, std: torch.Tensor | None, keys: Sequence[str], view: View

@@ -16,6 +16,7 @@ import builders
 from builders.core.base import ImageCaptionBuilder
 from loader.format import Field, Manifest, Split
 from loader.printable import printable
+from loader.recipe import BASE
 from precompute.report.formatting import file_size, flatten
 
 BEGIN = "<!-- latentmill: written by precompute/push.py, which replaces all down to the next mark -->"
@@ -26,6 +27,7 @@ MEANING = {
     "latents": "latents at {0} pixels, scaled and ready to train on",
     "caption_latents": "hidden states of the caption's tokens{1}",
     "caption_pooled": "pooled vector of the caption{1}",
+    "features": "a vision model's tokens of the same crop{1}",
 }
 
 
@@ -123,6 +125,11 @@ def _body(manifest: Manifest, repo: str, known: Known, sheet: bool) -> str:
         f"# {title}",
         f"VAE latents and text embeddings of `{_code(dataset.get('path', ''))}`, precomputed for latent diffusion training.",
     ]
+    if BASE in manifest.recipe:
+        parts.append(
+            f"This is a layer: it adds the fields below to the samples of shards of fingerprint `{_code(manifest.recipe['base'])}`, "
+            "and is read together with them."
+        )
     if known.licence:
         parts.append(f"Source: <{known.homepage}>. Licence of the source: {_cell(known.licence)}.")
     if sheet:
@@ -152,8 +159,9 @@ def _counts(manifest: Manifest) -> str:
 
 def _members(manifest: Manifest) -> str:
     rows = [(f"`KEY.{_code(f.member)}`", f"({_shape(f)}) {f.dtype}", _meaning(f)) for f in manifest.fields]
-    rows += [("`KEY.txt`", "UTF-8", "the caption")]
-    rows += [("`KEY.json`", "object", "width, height and crop of the source, where it came from, extras")]
+    if BASE not in manifest.recipe:
+        rows += [("`KEY.txt`", "UTF-8", "the caption")]
+        rows += [("`KEY.json`", "object", "width, height and crop of the source, where it came from, extras")]
     scaled = [f for f in manifest.fields if f.kind == "moments"]
     note = "\n\nNothing random and no scale is stored in `moments`: "
     note += (
@@ -167,10 +175,13 @@ def _usage(manifest: Manifest, repo: str) -> str:
     resolution = re.sub(r"\D", "", field.name) if field else "256"
     split = next((name for name, s in sorted(manifest.splits.items()) if s.samples), "train")
     tars = _pattern(split, manifest.splits[split]) if split in manifest.splits else f"{split}-[0-9]*.tar"
+    paths = f'"hf://datasets/{repo}"'
+    if BASE in manifest.recipe:
+        paths = f'("BASE", {paths})'  # whoever reads it knows where the base lies
     return f"""```python
 from loader import make_loader  # latentmill
 
-for batch in make_loader("hf://datasets/{repo}", batch_size=256, resolution={resolution}):
+for batch in make_loader({paths}, batch_size=256, resolution={resolution}):
     batch["image_latents"], batch["caption_latents"]  # scaled; (B, C, h, w) and (B, 1, T, D)
 ```
 
@@ -202,7 +213,7 @@ def _recipe(manifest: Manifest) -> str:
 
 
 def _shape(field: Field) -> str:
-    free = ["T"] if field.kind == "caption_latents" else ["h", "w"]
+    free = {"caption_latents": ["T"], "features": ["N"]}.get(field.kind, ["h", "w"])
     return ", ".join(free.pop(0) if n is None else str(n) for n in field.shape)
 
 

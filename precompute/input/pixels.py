@@ -8,7 +8,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,10 @@ class UnfitImage(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: resolution -> (H, W, 3) uint8, a square of that edge or a bucket of that area. width, height, crops: in
-    pixels of the source as a viewer sees it; crops: resolution -> (left, top, right, bottom)."""
+    """pixels: resolution, or name of features -> (H, W, 3) uint8, a square of that edge or a bucket of that area. width, height,
+    crops: in pixels of the source as a viewer sees it; crops: resolution -> (left, top, right, bottom)."""
 
-    pixels: dict[int, UInt8]
+    pixels: dict[int | str, UInt8]
     width: int
     height: int
     crops: dict[int, tuple[int, int, int, int]]
@@ -65,26 +65,38 @@ class Picture:
         return tuple(pixels.shape for pixels in self.pixels.values())
 
 
+BLANK = Picture({}, 0, 0, {})  # where nothing of an image is encoded
+
+
 def read_picture(
     data: bytes,
     resolutions: Sequence[int],
     step: int | None = None,
     place: Place = CENTER,
     color_profile: str = "srgb",
+    shape: tuple[int, int] | None = None,
+    features: Mapping[str, Callable[[float, float], tuple[int, int]]] | None = None,
+    covering: Sequence[int] = (),
 ) -> Picture:
     """Decode, crop, shrink or enlarge to each resolution (antialiased bicubic).
 
-    The crop is the largest square; with `step`, of the shape of the nearest of the `buckets` of each resolution.
+    The crop is the largest square; with `step`, of the shape of the nearest of the `buckets` of each resolution: the nearest to
+    the picture's own shape, or to `shape`, (width, height). features: for each name what size it wants of a crop of some shape,
+    which is that of the largest resolution; without resolutions of `shape`, or square. covering: resolutions for which it is
+    decoded in enough detail, so that values are those of a run that makes them too.
     Raises UnfitImage where the bytes are no readable image (`undecodable`, `unsupported_format`) or a decompression bomb (`too_large`).
     """
     try:
         _, width, height = probe(data)
         if width * height > MAX_PIXELS:
             raise UnfitImage("too_large")
-        sizes = {r: nearest_bucket(width, height, r, step) if step else (r, r) for r in resolutions}
-        needed = max(
-            max(w / width, h / height) for w, h in sizes.values()
-        )  # of the source's size, to cover them all
+        nearest = shape or (width, height)
+        sizes = {r: nearest_bucket(*nearest, r, step) if step else (r, r) for r in (*resolutions, *covering)}
+        others = [sizes.pop(r) for r in set(covering) - set(resolutions)]
+        whole = sizes[max(resolutions)] if sizes else shape or (1, 1)
+        wanted = {name: size_of(*whole) for name, size_of in (features or {}).items()}
+        # Of the source's size, to cover them all.
+        needed = max(max(w / width, h / height) for w, h in (*sizes.values(), *wanted.values(), *others))
         edge = math.ceil(min(width, height) * needed * MARGIN)
         image = decode_rgb(data, shorter_edge=edge, color_profile=color_profile)
         view = locate(image.size, (width, height), data)
@@ -95,16 +107,20 @@ def read_picture(
     except UndecodableImage as error:
         raise UnfitImage("undecodable") from error
     return Picture(
-        pixels={resolution: fit(image, view, size, place) for resolution, size in sizes.items()},
+        pixels={resolution: fit(image, view, size, place) for resolution, size in sizes.items()}
+        | {name: fit(image, view, size, place, whole) for name, size in wanted.items()},
         width=width,
         height=height,
         crops={r: _whole(crop_box((0, 0, width, height), size, place)) for r, size in sizes.items()},
     )
 
 
-def fit(image: Image.Image, view: Box, size: tuple[int, int], place: Place) -> UInt8:
-    """A part of an RGB image, cropped to the shape of `size` and resized to it: (H, W, 3) uint8."""
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=crop_box(view, size, place)))
+def fit(
+    image: Image.Image, view: Box, size: tuple[int, int], place: Place, shape: tuple[int, int] | None = None
+) -> UInt8:
+    """A part of an RGB image, cropped to the shape of `size`, or of `shape`, and resized to `size`: (H, W, 3) uint8."""
+    box = crop_box(view, shape or size, place)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
 
 
 def crop_box(view: Box, size: tuple[int, int], place: Place) -> Box:

@@ -47,11 +47,13 @@ BROKEN_OFF = (
 
 @dataclass(frozen=True)
 class Record:
-    """One source row. image: encoded bytes, None where missing; reject: reason, None for a row to encode."""
+    """One source row. image: encoded bytes, None where missing; reject: reason, None for a row to encode; shard: of a layer's
+    row, the name of the one that it goes into."""
 
     row: Row
     image: bytes | None
     reject: str | None = None
+    shard: str | None = None
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from loader.format import Field, Manifest, Marker
 from loader.npy import stored_dtype
 from loader.sidecar_schema import tokens_column
 from precompute.errors import PrecomputeError
+from precompute.input.recorded_source import Where, open_source
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
 from precompute.shards.store import Store
-from precompute.verification.source_check import Where, find_records, open_source
+from precompute.verification.source_check import find_records
 
 MAX_ROWS = 1_000_000  # sidecar rows looked at, spread over the shards
 MAX_SAMPLES, MAX_REMOTE = 4096, 512  # samples whose latents are read, spread over the shards
@@ -121,7 +122,7 @@ def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], man
     for spec in manifest.fields:
         if spec.kind == "caption_latents" and spec.shape[0] is None:
             figures.tokens[spec.name] = _stored_lengths(good, spec)
-    for encoder in manifest.recipe["text_encoders"]:
+    for encoder in manifest.recipe.get("text_encoders", ()):
         if encoder.get("padding") == "max_length":
             name = f"caption_latents_{encoder['name']}" if encoder.get("name") else "caption_latents"
             _count_tokens(figures, name, encoder, captions[:20_000])
@@ -165,6 +166,8 @@ def _describe_latents(
     figures: Figures, store: Store, markers: dict[str, Marker], split: str, manifest: Manifest
 ) -> None:
     specs = [spec for spec in manifest.fields if spec.kind in ("moments", "latents")]
+    if not specs:
+        return
     scale, shift = (per_channel(manifest.recipe["image_encoder"][name]) for name in ("scale", "shift"))
     sums: dict[str, list[Array]] = {spec.name: [] for spec in specs}
     seen, hashes = list[Sample](), []

@@ -21,6 +21,7 @@ from typing import Any
 from builders.archives import backoff as patience
 from precompute.encode.batch_encoder import BatchEncoder, Sample
 from precompute.errors import PrecomputeError
+from precompute.input.base_records import BaseRecords
 from precompute.input.pixels import Picture, UnfitImage
 from precompute.input.records import Record, Records
 from precompute.runtime.leases import UnitLease, UnitLeases
@@ -42,11 +43,11 @@ class Pipeline:
 
     def __init__(
         self,
-        records: Records,
+        records: Records | BaseRecords,
         leases: UnitLeases,
         encoder: BatchEncoder,
         output: Output,
-        read: Callable[[bytes, str], Picture],
+        read: Callable[[Record], Picture],
         num_threads: int,
         on_progress: Callable[[Stats], None],
     ) -> None:
@@ -113,11 +114,11 @@ class Pipeline:
     def _decode(self, record: Record, repeated: bool) -> Item:
         reject = record.reject or ("duplicate_key" if repeated else None)
         if reject is not None or record.image is None:
-            return Item(record.row, reject or "missing_image")
+            return Item(record.row, reject or "missing_image", shard=record.shard)
         try:
-            return Item(record.row, None, self._read_picture(record.image, record.row.key))
+            return Item(record.row, None, self._read_picture(record), shard=record.shard)
         except UnfitImage as error:
-            return Item(record.row, error.reason)
+            return Item(record.row, error.reason, shard=record.shard)
         except MemoryError as error:
             raise PrecomputeError(
                 "--num-threads: no memory left to decode an image; use fewer threads or processes, or a smaller --batch-size"
@@ -126,7 +127,7 @@ class Pipeline:
     def _batches(self) -> Iterator[Batch]:
         """Batches of one size of pictures each: full ones as they fill, the others at the end of the unit.
 
-        A rejected row goes with the picture before it, and the first ones with the first picture.
+        A rejected row goes with the picture before it, the first ones with the first picture; a layer's with its shard's.
         """
         filling: dict[Hashable, Batch] = {}
         group: Hashable = None
@@ -143,11 +144,11 @@ class Pipeline:
                 if group is None and None in filling:
                     filling[item.picture.sizes] = filling.pop(None)
                 group = item.picture.sizes
-            batch = filling.setdefault(group, Batch(lease, group))
-            batch.group = group
+            batch = filling.setdefault(item.shard or group, Batch(lease, group))
+            batch.group = batch.group if item.shard and item.picture is None else group
             batch.add(item)
             if len(batch.good) == self._output.batch_size:
-                yield filling.pop(group)
+                yield filling.pop(item.shard or group)
 
     def _write(self) -> None:
         unit: OpenUnit | None = None

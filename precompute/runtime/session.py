@@ -8,7 +8,7 @@ An engine may hold one in each of its workers and deal units by a `UnitLeases` o
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import cast
 
@@ -21,14 +21,18 @@ from loader.recipe import Recipe
 from precompute.config import Config
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import pick_device
+from precompute.encode.features import FeatureEncoder, open_feature_encoder
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.encode.presets import Chosen, choose
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.input import pixels
+from precompute.input.base import Base
+from precompute.input.base_records import BaseRecords
 from precompute.input.open_records import open_records
-from precompute.input.records import Records, Source
+from precompute.input.records import Record, Records, Source
 from precompute.input.units import Unit
+from precompute.runtime.beside import NOTHING, check_new, layer_recipe, layer_records, like_base
 from precompute.runtime.leases import UnitLeases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.progress import default_threads
@@ -42,14 +46,17 @@ from precompute.shards.manifest import ManifestKeeper
 class Session:
     """A run as one process holds it. Where engines deal the units, each worker has its own, and they agree by the recipe.
 
+    resolutions: of the pictures that are encoded. features: the size of the picture that each is made of, by the shape of its crop.
     recipe: everything that determines a value; reopened: how many finished units --retry-rejected has taken up again.
     """
 
     config: Config
-    records: Records
+    records: Records | BaseRecords
     device: torch.device
     encoder: BatchEncoder
     destination: Destination
+    resolutions: tuple[int, ...]
+    features: Mapping[str, Callable[[float, float], tuple[int, int]]]
     recipe: Recipe
     keeper: ManifestKeeper
     reopened: int
@@ -58,13 +65,22 @@ class Session:
     def open(cls, config: Config, destination: Destination) -> "Session":
         """Open records and models, and hold what lies at the destination against them. Raises PrecomputeError, above all
         RecipeMismatch."""
-        records = open_records(source_of(config))
+        base = Base(config.beside, config.split) if config.beside else None
+        config = like_base(config, base) if base else config
         device, models = pick_device(), models_of(config)
-        image_encoder = open_image_encoder(models.vae, device, config.dtype)
-        check_factor(config, image_encoder)
-        if config.compile:
+        records: Records | BaseRecords = (
+            layer_records(config, base, models.vae != NOTHING or bool(config.features))
+            if base
+            else open_records(source_of(config))
+        )
+        image_encoder = None
+        if models.vae != NOTHING:
+            image_encoder = open_image_encoder(models.vae, device, config.dtype)
+            check_factor(config, image_encoder)
+        if image_encoder and config.compile:
             image_encoder.compile()
         texts = open_text_encoders(config, models, device)
+        features = open_features(config, device)
         encoder = BatchEncoder(
             image_encoder,
             texts,
@@ -76,13 +92,21 @@ class Session:
             fill_to=config.batch_size if config.compile else None,
             max_captions=config.max_captions,
             store=config.store,
+            features=features,
         )
-        recipe = make_recipe(config, records, image_encoder, texts)
+        recipe = make_recipe(config, records, image_encoder, texts, features)
+        if base:
+            check_new(encoder.fields, base)
+            recipe = layer_recipe(recipe, base)
         keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
         keeper.start()
         reopened = keeper.reopen(config.retry_rejected)
         write_null_caption(destination, texts, keeper.null_caption)
-        return cls(config, records, device, encoder, destination, recipe, keeper, reopened)
+        resolutions = config.resolutions if image_encoder else ()
+        sizes = {one.spec.name: one.size_of for one in features}
+        return cls(
+            config, records, device, encoder, destination, resolutions, sizes, recipe, keeper, reopened
+        )
 
     @property
     def units(self) -> list[Unit]:
@@ -107,15 +131,26 @@ class Session:
             config.batch_size,
             on_commit,
             self.records.left_out,
+            layer=bool(config.beside),
         )
         threads = config.num_threads or default_threads()
         return Pipeline(self.records, leases, self.encoder, output, self._read, threads, on_batch).run()
 
-    def _read(self, data: bytes, key: str) -> pixels.Picture:
+    def _read(self, record: Record) -> pixels.Picture:
         config = self.config
-        place = pixels.place_of(config.crop, config.seed, key)
+        if not self.encoder.reads_images or record.image is None:
+            return pixels.BLANK
+        place = pixels.place_of(config.crop, config.seed, record.row.key)
+        shape = self.records.shape(record.shard) if isinstance(self.records, BaseRecords) else None
         return pixels.read_picture(
-            data, config.resolutions, config.buckets, place, color_profile(self.records)
+            record.image,
+            self.resolutions,
+            config.buckets,
+            place,
+            color_profile(self.records),
+            shape,
+            self.features,
+            self.records.covering if isinstance(self.records, BaseRecords) else (),
         )
 
 
@@ -136,6 +171,8 @@ def check_factor(config: Config, encoder: ImageEncoder) -> None:
 
 def models_of(config: Config) -> Chosen:
     """The models that the flags name."""
+    if config.beside and not config.for_model and not config.model:
+        return Chosen(config.vae or NOTHING, config.text_encoder)
     return choose(config.for_model, config.model, config.vae, config.text_encoder)
 
 
@@ -151,13 +188,28 @@ def open_text_encoders(config: Config, models: Chosen, device: torch.device) -> 
     return encoders
 
 
-def make_recipe(config: Config, records: Records, image: ImageEncoder, texts: list[TextEncoder]) -> Recipe:
+def open_features(config: Config, device: torch.device) -> list[FeatureEncoder]:
+    encoders = [open_feature_encoder(value, device, config.dtype) for value in config.features]
+    names = [encoder.spec.name for encoder in encoders]
+    if len(set(names)) != len(names):
+        raise UsageError(f"--features {' '.join(config.features)}: give each a NAME of its own")
+    return encoders
+
+
+def make_recipe(
+    config: Config,
+    records: Records | BaseRecords,
+    image: ImageEncoder | None,
+    texts: list[TextEncoder],
+    features: list[FeatureEncoder],
+) -> Recipe:
     """Everything that determines a value; equal recipes may share a folder."""
-    posterior = config.posterior if image.has_posterior else "mode"
+    posterior = config.posterior if image is None or image.has_posterior else "mode"
     recipe = {
         "dataset": records.recipe,
-        "image_encoder": image.recipe,
+        "image_encoder": image.recipe if image else None,
         "text_encoders": [encoder.recipe for encoder in texts],
+        **({"features": [encoder.recipe for encoder in features]} if features else {}),
         "resolutions": list(config.resolutions),
         "posterior": posterior,
         "seed": config.seed if posterior == "sample" or config.crop == "random" else None,
@@ -169,7 +221,7 @@ def make_recipe(config: Config, records: Records, image: ImageEncoder, texts: li
     return cast(Recipe, as_json(recipe))
 
 
-def color_profile(records: Records) -> str:
+def color_profile(records: Records | BaseRecords) -> str:
     """What becomes of pixels that are not sRGB: an option of our datasets; those of others are converted."""
     return str(records.recipe.get("color_profile", "srgb"))
 
@@ -191,4 +243,5 @@ def write_null_caption(output: Destination, texts: list[TextEncoder], known: str
                 )
     out = io.BytesIO()
     np.savez(out, **arrays)  # type: ignore[arg-type]
-    output.put(NULL_CAPTION, out.getvalue())
+    if arrays:
+        output.put(NULL_CAPTION, out.getvalue())

@@ -27,6 +27,7 @@ class Output:
     """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread.
 
     left_out: of a unit that has been read to its end, the files of the source that belong to no row, by reason.
+    layer: a sample is its arrays alone, in the shard that it has in the base, and the rest stands there.
     """
 
     destination: Destination
@@ -36,16 +37,21 @@ class Output:
     batch_size: int
     on_commit: Callable[[], object] = lambda: None
     left_out: Callable[[Unit], Mapping[str, int]] = lambda unit: {}
+    layer: bool = False
 
 
 @dataclass
 class Item:
-    """A row on its way: `picture` or `reject` once decoded, `encoded` or `reject` once encoded. Its file is let go of."""
+    """A row on its way: `picture` or `reject` once decoded, `encoded` or `reject` once encoded. Its file is let go of.
+
+    shard: of a layer's row, the name of the one that it goes into.
+    """
 
     row: Row
     reject: str | None
     picture: Picture | None = None
     encoded: Encoded | None = None
+    shard: str | None = None
 
 
 @dataclass
@@ -79,7 +85,7 @@ class OpenUnit:
         self._several = encoder.max_captions > 1
         self._started = since
         self._samples = 0
-        members = [*(field.name for field in encoder.fields), "txt", "json"]
+        members = [*(field.name for field in encoder.fields), *(() if output.layer else ("txt", "json"))]
         self._writer: UnitWriter | None = None
         with self._lost_lease_drops():
             lease.check()
@@ -93,9 +99,9 @@ class OpenUnit:
                 if self._writer is None:
                     return
                 if item.reject is not None or item.encoded is None:
-                    self._writer.reject(_row(item), item.reject or "non_finite", batch.group)
+                    self._writer.reject(_row(item), item.reject or "non_finite", batch.group, item.shard)
                 else:
-                    self._writer.write(_row(item), _members(item, self._several), batch.group)
+                    self._writer.write(_row(item), self._members(item), batch.group, item.shard)
                     self._samples += 1
 
     def finish(self, leases: UnitLeases) -> None:
@@ -114,6 +120,9 @@ class OpenUnit:
                 self._output.on_commit()
         self.drop()
         leases.release(self._lease)
+
+    def _members(self, item: Item) -> Members:
+        return _arrays(item) if self._output.layer else {**_arrays(item), **_facts(item, self._several)}
 
     def drop(self) -> None:
         if self._writer is not None:
@@ -142,6 +151,8 @@ def _row(item: Item) -> Row:
     columns: dict[str, Any] = {f"crop_{resolution}": crop for resolution, crop in item.picture.crops.items()}
     if item.encoded is not None:
         columns |= _tokens(item.encoded)
+    if not item.picture.pixels:
+        return replace(item.row, columns=columns)
     return replace(item.row, width=item.picture.width, height=item.picture.height, columns=columns)
 
 
@@ -149,8 +160,14 @@ def _tokens(encoded: Encoded) -> dict[str, list[int]]:
     return {tokens_column(name): lengths for name, lengths in encoded.tokens.items()}
 
 
-def _members(item: Item, several: bool) -> Members:
-    """File contents, or arrays, by extension, in the order in which they stand in the tar. several: captions of a sample."""
+def _arrays(item: Item) -> Members:
+    """The arrays by extension, in the order in which they stand in the tar."""
+    assert item.encoded is not None
+    return {f"{name}.npy": array for name, array in item.encoded.arrays.items()}
+
+
+def _facts(item: Item, several: bool) -> Members:
+    """What else stands in the tar of a sample: its caption, and what is known of it. several: captions of a sample."""
     assert item.picture is not None and item.encoded is not None
     row = _row(item)
     about: dict[str, Any] = {
@@ -165,5 +182,4 @@ def _members(item: Item, several: bool) -> Members:
         about |= {"caption_kinds": list(row.caption_kinds), **_tokens(item.encoded)}
     extras = {**row.extras, "captions": list(row.captions)} if row.captions else row.extras
     facts = json.dumps({**about, "extras": extras}, ensure_ascii=False, sort_keys=True)
-    arrays = {f"{name}.npy": array for name, array in item.encoded.arrays.items()}
-    return {**arrays, "txt": (row.caption or "").encode(), "json": facts.encode()}
+    return {"txt": (row.caption or "").encode(), "json": facts.encode()}

@@ -142,7 +142,11 @@ def _sample(
             raise FormatError(f"{row['key']}.{spec.member} has shape {shape}, not {spec.stored_shape}")
         array = np.frombuffer(member(spec.name), dtype, offset=offset).reshape(shape)
         arrays[spec.name] = as_numbers(array, spec.dtype)
-    facts, caption = json.loads(bytes(member("json"))), str(member("txt"), "utf-8")
+    if "offset_json" in row:
+        facts, caption = json.loads(bytes(member("json"))), str(member("txt"), "utf-8")
+    else:  # of a layer
+        facts = {name: row[name] for name in ("width", "height", "source")}
+        caption = row["caption"]
     several = [spec for spec in fields if spec.captions > 1 and spec.kind == "caption_latents"]
     tokens = {spec.name: row[tokens_column(spec.name)] for spec in several}
     captions = tuple(row["captions"][: len(next(iter(tokens.values())))]) if tokens else (caption,)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from loader.format import Field, Marker, Shard, npy_parts, sidecar_schema
 from loader.recipe import Plan, Recipe
+from precompute.errors import OutputError
 from precompute.shards.destination import Destination, stem_of
 from precompute.shards.tar_writer import TarWriter
 from precompute.shards.work_folder import write_new
@@ -45,12 +46,20 @@ class Row:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Place(NamedTuple):
+    """Which shard of a unit a row goes into: the one of its group, or in a layer the one of this name."""
+
+    shard: str | None = None
+    group: Hashable = None
+
+
 class ShardWriter:
     """One tar and its sidecar, under temporary names: `folder/NUMBER.tar`, `folder/NUMBER.parquet`."""
 
     def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
         self.path = folder / str(number)
         self.samples = 0
+        self.group: Hashable = None
         self._schema = schema
         self._tar: TarWriter | None = None
         self._records: list[dict[str, Any]] = []
@@ -107,24 +116,26 @@ class UnitWriter:
         self._schema = sidecar_schema(members)
         self._samples_per_shard = samples_per_shard
         self._begun = output.begin(self.stem, owner)
-        self._open: dict[Hashable, ShardWriter] = {}
-        self._closed: list[tuple[Hashable, ShardWriter, Callable[[], Shard]]] = []
+        self._open: dict[Place, ShardWriter] = {}
+        self._closed: list[tuple[Place, ShardWriter, Callable[[], Shard]]] = []
         self._rejected: Counter[str] = Counter()
 
-    def write(self, row: Row, members: Members, group: Hashable = None) -> None:
+    def write(self, row: Row, members: Members, group: Hashable = None, shard: str | None = None) -> None:
         """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, or the array that an `.npy`
         file is to hold; adjacent in the tar.
 
         group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
+        shard: the name of the one that it goes into, of whatever size; in a layer, where all rows of a unit have one.
         """
-        if group in self._open and self._open[group].samples == self._samples_per_shard:
-            self._close(group)
-        self._shard(group).write(row, members)
+        place = Place(shard, None if shard else group)
+        if not shard and place in self._open and self._open[place].samples == self._samples_per_shard:
+            self._close(place)
+        self._shard(place, group).write(row, members)
 
-    def reject(self, row: Row, reason: str, group: Hashable = None) -> None:
+    def reject(self, row: Row, reason: str, group: Hashable = None, shard: str | None = None) -> None:
         """A source row that became no sample."""
         self._rejected[reason] += 1
-        self._shard(group).reject(row, reason)
+        self._shard(Place(shard, None if shard else group), None if shard else group).reject(row, reason)
 
     def commit(
         self,
@@ -140,19 +151,23 @@ class UnitWriter:
         left_out: files of the source that belong to no row, by reason.
         """
         if not self._open and not self._closed:
-            self._shard(None)
+            self._shard(Place())
         for group in list(self._open):
             self._close(group)
         fields = tuple(fields)
         bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
+        if any(place.shard for place, _, _ in self._closed):
+            self._closed.sort(key=lambda one: (len(one[0].shard or ""), one[0].shard or ""))
         shards, files = [], set()
-        for number, (group, writer, synced) in enumerate(self._closed, start=1):
+        for number, (place, writer, synced) in enumerate(self._closed, start=1):
             shard = synced()
             name = self.stem if len(self._closed) == 1 else f"{self.stem}-{number:02d}"
+            if place.shard not in (None, name):
+                raise OutputError(f"{self._output}: shard {place.shard} of the base is {name} here")
             for suffix in (".tar", ".parquet") if shard.samples else (".parquet",):
                 self._output.publish(writer.path.with_suffix(suffix), f"{name}{suffix}")
                 files.add(f"{name}{suffix}")
-            shards.append(replace(shard, name=name, bucket=_bucket_name(group) if bucketed else ""))
+            shards.append(replace(shard, name=name, bucket=_bucket_name(writer.group) if bucketed else ""))
         marker = Marker(
             split=self._output.split,
             unit=self._unit,
@@ -173,15 +188,17 @@ class UnitWriter:
             shard.discard()
         self._output.end(self._begun)
 
-    def _shard(self, group: Hashable) -> ShardWriter:
-        if group not in self._open:
+    def _shard(self, place: Place, group: Hashable = None) -> ShardWriter:
+        if place not in self._open:
             number = len(self._open) + len(self._closed)
-            self._open[group] = ShardWriter(self._begun, number, self._schema)
-        return self._open[group]
+            self._open[place] = ShardWriter(self._begun, number, self._schema)
+        if group is not None:
+            self._open[place].group = group
+        return self._open[place]
 
-    def _close(self, group: Hashable) -> None:
-        self._closed.append((group, self._open[group], self._open[group].close()))
-        del self._open[group]
+    def _close(self, place: Place) -> None:
+        self._closed.append((place, self._open[place], self._open[place].close()))
+        del self._open[place]
 
 
 def _bucket_name(group: Hashable) -> str:

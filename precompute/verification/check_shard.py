@@ -43,9 +43,12 @@ class Sidecar:
 
 
 def read_sidecar(
-    shard: Shard, fields: Sequence[Field], data: bytes, cure: str
+    shard: Shard, fields: Sequence[Field], data: bytes, cure: str, layer: bool = False
 ) -> tuple[Sidecar | None, list[Finding]]:
-    """Parse `{shard}.parquet`, check it against the marker's entry and the key rules; None: it cannot be trusted."""
+    """Parse `{shard}.parquet`, check it against the marker's entry and the key rules; None: it cannot be trusted.
+
+    layer: a sample is its fields alone.
+    """
     findings = list[Finding]()
 
     def wrong(what: str, key: str = "") -> None:
@@ -54,7 +57,7 @@ def read_sidecar(
     if hashlib.sha256(data).hexdigest() != shard.parquet_sha256:
         wrong(OTHER_SIDECAR)
         return None, findings
-    members = [f.name for f in fields] + ["txt", "json"]
+    members = [f.name for f in fields] + ([] if layer else ["txt", "json"])
     schema = sidecar_schema(members)
     try:
         table = pq.read_table(pa.BufferReader(data))
@@ -109,15 +112,16 @@ def check_tar(
     tar: BinaryIO,
     cure: str,
     may_be_empty: Collection[str] = (),
+    layer: bool = False,
 ) -> Iterator[Finding]:
     """Every byte of a tar: its hash, every member's header, dtype, shape and values, and what the sidecar says.
 
-    may_be_empty: names of fields that have no row for some captions.
+    may_be_empty: names of fields that have no row for some captions. layer: a sample is its fields alone.
     """
     digest = hashlib.sha256()
     found: dict[str, set[str]] = {}
     fine = True
-    value_checks = _value_checks(fields, may_be_empty)
+    value_checks = _value_checks(fields, may_be_empty, layer)
     for key, what in _tar_faults(value_checks, sidecar, tar_members(tar, digest.update), found):
         fine = False
         yield Finding(shard.name, key, what, cure)
@@ -178,16 +182,18 @@ def _membership(sidecar: Sidecar, found: dict[str, set[str]]) -> Iterator[tuple[
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def _value_checks(fields: Sequence[Field], may_be_empty: Collection[str]) -> dict[str, ValueCheck]:
+def _value_checks(
+    fields: Sequence[Field], may_be_empty: Collection[str], layer: bool
+) -> dict[str, ValueCheck]:
     """Extension -> function of (data, row of the sidecar) that returns what is wrong with the data, or nothing.
 
     For one shard: its images are all of one shape, even where buckets leave open which.
     """
-    images = ("moments", "latents")
+    images = ("moments", "latents", "features")
     checks: dict[str, ValueCheck] = {
         f.member: _array_check(f, f.kind in images, f.name in may_be_empty) for f in fields
     }
-    return checks | {"txt": _text_fault, "json": _json_fault}
+    return checks if layer else checks | {"txt": _text_fault, "json": _json_fault}
 
 
 def _text_fault(data: memoryview, row: SidecarRow | None) -> str:

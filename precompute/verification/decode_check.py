@@ -17,13 +17,14 @@ from loader.format import Field, Manifest, Marker
 from loader.recipe import Recipe
 from precompute.encode.image import ImageEncoder
 from precompute.errors import PrecomputeError
+from precompute.input.recorded_source import Where, open_source
 from precompute.input.records import Record
 from precompute.shards.sample_reader import Sample, per_channel, pick_samples, raw_latents
 from precompute.shards.store import Store
 from precompute.verification.caption_check import check_captions, check_null, check_texts
 from precompute.verification.check_folder import Finding, redo
 from precompute.verification.recipe_models import Models, recipe_image_encoder, recipe_text_encoders
-from precompute.verification.source_check import Where, find_records, open_source, source_pixels
+from precompute.verification.source_check import find_records, source_pixels
 
 UInt8 = npt.NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard, text_field_name
-from loader.recipe import Recipe, recipe_differences
+from loader.recipe import BASE, Recipe, recipe_differences
 from precompute.shards.store import Store
 from precompute.verification import check_folder as checks
 from precompute.verification import check_shard as contents
@@ -135,18 +135,18 @@ def read_all(store: Store, markers: dict[str, Marker], num_threads: int) -> Iter
 def read_shard(store: Store, job: Job) -> Outcome:
     """Read one shard to the last byte. What could not be read is a finding of its own; a missing file has been found already."""
     name, cure, fields = job.shard.name, redo(job.stem), job.marker.fields
-    outcome, sidecar = Outcome([]), None
+    outcome, sidecar, layer = Outcome([]), None, BASE in job.marker.recipe
     if f"{name}.parquet" in store.files:
         try:
             data = _read(store, f"{name}.parquet")
-            sidecar, outcome.findings = contents.read_sidecar(job.shard, fields, data, cure)
+            sidecar, outcome.findings = contents.read_sidecar(job.shard, fields, data, cure, layer)
         except _NotRead as error:
             outcome.findings.append(error.finding)
     if job.shard.samples and f"{name}.tar" in store.files:
         try:
             with _open(store, f"{name}.tar") as tar:
                 outcome.findings += contents.check_tar(
-                    job.shard, fields, sidecar, tar, cure, quoted_fields(job.marker.recipe)
+                    job.shard, fields, sidecar, tar, cure, quoted_fields(job.marker.recipe), layer
                 )
         except _NotRead as error:
             outcome.findings.append(error.finding)
@@ -173,7 +173,9 @@ def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Ite
             except _NotRead as error:
                 yield error.finding
                 continue
-            sidecar, _ = contents.read_sidecar(job.shard, job.marker.fields, data, "")
+            sidecar, _ = contents.read_sidecar(
+                job.shard, job.marker.fields, data, "", BASE in job.marker.recipe
+            )
             for key in sidecar.rows if sidecar else ():
                 where = first.setdefault(key, job.shard.name)
                 if where != job.shard.name:

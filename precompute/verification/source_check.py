@@ -3,11 +3,7 @@
 What neither recipe nor plan knows, where the raw files lie on this machine, comes from `--source`, `--data-dir`, `--options`.
 """
 
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,84 +12,13 @@ from PIL import Image
 
 from builders.core.images import UndecodableImage, decode_rgb
 from loader.format import Manifest, Marker
-from loader.printable import printable
-from loader.recipe import Recipe
-from precompute.errors import UsageError
-from precompute.input.open_records import OURS, open_records
-from precompute.input.records import Record, Records, Source
+from loader.recipe import BASE, Recipe
+from precompute.input.recorded_source import Where, open_source
+from precompute.input.records import Record, Records
 from precompute.shards.store import Store
 from precompute.verification.check_folder import Finding, redo
 from precompute.verification.check_shard import read_sidecar
 from precompute.verification.source_listing import LISTED, check_listing
-
-FOREIGN = ("image_column", "caption_column", "caption_cleaning")
-PLAIN_OPTION = re.compile(r'\w+=("[\w,+ -]*"|[\d.eE+-]+|true|false|null)')
-NO_OPTION = {"path", "name", "version", "options", *FOREIGN}
-
-
-@dataclass(frozen=True)
-class Where:
-    """What only the user knows of a source. dataset: None for the one that the recipe names."""
-
-    dataset: str | None = None
-    data_dir: Path | None = None
-    options: tuple[str, ...] = ()
-
-    @property
-    def is_named(self) -> bool:
-        """Whether the user says where it is, so that not to find it is an error."""
-        return self.dataset is not None or self.data_dir is not None or bool(self.options)
-
-
-def open_source(manifest: Manifest, split: str, where: Where) -> Records:
-    """The records that a split was made of, in the same units. Raises UsageError where they are not at hand."""
-    recipe, plan = manifest.recipe["dataset"], manifest.splits[split].plan
-    name = where.dataset or recipe["path"]
-    columns: dict[str, Any] = {}
-    options = recipe.get("options", [])
-    if name.startswith(OURS):
-        given = {k: v for k, v in recipe.items() if k not in NO_OPTION} | {"parts": plan.get("parts")}
-        options = [f"{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
-        columns = {"caption_cleaning": recipe.get("caption_cleaning")}
-    else:
-        columns = {column: recipe[column] for column in FOREIGN if column in recipe}
-    if not where.is_named:
-        _refuse_what_only_the_recipe_names(name, options)
-    records = open_records(
-        Source(
-            dataset=name,
-            name=recipe.get("name"),
-            split=split,
-            data_dir=where.data_dir,
-            options=(*options, *where.options),
-            prepare=bool(plan.get("prepared")),
-            limit=plan.get("limit"),
-            samples_per_shard=plan.get("samples_per_shard", 4096),
-            **columns,
-        )
-    )
-    if len(records.units) != plan["units"]:
-        raise UsageError(
-            f"--source {name}: it has {len(records.units)} units, the shards were made of {plan['units']}; "
-            "give --data-dir and --options as the run had them"
-        )
-    return records
-
-
-def _refuse_what_only_the_recipe_names(name: str, options: Sequence[str]) -> None:
-    """The recipe may be a stranger's: what it names on this machine or in this network is not opened because it says so.
-
-    Our builders are published archives, and their options may be numbers and plain words, but no path and no address.
-    """
-    if not name.startswith(OURS):
-        raise UsageError(
-            f"--source: the shards' recipe names {printable(name)}; give that yourself to have it opened"
-        )
-    for option in options:
-        if not PLAIN_OPTION.fullmatch(option):
-            raise UsageError(
-                f"--options: the shards' recipe says {printable(option)}; give that yourself to have it opened"
-            )
 
 
 def find_records(records: Records, wanted: dict[int, set[str]]) -> dict[str, Record]:
@@ -164,7 +89,7 @@ def _rows(store: Store, marker: Marker, cure: str) -> list[dict[str, Any]]:
     for shard in marker.shards:
         if f"{shard.name}.parquet" in store.files:
             data = store.read(f"{shard.name}.parquet")
-            sidecar, _ = read_sidecar(shard, marker.fields, data, cure)
+            sidecar, _ = read_sidecar(shard, marker.fields, data, cure, BASE in marker.recipe)
             rows += sidecar.table.to_pylist() if sidecar else []
     return rows
 

@@ -53,8 +53,8 @@ def encode(folder: Path, number: int, encoder: BatchEncoder) -> None:
 
     output = Output(OutputFolder(folder), 4096, {}, records.plan, 32, on_commit=delete)
 
-    def read(image: bytes, key: str) -> Any:
-        return read_picture(image, [32])
+    def read(record: Record) -> Any:
+        return read_picture(record.image or b"", [32])
 
     Pipeline(records, leases, encoder, output, read, 2, lambda stats: None).run()
     leases.close()

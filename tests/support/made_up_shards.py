@@ -82,7 +82,7 @@ def write_layer(
     recipe = {
         "base": manifest.fingerprint,
         "dataset": manifest.recipe["dataset"],
-        "text_encoders": list(names),
+        "text_encoders": [{"name": name} for name in names],
     }
     split, markers = manifest.splits["train"], []
     plan = {"units": len(split.shards), "base": {"plan": split.plan, "rows": rows_hash(split.shards)}}

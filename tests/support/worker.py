@@ -81,8 +81,7 @@ def work(
                 num_threads=2,
                 samples_per_shard=3,
                 lease_timeout=timeout,
-                **TOY,
-                **options,
+                **{**TOY, **options},
             )
         )
 

@@ -39,8 +39,8 @@ ROWS = 6
 GOOD, BAD = jpeg(0, (64, 64)), b"<html></html>"
 
 
-def read(data: bytes, key: str) -> Picture:
-    return read_picture(data, [32])
+def read(record: Record) -> Picture:
+    return read_picture(record.image or b"", [32])
 
 
 class Made:

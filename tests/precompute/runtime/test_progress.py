@@ -30,8 +30,8 @@ ROWS, SLOW = 12, 0.04
 PHOTO = jpeg(0, (64, 64))
 
 
-def read(data: bytes, key: str) -> Picture:
-    return read_picture(data, [32])
+def read(record: Record) -> Picture:
+    return read_picture(record.image or b"", [32])
 
 
 class Made:

@@ -15,13 +15,14 @@ import pytest
 from loader.format import npy_bytes
 from precompute import run, verify
 from precompute.errors import ModelError, UsageError
+from precompute.input import recorded_source
 from precompute.input.options import parse_option
 from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.sample_reader import pick_samples, spread
 from precompute.shards.store import Store
 from precompute.shards.unit_writer import Row, UnitWriter
-from precompute.verification import read_folder, source_check
+from precompute.verification import read_folder
 from precompute.verification.caption_check import check_captions
 from precompute.verification.check_folder import Finding
 from precompute.verification.decode_check import compare, psnr
@@ -374,9 +375,9 @@ def test_options_of_the_command_line_win_over_those_of_the_recipe(monkeypatch: p
         def __init__(self, source: Any) -> None:
             seen.append(dict(map(parse_option, source.options)))
 
-    monkeypatch.setattr(source_check, "open_records", Seen)
+    monkeypatch.setattr(recorded_source, "open_records", Seen)
     for dataset in ({"path": "x", "options": ["a=1", "b=1"]}, {"path": "builders/demo", "a": 1, "b": 1}):
         split = SimpleNamespace(plan={"units": 1})
         manifest: Any = SimpleNamespace(recipe={"dataset": dataset}, splits={"train": split})
-        source_check.open_source(manifest, "train", source_check.Where(options=("a=2",)))
+        recorded_source.open_source(manifest, "train", recorded_source.Where(options=("a=2",)))
     assert [(options["a"], options["b"]) for options in seen] == [(2, 1), (2, 1)]

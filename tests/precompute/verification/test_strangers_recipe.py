@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from precompute.errors import UsageError
-from precompute.verification import source_check
-from precompute.verification.source_check import Where, open_source
+from precompute.input import recorded_source
+from precompute.input.recorded_source import Where, open_source
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], where: Where) -> list[Any]:
@@ -18,7 +18,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], where: Where
         asked.append(source)
         return SimpleNamespace(units=[0])
 
-    monkeypatch.setattr(source_check, "open_records", records)
+    monkeypatch.setattr(recorded_source, "open_records", records)
     split = SimpleNamespace(plan={"units": 1})
     open_source(SimpleNamespace(recipe={"dataset": recipe}, splits={"train": split}), "train", where)  # type: ignore[arg-type]
     return asked

@@ -1,0 +1,107 @@
+"""What `--beside` names: shards that lie there already, here or on the Hub, and what they say of their rows."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builders.archives.backoff import Patience
+from builders.archives.read_errors import describe
+from loader.format import MANIFEST, FormatError, Manifest, Shard
+from loader.joined import rows_hash
+from loader.recipe import BASE, Plan
+from loader.state import unit_of
+from precompute.errors import SourceError, UsageError
+from precompute.input.faults import may_pass
+from precompute.shards.store import Store
+from precompute.shards.unit_writer import Row
+
+# Of a sidecar; those that it has not, as shards of earlier versions, are left at their defaults.
+COLUMNS = ("key", "caption", "width", "height", "source", "captions", "caption_kinds")
+
+
+@dataclass(frozen=True)
+class BaseRow:
+    """A row of a base. shard: the name of the one that it lies in; status: "ok", or why it is no sample."""
+
+    row: Row
+    shard: str
+    status: str
+
+
+class Base:
+    """One split of finished shards, to make a layer beside.
+
+    manifest: theirs; plan: of the split, and which rows it has, by which the layer knows them again.
+    Raises UsageError where there are none, they are not all there, or are a layer themselves.
+    """
+
+    def __init__(self, url: str, split: str) -> None:
+        self.url, self.split = url, split
+        try:
+            self._store = Store(url)
+            self.manifest = Manifest.from_json(self._store.read(MANIFEST))
+        except (OSError, FormatError) as error:
+            raise UsageError(f"--beside {url}: its {MANIFEST} cannot be read ({describe(error)})") from error
+        except UsageError as error:
+            raise UsageError(f"--beside {error}") from error
+        self.recipe = self.manifest.recipe
+        if BASE in self.recipe:
+            raise UsageError(f"--beside {url}: it is a layer itself; name the folder that it was made beside")
+        if split not in self.manifest.splits:
+            raise UsageError(f"--split {split}: --beside {url} has {', '.join(self.manifest.splits)}")
+        found = self.manifest.splits[split]
+        if not found.complete:
+            raise UsageError(
+                f"--beside {url}: {found.units_done} of {found.plan['units']} units of split {split} are finished; "
+                "finish them first, for a layer is made beside all of them"
+            )
+        self.plan: Plan = {**found.plan, "base": {"rows": rows_hash(found.shards)}}
+        self._shards: dict[int, list[Shard]] = {}
+        for shard in found.shards:
+            self._shards.setdefault(unit_of(shard.name), []).append(shard)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Width and height of the pictures in each shard, at the largest resolution; empty without buckets."""
+        sizes = {
+            shard.name: shard.bucket.split("+")[-1] for shards in self._shards.values() for shard in shards
+        }
+        return {
+            name: (int(width), int(height))
+            for name, size in sizes.items()
+            if size
+            for width, height in [size.split("x")]
+        }
+
+    @property
+    def fields(self) -> set[str]:
+        """Names of the fields that its samples have."""
+        return {field.name for field in self.manifest.fields}
+
+    def rows(self, unit: int) -> Iterator[BaseRow]:
+        """The rows of a unit, shard by shard. Raises SourceError where a sidecar is gone or is another one."""
+        for shard in self._shards.get(unit, ()):
+            for values in pq.read_table(pa.BufferReader(self._sidecar(shard))).to_pylist():
+                known = {name: values[name] for name in COLUMNS if values.get(name) is not None}
+                yield BaseRow(Row(**known), shard.name, values["status"])
+
+    def _sidecar(self, shard: Shard) -> bytes:
+        name, patience = f"{shard.name}.parquet", Patience()
+        while True:
+            try:
+                data = self._store.read(name)
+            except OSError as error:
+                what = f"--beside {self.url}: {name} cannot be read ({describe(error)})"
+                if not may_pass(error) or not patience.wait(what):
+                    raise SourceError(f"{what}. Mend that and run again") from error
+                continue
+            if hashlib.sha256(data).hexdigest() != shard.parquet_sha256:
+                raise SourceError(
+                    f"--beside {self.url}: {name} is not the one that its {MANIFEST} lists: the base has changed meanwhile. "
+                    "Run again, into an empty folder"
+                )
+            return data

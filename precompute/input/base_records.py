@@ -1,0 +1,88 @@
+"""The rows of a layer: those of its base, with their captions as they stand there, and their images out of the source again."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+
+from loader.format import recipe_differences
+from loader.recipe import BASE
+from precompute.errors import SourceError, UsageError
+from precompute.input.base import Base, BaseRow
+from precompute.input.records import Record, Records
+from precompute.input.units import Unit
+
+LOST = "bad_archive"
+
+
+class BaseRecords:
+    """The rows of a base in the same units, each for the shard that it has there.
+
+    source: gives the images, held by key; None where none are needed. Raises UsageError where it is not what the base was made of.
+    """
+
+    def __init__(self, base: Base, source: Records | None) -> None:
+        self._base, self._source = base, source
+        self.recipe, self.plan = base.recipe["dataset"], base.plan
+        self.units = [Unit(index, index) for index in range(base.plan["units"])]
+        if source is not None:
+            _check_source(base, source)
+
+    def rows(self, unit: Unit) -> Iterator[Record]:
+        """The records of one unit; what is no sample of the base is rejected for the same reason.
+
+        Raises SourceError where the source has other rows now.
+        """
+        if self._source is None:
+            for row in self._base.rows(unit.index):
+                yield _record(row, b"", None)
+            return
+        waiting: dict[str, deque[BaseRow]] = defaultdict(deque)
+        for row in self._base.rows(unit.index):
+            waiting[row.row.key].append(row)
+        lost = False
+        for record in self._source.rows(self._source.units[unit.index]):
+            if same := waiting.get(record.row.key):
+                yield _record(same.popleft(), record.image, record.reject)
+            elif record.reject == LOST:
+                # An archive that could be read further when the base was made.
+                lost = True
+            else:
+                raise self._mismatch(unit, f"the source has a row {record.row.key} that the base has not")
+        left = [row for rows in waiting.values() for row in rows]
+        if left and not lost:
+            raise self._mismatch(unit, f"the source has no row {left[0].row.key}, which the base has")
+        for row in left:
+            yield _record(row, None, LOST)
+
+    def left_out(self, unit: Unit) -> Mapping[str, int]:
+        """Nothing: what the source holds beside its rows, the base has counted."""
+        return {}
+
+    @property
+    def covering(self) -> Sequence[int]:
+        """The resolutions of the base."""
+        return self._base.recipe.get("resolutions", ())
+
+    def shape(self, shard: str | None) -> tuple[int, int] | None:
+        """Width and height of the bucket that a shard of the base is of, at its largest resolution; None without buckets."""
+        return self._base.shapes.get(shard or "")
+
+    def _mismatch(self, unit: Unit, what: str) -> SourceError:
+        return SourceError(
+            f"--beside {self._base.url}: in unit {unit.index} {what}; give the source, --data-dir and --options that it was "
+            "made of"
+        )
+
+
+def _record(base: BaseRow, image: bytes | None, reject: str | None) -> Record:
+    return Record(base.row, image, reject if base.status == "ok" else base.status, base.shard)
+
+
+def _check_source(base: Base, source: Records) -> None:
+    """Raises UsageError where the source is not what the base was made of."""
+    made_of = {name: value for name, value in base.plan.items() if name != BASE}
+    wrong = recipe_differences(base.recipe["dataset"], source.recipe, "dataset")
+    wrong += recipe_differences(made_of, source.plan, "plan")
+    if wrong:
+        raise UsageError(
+            f"--beside {base.url}: it was made of another source ({wrong[0]}); give DATASET, --data-dir and --options as then"
+        )

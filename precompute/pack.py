@@ -1,0 +1,247 @@
+"""Write shards and the layers beside them as one dataset: samples selected, shuffled over all shards, in shards of one size.
+
+    python precompute/pack.py latents/cc12m latents/cc12m-t5 --output latents/packed --where "width >= 512" --shuffle 0
+
+No model is needed: members are copied byte for byte. Run the same command again after any interruption, as often at once as you
+like: finished units are kept.
+"""
+
+import contextlib
+import io
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from loader.cache import Cache, cache_folder
+from loader.condition import Condition, select_samples
+from loader.format import NULL_CAPTION, FormatError, as_json, recipe_differences
+from loader.joined import open_source, rows_hash
+from loader.recipe import BASE, Plan, Recipe
+from loader.remote import open_files
+from loader.source import ManifestSource
+from loader.tar_source import TarSource
+from precompute.commands import command, parse
+from precompute.errors import (
+    LostLease,
+    SourceError,
+    UsageError,
+    one_line_errors,
+    output_errors,
+)
+from precompute.input.units import Unit
+from precompute.runtime.leases import Lease, Leases
+from precompute.shards.destination import Destination
+from precompute.shards.manifest import ManifestKeeper
+from precompute.shards.missing_ok import is_gone
+from precompute.shards.output_folder import OutputFolder, open_folder
+from precompute.shards.packing import Packing, Shards
+from precompute.shards.unit_writer import UnitWriter
+
+logger = logging.getLogger("precompute")
+
+PATIENCE = 900.0  # seconds
+
+
+@dataclass(frozen=True)
+class Config:
+    inputs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders with shards, or hf://datasets/USER/REPO[@REVISION], each followed by the layers beside it."""
+
+    output: Path
+    """Folder for the packed shards. Processes that share it share the work."""
+
+    where: str | None = None
+    """Only samples for which this SQL is true, as in "width >= 512 and aesthetic > 5"."""
+
+    keys: Path | None = None
+    """Only samples of this file of keys: parquet or csv with a column `key`, or text with one a line."""
+
+    subset: tuple[float, float] | None = None
+    """Only keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
+
+    shuffle: int | None = None
+    """Seed by which the samples are shuffled over all shards. Default: they stay in order."""
+
+    split: str = "train"
+    """Split to pack."""
+
+    samples_per_shard: int = 4096
+    """Samples a tar holds at most; all hold as many, give or take one."""
+
+    lease_timeout: float = 60.0
+    """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
+
+
+def run(config: Config) -> str:
+    """Pack, with whoever else is at it; what came of it. Raises PrecomputeError."""
+    if config.samples_per_shard < 1 or not config.lease_timeout > 0:
+        flag = "--samples-per-shard" if config.samples_per_shard < 1 else "--lease-timeout"
+        raise UsageError(f"{flag}: give more than 0")
+    started = time.monotonic()
+    condition = Condition(config.where, config.keys, config.subset)
+    try:
+        sources = open_sources(config)
+        chosen = [choose(source, condition) for source in sources]
+        if not any(len(samples) for parts in chosen for samples in parts):
+            raise UsageError(f"--where {config.where}, --keys, --subset: no sample fulfils them; loosen one")
+        packing = Packing(sources, chosen, config.shuffle, config.samples_per_shard)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    open_folder("--output", config.output)
+    output = OutputFolder(config.output, config.split)
+    recipe, plan = recipe_and_plan(config, condition, sources, len(packing))
+    keeper = ManifestKeeper(output, recipe, list(sources[0].fields), plan)
+    keeper.start()
+    write_null_caption(output, sources[0])
+    leases = Leases(output, [Unit(index, index) for index in range(len(packing))], config.lease_timeout)
+    with contextlib.closing(output), contextlib.closing(leases), contextlib.closing(packing):
+        with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=None) as bar:
+            for lease in leases.all(threading.Event()):
+                if lease is not None:
+                    try:
+                        write_unit(lease, output, packing, keeper, config.samples_per_shard, (recipe, plan))
+                    finally:
+                        leases.release(lease)
+                    bar.n = len(leases.finished())
+                    bar.refresh()
+        split = keeper.refresh().splits[config.split]
+    size = sum(shard.bytes for shard in split.shards)
+    return (
+        f"{config.output}: {split.samples:,} samples in {len(split.shards):,} shards, {size / 1e9:.2f} GB, "
+        f"{time.monotonic() - started:.1f} s (`{command('verify')} {config.output}` proves it whole)"
+    )
+
+
+def open_sources(config: Config) -> list[Shards]:
+    """The inputs, each with its layers. Raises UsageError where they do not go together, and what opening them raises."""
+    folder = cache_folder()
+    files = [open_files(path, Cache(folder, None), PATIENCE) for path in config.inputs]
+    alone = [open_source(one, config.split, folder) for one in files]
+    groups: list[list[int]] = []
+    for number, source in enumerate(alone):
+        if not isinstance(source, ManifestSource):
+            raise UsageError(
+                f"{source.files.url}: it has no manifest.json; name the --output folder of a run"
+            )
+        if source.missing:
+            raise UsageError(
+                f"{source.files.url}: {source.missing} units are not finished; finish them first"
+            )
+        if BASE in source.recipe and not groups:
+            raise UsageError(
+                f"{source.files.url}: it is a layer; name the folder that it lies beside before it"
+            )
+        if BASE in source.recipe:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    opened = (
+        open_source(files[n], config.split, folder, [files[m] for m in layers]) for n, *layers in groups
+    )
+    sources = [source for source in opened if not isinstance(source, TarSource)]
+    for source in sources[1:]:
+        wrong = recipe_differences({**sources[0].recipe, "dataset": None}, {**source.recipe, "dataset": None})
+        if wrong:
+            raise UsageError(
+                f"{source.files.url} and {sources[0].files.url}: made by different recipes ({wrong[0]}); pack them apart"
+            )
+    return sources
+
+
+def choose(source: Shards, condition: Condition) -> Sequence[Any]:
+    """For each shard the numbers of its chosen samples."""
+    if condition:
+        return select_samples(source, condition, cache_folder(), [], False)
+    return [np.arange(count) for count in source.samples([], False)]
+
+
+def recipe_and_plan(
+    config: Config, condition: Condition, sources: Sequence[Shards], units: int
+) -> tuple[Recipe, Plan]:
+    """What determines the values and the order of the samples: from what they were packed stands with the dataset."""
+    packed = {
+        "of": [[part.fingerprint for part in source.parts] for source in sources],
+        "rows": [[rows_hash(part.shards) for part in source.parts] for source in sources],
+        "where": config.where,
+        "keys": config.keys.name if config.keys else None,
+        "subset": config.subset,
+        "condition": condition.identity,
+        "shuffle": config.shuffle,
+    }
+    first = sources[0].recipe["dataset"]
+    others = [source.recipe["dataset"] for source in sources[1:]]
+    dataset = {**first, "packed": packed, **({"others": others} if others else {})}
+    plan: Plan = {"units": units, "samples_per_shard": config.samples_per_shard}
+    return cast(Recipe, as_json({**sources[0].recipe, "dataset": dataset})), plan
+
+
+def write_null_caption(output: Destination, source: Shards) -> None:
+    """The empty caption's arrays of all text fields, where the inputs have them."""
+    arrays = {}
+    for field in source.fields:
+        with contextlib.suppress(FileNotFoundError, KeyError):
+            with np.load(io.BytesIO(source.files_of(field).read(NULL_CAPTION)), allow_pickle=False) as file:
+                arrays[field.name] = file[field.name]
+    if arrays:
+        out = io.BytesIO()
+        np.savez(out, **arrays)
+        output.put(NULL_CAPTION, out.getvalue())
+
+
+def write_unit(
+    lease: Lease,
+    output: Destination,
+    packing: Packing,
+    keeper: ManifestKeeper,
+    samples_per_shard: int,
+    made_by: tuple[Recipe, Plan],
+) -> None:
+    """Write one unit, unless another process takes it over meanwhile. made_by: recipe and plan."""
+    fields, unit, started = keeper.manifest().fields, lease.unit.index, time.monotonic()
+    bucket = packing.bucket(unit)
+    sizes = [tuple(map(int, size.split("x"))) for size in bucket.split("+")] if bucket else []
+    group = tuple((height, width) for width, height in sizes)
+    writer = None
+    try:
+        lease.check()
+        names = [*(field.name for field in fields), "txt", "json"]
+        writer = UnitWriter(output, unit, names, samples_per_shard, lease.owner)
+        for row, members in packing.samples(unit, fields):
+            writer.write(row, members, group)
+        lease.check()
+        writer.commit(made_by[0], fields, made_by[1], {"seconds": round(time.monotonic() - started, 3)})
+        keeper.keep_fresh()
+    except LostLease:
+        logger.warning("unit %d: another process took over while this one was held up", unit)
+    except (FormatError, KeyError) as error:
+        raise SourceError(
+            f"unit {unit}: an input is damaged ({error}); verify the inputs, and run again"
+        ) from error
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        with contextlib.suppress(LostLease):
+            lease.check()
+            raise
+    finally:
+        if writer is not None:
+            writer.discard()
+
+
+def main() -> None:
+    config = parse("pack", Config, __doc__)
+    logging.basicConfig(format="%(message)s")
+    with one_line_errors(), output_errors(config.output):
+        print(run(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Which sample goes where when shards are packed: an index of the chosen ones in a temporary file, and an order of them.
+
+The index has one record batch a shard, mapped into memory and not read, so that what a process holds does not grow with the rows.
+"""
+
+import json
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loader.counter_rng import keyed, permute
+from loader.format import Field, FormatError
+from loader.joined import JoinedSource
+from loader.sidecar import I64
+from loader.source import ManifestSource
+from precompute.shards.unit_writer import Members, Row
+
+PACKED = 4  # what the hash is for; the loader's order has 1 to 3
+OPEN = 128  # tars open at once
+PLAIN = ("key", "caption", "width", "height", "source", "captions", "caption_kinds")
+
+Shards = ManifestSource | JoinedSource
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples that may share a shard. batches: of the index; ends: where each ends, were they laid end to end."""
+
+    bucket: str
+    batches: list[int]
+    ends: I64
+
+    @property
+    def samples(self) -> int:
+        return int(self.ends[-1])
+
+
+class Packing:
+    """The chosen samples of some datasets in their new order. chosen: of each dataset and shard the numbers of its samples.
+
+    shuffle: seed of the order; None: as they lie. most: samples of a unit at most; units are of one size, give or take one.
+    Raises OSError or FormatError where a sidecar cannot be read.
+    """
+
+    def __init__(
+        self, sources: Sequence[Shards], chosen: Sequence[Sequence[I64]], shuffle: int | None, most: int
+    ) -> None:
+        self._sources, self._shuffle = sources, shuffle
+        # Number of the dataset, and of the shard in it, for each batch of the index.
+        self._shards = [
+            (number, shard)
+            for number, parts in enumerate(chosen)
+            for shard, samples in enumerate(parts)
+            if len(samples)
+        ]
+        self._index = _index(_rows(sources[n], shard, chosen[n][shard]) for n, shard in self._shards)
+        buckets = [sources[number].buckets[shard] for number, shard in self._shards]
+        counts = [len(chosen[number][shard]) for number, shard in self._shards]
+        self._groups = [
+            Group(bucket, batches, np.cumsum([counts[n] for n in batches]))
+            for bucket in sorted(set(buckets))
+            for batches in [[n for n, name in enumerate(buckets) if name == bucket]]
+        ]
+        self._units = [
+            (number, group.samples * turn // turns, group.samples * (turn + 1) // turns)
+            for number, group in enumerate(self._groups)
+            for turns in [-(-group.samples // most)]
+            for turn in range(turns)
+        ]
+        self._tars: OrderedDict[int, dict[str, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Number of units."""
+        return len(self._units)
+
+    def bucket(self, unit: int) -> str:
+        """The bucket of all samples of a unit; empty where there are none."""
+        return self._groups[self._units[unit][0]].bucket
+
+    def samples(self, unit: int, fields: Sequence[Field]) -> Iterator[tuple[Row, Members]]:
+        """The samples of a unit in order, members as bytes: those of the fields, then txt and json."""
+        number, first, last = self._units[unit]
+        group = self._groups[number]
+        turns = np.arange(first, last)
+        if self._shuffle is not None:
+            turns = permute(turns, group.samples, keyed(self._shuffle, PACKED, number))
+        at = np.searchsorted(group.ends, turns, side="right")
+        batches = np.array(group.batches)[at]
+        rows = turns - np.concatenate([[0], group.ends])[at]
+        members = {**{field.name: field.member for field in fields}, "txt": "txt", "json": "json"}
+        found = self._look_up(batches, rows)
+        for batch, values in zip(batches.tolist(), found, strict=True):
+            yield _row(values), self._read(batch, values, members)
+
+    def _look_up(self, batches: I64, rows: I64) -> list[dict[str, Any]]:
+        """What the index says of some samples, in their order."""
+        found: list[dict[str, Any]] = [{}] * len(batches)
+        for batch in np.unique(batches).tolist():
+            at = np.flatnonzero(batches == batch)
+            values = self._index.get_batch(batch).take(pa.array(rows[at])).to_pylist()
+            for place, value in zip(at.tolist(), values, strict=True):
+                found[place] = value
+        return found
+
+    def _read(self, batch: int, values: dict[str, Any], members: dict[str, str]) -> Members:
+        tars = self._open(batch)
+        data = {}
+        for descriptor in dict.fromkeys(tars.values()):
+            own = [name for name in members if tars[name] == descriptor]
+            start = min(values[f"offset_{name}"] for name in own)
+            end = max(values[f"offset_{name}"] + values[f"size_{name}"] for name in own)
+            span = os.pread(descriptor, end - start, start)
+            if len(span) != end - start:
+                raise FormatError(f"the tar with {values['key']} ends early")
+            for name in own:
+                place = values[f"offset_{name}"] - start
+                data[name] = span[place : place + values[f"size_{name}"]]
+        return {extension: data[name] for name, extension in members.items()}
+
+    def _open(self, batch: int) -> dict[str, int]:
+        """Descriptors of the tars of a shard, by member."""
+        tars = self._tars.pop(batch, None)
+        if tars is None:
+            number, shard = self._shards[batch]
+            tars = {}
+            for part in reversed(self._sources[number].parts):
+                tars |= dict.fromkeys(
+                    (*(field.name for field in part.fields), "txt", "json"), part.open_tar(shard)
+                )
+            while len(self._tars) >= OPEN:
+                _close(self._tars.popitem(last=False)[1])
+        self._tars[batch] = tars
+        return tars
+
+    def close(self) -> None:
+        """Leave no tar open."""
+        while self._tars:
+            _close(self._tars.popitem()[1])
+
+
+def _close(tars: dict[str, int]) -> None:
+    for descriptor in set(tars.values()):
+        os.close(descriptor)
+
+
+def _index(tables: Iterable[pa.Table]) -> Any:
+    """Tables as the batches of a file that nobody else sees, each in one, with the columns of the first."""
+    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+        writer: Any = None
+        schema: Any = None
+        for table in tables:
+            schema = schema or table.schema
+            writer = writer or pa.ipc.new_file(file, schema)
+            writer.write_table(table.select(schema.names).cast(schema).combine_chunks())
+        writer.close()
+        file.flush()
+        return pa.ipc.open_file(pa.memory_map(file.name))
+
+
+def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
+    """The sidecars' columns of some samples of a shard, those of all parts beside each other."""
+    rows = pa.array(source.whole(number)[samples])
+    columns: dict[str, Any] = {}
+    for part in source.parts:
+        with os.fdopen(part.open_sidecar(number), "rb") as file:
+            table = pq.read_table(file).take(rows)
+        columns = {name: table[name] for name in table.column_names} | columns
+    columns.pop("status")
+    return pa.table(columns)
+
+
+def _row(values: dict[str, Any]) -> Row:
+    """What the sidecar keeps of a sample, places aside, which are others now."""
+    known = {name: values[name] for name in PLAIN if values.get(name) is not None}
+    more = {name: value for name, value in values.items() if not name.startswith(("offset_", "size_"))}
+    columns = {name: value for name, value in more.items() if name not in (*PLAIN, "extras")}
+    return Row(**known, extras=json.loads(values["extras"] or "{}"), columns=columns)

@@ -1,0 +1,51 @@
+"""A layer against the shards that it lies beside: the same units, shards and keys, and no sample that is none of theirs."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loader.format import Manifest, Marker
+from loader.recipe import BASE
+from precompute.errors import UsageError
+from precompute.input.base import Base
+from precompute.shards.store import Store
+from precompute.verification.check_folder import Finding, redo
+
+
+def check_beside(
+    store: Store, manifest: Manifest, markers: dict[str, Marker], base_url: str
+) -> Iterator[Finding]:
+    """Raises UsageError where it is no layer, or the base cannot be read."""
+    if BASE not in manifest.recipe:
+        raise UsageError(f"--beside {base_url}: {store.url} is no layer; leave it out")
+    for split, found in manifest.splits.items():
+        base = Base(base_url, split)
+        cure = "name the --beside that it was made with, or make the layer again in an empty folder"
+        if manifest.recipe["base"] != base.manifest.fingerprint:
+            yield Finding(split, "", "the layer is of shards of another fingerprint", cure)
+        elif found.plan.get(BASE) != base.plan["base"]:
+            yield Finding(split, "", "the base has changed since the layer was made", cure)
+        else:
+            for stem, marker in markers.items():
+                if marker.split == split:
+                    yield from _check_unit(store, stem, marker, base)
+
+
+def _check_unit(store: Store, stem: str, marker: Marker, base: Base) -> Iterator[Finding]:
+    theirs = [(row.shard, row.row.key, row.status) for row in base.rows(marker.unit)]
+    ours: list[tuple[str, str, str]] = []
+    for shard in marker.shards:
+        try:
+            table = pq.read_table(
+                pa.BufferReader(store.read(f"{shard.name}.parquet")), columns=["key", "status"]
+            )
+        except (OSError, pa.ArrowException):
+            return  # which is told where every file is read
+        ours += [(shard.name, row["key"], row["status"]) for row in table.to_pylist()]
+    if [row[:2] for row in ours] != [row[:2] for row in theirs]:
+        yield Finding(stem, "", "its shards have other rows than those of the base", redo(stem))
+        return
+    for (name, key, status), (_, _, there) in zip(ours, theirs, strict=True):
+        if there != "ok" and status != there:
+            yield Finding(name, key, f"it is {status} here and {there} in the base", redo(stem))

@@ -1,0 +1,196 @@
+"""`--features`: the tokens are those of the library's own model behind its own image processor, and what the loader gives back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from loader import make_loader
+from precompute import run, verify
+from precompute.encode.features import open_feature_encoder, parse_features
+from precompute.errors import ModelError, UsageError
+from precompute.input.pixels import read_picture
+from tests.support.raw.archive import write_tar
+from tests.support.raw.photos import jpeg
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 28,
+    "patch_size": 7,
+}
+# Of each family: its model and configuration, its image processor, and the tokens ahead of the patches.
+FAMILIES: dict[str, tuple[Any, Any, Any, int]] = {
+    "dinov2": (transformers.Dinov2Model, transformers.Dinov2Config, transformers.BitImageProcessorPil, 1),
+    "registers": (
+        transformers.Dinov2WithRegistersModel,
+        transformers.Dinov2WithRegistersConfig,
+        transformers.BitImageProcessorPil,
+        5,
+    ),
+    "clip": (
+        transformers.CLIPVisionModel,
+        transformers.CLIPVisionConfig,
+        transformers.CLIPImageProcessorPil,
+        1,
+    ),
+    "siglip": (
+        transformers.SiglipVisionModel,
+        transformers.SiglipVisionConfig,
+        transformers.SiglipImageProcessorPil,
+        0,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model of each family, as it is published: weights, configuration and image processor."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, (model, config, processor, _) in FAMILIES.items():
+        torch.manual_seed(1)
+        model(config(**SIZES)).save_pretrained(folder / name)
+        edges = {"height": 28, "width": 28} if name == "siglip" else {"shortest_edge": 32}
+        crop = {} if name == "siglip" else {"crop_size": {"height": 28, "width": 28}, "do_center_crop": True}
+        processor(size=edges, **crop).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_are_those_of_the_library(models: Path, name: str, layer: int) -> None:
+    family, _, processors, ahead = FAMILIES[name]
+    encoder = open_feature_encoder(f"x={models / name}?layer={layer}")
+    assert (encoder.size, encoder.patch, encoder.dim) == (28, 7, 16)
+    pixels = torch.randint(
+        0, 256, (2, 3, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    processor = processors.from_pretrained(models / name, do_resize=False, do_center_crop=False)
+    inputs = processor([image.permute(1, 2, 0).numpy() for image in pixels], return_tensors="pt")
+    with torch.no_grad():
+        output = family.from_pretrained(models / name)(**inputs, output_hidden_states=True)
+    states = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+    torch.testing.assert_close(encoder.tokens(pixels), states[:, ahead:], rtol=1e-4, atol=1e-5)
+    assert encoder.tokens(pixels).shape == (2, 16, 16)
+    pooled = open_feature_encoder(f"x={models / name}?pooled").tokens(pixels)
+    torch.testing.assert_close(pooled[:, 0], output.pooler_output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_sizes_and_shapes(models: Path, name: str) -> None:
+    encoder = open_feature_encoder(f"x={models / name}?size=42")
+    assert encoder.size_of(1, 1) == (42, 42) and encoder.size_of(128, 32) == (84, 21)
+    for height, width in ((42, 42), (21, 84)):
+        assert encoder.tokens(torch.zeros(1, 3, height, width, dtype=torch.uint8)).shape == (1, 36, 16)
+
+
+def test_what_cannot_be(models: Path, tmp_path: Path) -> None:
+    for value, match in (
+        ("dino", "NAME=ID"),
+        ("a_flipped=x", "NAME=ID"),
+        ("x=y?size=big", "whole numbers"),
+        ("x=y?depth=1", "unknown .*depth"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            parse_features(value)
+    with pytest.raises(UsageError, match=r"size=30 is not divisible by 7.*use 28"):
+        open_feature_encoder(f"x={models / 'dinov2'}?size=30")
+    with pytest.raises(UsageError, match="no layer 9"):
+        open_feature_encoder(f"x={models / 'clip'}?layer=9")
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ModelError, match="of type 'bert', not one of clip"):
+        open_feature_encoder(f"x={bert}")
+
+
+# --- through the command ---
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    for unit in range(2):
+        members = []
+        for row in range(4):
+            image = jpeg(unit * 4 + row, (512, 256) if row == 3 else (256, 256))
+            members += [(f"{unit}{row}.jpg", image), (f"{unit}{row}.txt", f"caption {row}".encode())]
+        write_tar(folder / f"{unit:05d}.tar", members)
+    return folder
+
+
+def made(output: Path, raw: Path, **options: Any) -> Path:
+    toys: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32", "num_threads": 1}
+    run.run(
+        run.Config("builders/webdataset", output, data_dir=raw, resolutions=(112,), **{**toys, **options})
+    )
+    return output
+
+
+def batches(path: Any, **options: Any) -> list[Any]:
+    return list(make_loader(path, 2, features=["dino"], extras=["key"], **options))
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"buckets": 16, "flip": True, "crop": "random"}], ids=["squares", "buckets"]
+)
+def test_a_layer_of_features_is_what_is_made_at_once(
+    models: Path, raw: Path, tmp_path: Path, shape: dict[str, Any]
+) -> None:
+    features = (f"dino={models / 'dinov2'}",)
+    whole = made(tmp_path / "whole", raw, features=features, **shape)
+    base = made(tmp_path / "base", raw, **shape)
+    flip = shape.get("flip", False)
+    run.run(
+        run.Config(
+            output=tmp_path / "dino",
+            beside=str(base),
+            features=features,
+            data_dir=raw,
+            flip=flip,
+            dtype="float32",
+        )
+    )
+    joined = batches((base, tmp_path / "dino"), posterior="mean")
+    assert joined
+    for one, other in zip(joined, batches(whole, posterior="mean"), strict=True):
+        assert one["key"] == other["key"]
+        assert torch.equal(one["features_dino"], other["features_dino"])
+        assert torch.equal(one["image_latents"], other["image_latents"])
+    assert len({batch["features_dino"].shape for batch in joined}) == (2 if shape else 1)
+    for folder, options in ((whole, {}), (tmp_path / "dino", {"beside": str(base)})):
+        assert not list(verify.verify(verify.Config(str(folder), **options), verify.Report("", "")))
+
+
+def test_features_are_of_the_crop_and_turn_with_the_picture(models: Path, raw: Path, tmp_path: Path) -> None:
+    made(tmp_path / "out", raw, features=(f"dino={models / 'dinov2'}",), flip=True)
+    encoder = open_feature_encoder(f"dino={models / 'dinov2'}")
+    picture = read_picture(jpeg(0, (256, 256)), [112], features={"dino": encoder.size_of})
+    upright = torch.from_numpy(picture.pixels["dino"].copy()).permute(2, 0, 1)[None]
+    found = {}
+    for flip in (0.0, 1.0):
+        for batch in batches(tmp_path / "out", flip_prob=flip):
+            found |= {(key, flip): row for key, row in zip(batch["key"], batch["features_dino"], strict=True)}
+    for flip, pixels in ((0.0, upright), (1.0, upright.flip(-1))):
+        expected = encoder.tokens(pixels)[0].to(torch.float16)
+        torch.testing.assert_close(found["00000-00", flip], expected, rtol=1e-2, atol=1e-3)
+
+
+def test_the_loader_says_what_there_is(models: Path, raw: Path, tmp_path: Path) -> None:
+    base = made(tmp_path / "base", raw, flip=True)
+    options: dict[str, Any] = {
+        "beside": str(base),
+        "features": (f"dino={models / 'dinov2'}",),
+        "data_dir": raw,
+    }
+    run.run(run.Config(output=tmp_path / "dino", dtype="float32", **options))
+    with pytest.raises(ValueError, match=r"features=\['clip'\]: .*base has \['dino'\]"):
+        make_loader((base, tmp_path / "dino"), 2, features=["clip"])
+    with pytest.raises(ValueError, match="no features_dino_flipped; give flip_prob=0"):
+        make_loader((base, tmp_path / "dino"), 2, features=["dino"])
+    assert batches((base, tmp_path / "dino"), flip_prob=0.0)[0]["features_dino"].shape == (2, 16, 16)
