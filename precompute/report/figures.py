@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import transformers
 from PIL import Image
 
 from builders.core.images import UndecodableImage, decode_rgb
-from loader.format import Field, Manifest, Marker
+from loader.format import Field, FormatError, Manifest, Marker
 from loader.npy import stored_dtype
 from loader.sidecar_schema import tokens_column
 from precompute.errors import PrecomputeError
 from precompute.input.recorded_source import Where, open_source
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
+from precompute.shards.sidecar_table import read_table
 from precompute.shards.store import Store
 from precompute.verification.source_check import find_records
 
@@ -99,8 +99,8 @@ def _tables(store: Store, markers: dict[str, Marker]) -> Iterator[tuple[int, pa.
     total = sum(shard.rows for _, shard in shards)
     for unit, shard in shards[:: max(1, -(-total // MAX_ROWS))]:
         try:
-            yield unit, pq.read_table(pa.BufferReader(store.read(f"{shard.name}.parquet")))
-        except (OSError, pa.ArrowException):
+            yield unit, read_table(store.read(f"{shard.name}.parquet"))
+        except (OSError, FormatError):
             continue
 
 

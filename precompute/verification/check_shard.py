@@ -9,11 +9,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from loader.format import KEY, Field, FormatError, Shard, parse_npy, sidecar_schema
 from loader.npy import as_numbers, stored_dtype
 from loader.sidecar_schema import described_columns, tokens_column
+from precompute.shards.sidecar_table import read_table
 from precompute.shards.tars import BadTar, tar_members
 from precompute.verification.check_folder import OTHER_SIDECAR, Finding
 
@@ -60,9 +60,9 @@ def read_sidecar(
     members = [f.name for f in fields] + ([] if layer else ["txt", "json"])
     schema = sidecar_schema(members)
     try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        wrong(f"the .parquet is unreadable ({str(error).splitlines()[0]})")
+        table = read_table(data)
+    except FormatError as error:
+        wrong(f"the .parquet: {error}")
         return None, findings
     have, whole = ({c.name: c.type for c in s} for s in (table.schema, schema))
     plain = {name: kind for name, kind in whole.items() if name not in described_columns(members)}

@@ -1,6 +1,7 @@
 """What "whole" means: the empty caption, copies that shadow, values that no encoder gives, and what could not be read at all."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from loader.format import MANIFEST, NULL_CAPTION, Manifest, npy_bytes
 from precompute import verify
+from precompute.shards import sidecar_table
+from precompute.shards.sample_reader import pick_samples
 from precompute.shards.store import Store
 from precompute.verification.check_folder import Finding
 from precompute.verification.check_shard import value_fault
-from tests.precompute.verification.test_verify import findings, only, rewrite
+from precompute.verification.read_folder import read_markers
+from tests.precompute.verification.test_verify import findings, only, remark, rewrite
 from tests.support.made_shards import FIELDS, members_of, write_shards
 
 
@@ -209,3 +214,18 @@ def test_ctrl_c_ends_in_one_line(
         verify.main()
     told = capsys.readouterr().err.splitlines()
     assert ended.value.code == 130 and told[-1].startswith("interrupted")
+
+
+def test_a_sidecar_that_unpacks_to_gigabytes_is_a_fault_and_takes_no_memory(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sidecar_table, "LARGEST", 1 << 20)
+    path = shards / "train-00001.parquet"
+    table = pq.read_table(path)
+    long = table.set_column(table.column_names.index("caption"), "caption", [["x" * (1 << 19)] * len(table)])
+    pq.write_table(long.cast(table.schema), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 100_000
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    remark(shards, "train-00001", lambda marker: marker["shards"][0].update(parquet_sha256=sha256))
+    assert "unpacks to more than" in findings(shards)[0].what
+    assert len(pick_samples(Store(str(shards)), read_markers(Store(str(shards))).markers, "train", 15)) == 10
