@@ -3,7 +3,7 @@
 #
 #     RAY_ADDRESS=http://HEAD:8265 bash examples/cluster/ray_job.sh      # from a checkout, which goes with the job
 #
-# The nodes have the dependencies installed (pip install "latentmill[ray]"), and all see /shared. Not tried as a job.
+# The nodes have the dependencies installed (pip install "latentmill[ray]"), and all see /shared.
 set -euo pipefail
 
 ray job submit --runtime-env-json '{"working_dir": ".", "excludes": [".git", ".venv*", "latents"]}' \

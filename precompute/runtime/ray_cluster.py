@@ -22,7 +22,8 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_SCHEDULER_EVENTS"):
+        os.environ.setdefault(name, "0")
     address = os.environ.get("RAY_ADDRESS", "")
     _check_reachable(address)
     try:
@@ -53,15 +54,11 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _connect(address: str) -> None:
-    if address:
-        ray.init(logging_level=logging.ERROR)
-        return
-    try:
-        ray.init(address="auto", logging_level=logging.ERROR)
-    except ConnectionError:
-        ray.init(
-            address="local", include_dashboard=False, object_store_memory=STORE, logging_level=logging.ERROR
-        )
+    if address != "local":
+        with contextlib.suppress(*([] if address else [ConnectionError])):
+            ray.init(address=address or "auto", logging_level=logging.ERROR)
+            return
+    ray.init(address="local", include_dashboard=False, object_store_memory=STORE, logging_level=logging.ERROR)
 
 
 def _check_reachable(address: str) -> None:

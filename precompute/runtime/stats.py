@@ -1,6 +1,6 @@
 """Where the time of one process goes: who waits for whom."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 
 @dataclass
@@ -19,12 +19,14 @@ class Stats:
     device: float = 0.0
 
     def __add__(self, other: "Stats") -> "Stats":
-        return Stats(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Stats(
+            *(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
 
     def in_time(self, seconds: float) -> "Stats":
         """Those of many processes as if they were one that is as fast as all: the same images and shares in this time."""
         share = seconds / max(self.seconds, 1e-9)
-        _, *times = astuple(self)
+        _, *times = vars(self).values()
         return Stats(self.images, *(share * time for time in times))
 
     @property

@@ -169,3 +169,42 @@ def test_a_node_is_killed_and_one_joins(tmp_path: Path, data: Path, plain: Path,
     check(tmp_path, plain)
     assert "units are put back" in said, said
     assert f"0 of {UNITS} units finished before" in said and "device waited" in said
+
+
+@long
+def test_the_driver_is_killed_too_and_started_again(
+    tmp_path: Path, data: Path, plain: Path, cluster: Cluster
+) -> None:
+    """Of three nodes one is killed, one joins, and then the driver is killed while all are at work."""
+    doomed, *_ = [cluster.add_node(**SMALL) for _ in range(3)]
+    with started(data, tmp_path, cluster.address, 3) as process:
+        while_running(process, lambda: at_work(tmp_path) >= 2)
+        cluster.remove_node(doomed, allow_graceful=False)
+        cluster.add_node(**SMALL)
+        while_running(process, lambda: len(markers(tmp_path)) >= 2)
+        process.kill()
+    done = len(markers(tmp_path))
+    assert done < UNITS
+    with started(data, tmp_path, cluster.address, 3) as process:
+        said = finish(process)
+    check(tmp_path, plain)
+    assert f"0 of {UNITS} units finished before" not in said
+
+
+@long
+def test_one_machine_without_a_cluster(tmp_path: Path, data: Path, plain: Path) -> None:
+    """A cluster of its own, which ends with the command."""
+    with started(data, tmp_path, "local", 1) as process:
+        finish(process)
+    check(tmp_path, plain)
+
+
+@long
+def test_terminated_driver_gives_the_work_back(tmp_path: Path, data: Path, cluster: Cluster) -> None:
+    cluster.add_node(**SMALL)
+    with started(data, tmp_path, cluster.address, 1) as process:
+        while_running(process, lambda: markers(tmp_path))
+        process.terminate()
+        process.communicate(timeout=100)
+        assert process.returncode == 128 + 15
+    assert len(markers(tmp_path)) < UNITS and not list(tmp_path.glob(".work/*"))
