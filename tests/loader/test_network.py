@@ -107,7 +107,7 @@ def test_a_retry_after_is_bounded_by_the_patience(server: Server, asked: str) ->
     begin = time.monotonic()
     with pytest.raises(DataError, match="nothing arrived for"):
         keys(server.url, patience=0.4, on_error="raise")
-    assert time.monotonic() - begin < 8
+    assert time.monotonic() - begin < 60
 
 
 def odd_length(text: str) -> Fault:
@@ -135,7 +135,7 @@ def test_a_name_that_nobody_knows_fails_at_once(monkeypatch: pytest.MonkeyPatch)
     begin = time.monotonic()
     with pytest.raises(OSError, match=r"no server of the name shards\.invalid is known.*check the spelling"):
         make_loader("http://shards.invalid/x", 5)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 25, "and not after the patience for a missing network"
 
 
 def test_a_name_that_is_unknown_for_a_while_is_waited_for(

@@ -24,9 +24,10 @@ from precompute.runtime.unit_output import Output
 from precompute.shards.output_folder import OutputFolder
 from precompute.shards.unit_writer import Row, UnitWriter
 from tests.support.raw.photos import jpeg
-from tests.support.waiting import wait_until
+from tests.support.waiting import Clock, wait_until
 
 ROWS, SLOW = 12, 0.04
+JUMP = 1.0  # seconds that the clock jumps for what is slow: more than a busy machine takes for all else
 PHOTO = jpeg(0, (64, 64))
 
 
@@ -35,20 +36,27 @@ def read(record: Record) -> Picture:
 
 
 class Made:
-    def __init__(self, seconds: float = 0.0, units: int = 2) -> None:
+    def __init__(self, clock: Clock | None = None, units: int = 2) -> None:
         self.units = [Unit(index, index) for index in range(units)]
         self.plan = {"units": units}
-        self._seconds = seconds
+        self._clock = clock
 
     def rows(self, unit: Unit) -> Iterator[Record]:
         for index in range(ROWS):
-            time.sleep(self._seconds)
+            if self._clock:
+                pause(self._clock)
             yield Record(Row(f"u{unit.index}-{index}", f"caption {index}"), PHOTO)
 
 
-def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
+def pause(clock: Clock) -> None:
+    """Long enough for the others to wait, and then by the clock far longer."""
+    time.sleep(SLOW)
+    clock.advance(JUMP)
+
+
+def slowly(call: Callable[..., Any], clock: Clock) -> Callable[..., Any]:
     def slow(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(SLOW)
+        pause(clock)
         return call(*args, **kwargs)
 
     return slow
@@ -75,51 +83,52 @@ def run(
         leases.close()
 
 
-def test_a_slow_source_is_told(tmp_path: Path, encoder: BatchEncoder) -> None:
-    stats = run(tmp_path, encoder, Made(SLOW))
+def test_a_slow_source_is_told(tmp_path: Path, encoder: BatchEncoder, clock: Clock) -> None:
+    stats = run(tmp_path, encoder, Made(clock))
     assert stats.bottleneck == "reading" and 0.5 < stats.waited <= 1
 
 
-def test_slow_decoding_is_told(tmp_path: Path, encoder: BatchEncoder) -> None:
-    stats = run(tmp_path, encoder, picture=slowly(read))
+def test_slow_decoding_is_told(tmp_path: Path, encoder: BatchEncoder, clock: Clock) -> None:
+    stats = run(tmp_path, encoder, picture=slowly(read, clock))
     assert stats.bottleneck == "decoding" and 0.5 < stats.waited <= 1
 
 
 def test_a_slow_writer_is_told(
-    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(UnitWriter, "write", slowly(UnitWriter.write))
+    monkeypatch.setattr(UnitWriter, "write", slowly(UnitWriter.write, clock))
     stats = run(tmp_path, encoder)
     assert stats.bottleneck == "writing" and stats.waited > 0.5
 
 
 def test_a_slow_device_is_told(
-    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode))
+    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode, clock))
     stats = run(tmp_path, encoder)
     assert stats.bottleneck == "the device" and stats.waited < 0.5
 
 
 def test_a_slow_host_is_told_and_the_device_waits_for_it(
-    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(encoder, "collect", slowly(encoder.collect))
+    monkeypatch.setattr(encoder, "collect", slowly(encoder.collect, clock))
     stats = run(tmp_path, encoder)
     assert stats.bottleneck == "the host" and stats.waited > 0.5
 
 
 def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
-    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode))
+    monkeypatch.setattr(ImageEncoder, "encode", slowly(ImageEncoder.encode, clock))
     other = Leases(OutputFolder(tmp_path), Made().units)
     held = other.claim()
     assert held is not None
 
     def give_back() -> None:
         wait_until((tmp_path / "train-00001.json").exists)  # all but ours is done
-        time.sleep(1.0)
+        time.sleep(5 * SLOW)
+        clock.advance(10 * JUMP)
         other.release(held)
 
     thread = threading.Thread(target=give_back)
@@ -132,12 +141,16 @@ def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
 
 
 def test_the_bar_says_it_live(
-    tmp_path: Path, encoder: BatchEncoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    encoder: BatchEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    clock: Clock,
 ) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
     leases = Leases(OutputFolder(tmp_path), Made().units)
     with progress_bar(leases, shown=True) as on_progress:
-        run(tmp_path, encoder, Made(SLOW), on_progress=on_progress)
+        run(tmp_path, encoder, Made(clock), on_progress=on_progress)
     leases.close()
     shown = capsys.readouterr().err
     assert f"{2 * ROWS} images, " in shown.splitlines()[-1] and "/s, reading, device waits " in shown
