@@ -51,7 +51,11 @@ def iter_zip(
     total, length, offset = _zip_end(file)
     for entry in _zip_entries(file, length, offset, total * index // count, total * (index + 1) // count):
         if not entry.name.endswith("/"):
-            yield entry.name, functools.partial(_read_entry, file, entry, max_size)
+            lies_before = entry.offset < offset  # the directory; what claims another place is damaged
+            yield (
+                entry.name,
+                functools.partial(_read_entry, file, entry, max_size) if lies_before else bytes,
+            )
 
 
 def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
@@ -88,6 +92,8 @@ def _walk(directory: bytes, count: int) -> Iterator[tuple[int, int, int]]:
     """Where each of the first entries lies, and how long its name and extra fields are."""
     at = 0
     for _ in range(count):
+        if at + _ENTRY.size > len(directory):
+            raise ArchiveError("zip directory is damaged")
         names, extras, comments = _LENGTHS.unpack_from(directory, at + 28)
         yield at, names, extras
         at += _ENTRY.size + names + extras + comments
@@ -129,10 +135,15 @@ def _zip_end(file: IO[bytes]) -> tuple[int, int, int]:
     at = tail.rfind(b"PK\5\6")
     if at < 0:
         raise ArchiveError("zip without a directory: cut short")
-    _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
-    if count == 0xFFFF or 0xFFFFFFFF in (length, offset):
-        locator = at - 20
-        if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
-            (at64,) = struct.unpack_from("<Q", tail, locator + 8)
-            _, _, _, _, _, _, _, count, length, offset = _END64.unpack_from(tail, at64 - start)
+    try:
+        _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
+        if count == 0xFFFF or 0xFFFFFFFF in (length, offset):
+            locator = at - 20
+            if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
+                (at64,) = struct.unpack_from("<Q", tail, locator + 8)
+                _, _, _, _, _, _, _, count, length, offset = _END64.unpack_from(tail, at64 - start)
+    except (struct.error, OverflowError) as error:
+        raise ArchiveError(f"the end of the zip is damaged: {error}") from error
+    if offset + length > end or count * _ENTRY.size > length:
+        raise ArchiveError("the end of the zip is damaged: its directory does not fit into the file")
     return count, length, offset

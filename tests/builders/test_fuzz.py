@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from builders.archives.members import all_members
+from builders.archives.remote import open_source
+from builders.archives.zips import count_zip, zip_names
 from builders.core import images
 from builders.core.errors import ArchiveError, ConfigError
 from tests.builders.conftest import Build
@@ -140,6 +143,39 @@ def test_a_damaged_zip_gives_members_or_says_so(tmp_path: Path) -> None:
                         theirs.append((info.filename, archive.read(info)))
             for name, content in theirs:
                 assert ours.get(name, b"") in (content, b""), (seed, name)
+
+
+@pytest.mark.parametrize("place", [2**32 - 2, 2**40, 2**62, 2**63 - 1, 2**64 - 1])
+@pytest.mark.parametrize("what", ["member", "directory", "count"])
+def test_a_zip_that_claims_an_absurd_place_is_damaged(what: str, place: int, tmp_path: Path) -> None:
+    """Of a file on a disk, where a seek beyond what the file system can hold is an error."""
+    path = tmp_path / "0.zip"
+    write_zip(path, [("a.jpg", b"a")])
+    data = path.read_bytes()
+    at = data.index(b"PK\1\2")
+    entry = data[at : data.index(b"PK\5\6")]
+    if what == "member":
+        claim = struct.pack("<2HQ", 1, 8, place)
+        entry = entry[:30] + struct.pack("<H", len(claim)) + entry[32:42] + b"\xff" * 4 + entry[46:] + claim
+    count, length, start = 1, len(entry), at
+    start = place if what == "directory" else start
+    count = place if what == "count" else count
+    end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, length, start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, at + len(entry), 1)
+    path.write_bytes(
+        data[:at]
+        + entry
+        + end
+        + locator
+        + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65_535, 65_535, 2**32 - 1, 2**32 - 1, 0)
+    )
+    with open_source(str(path)) as file:
+        if what == "member":
+            assert [(member.name, member.read()) for member in all_members(file)] == [("a.jpg", b"")]
+            return
+        for read in (all_members, zip_names, lambda file: [count_zip(file)]):
+            with pytest.raises(ArchiveError):
+                list(read(file))
 
 
 def test_a_build_of_damaged_zips_ends(build: Build, tmp_path: Path) -> None:
