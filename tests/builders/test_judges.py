@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
+from builders.core.images import decode_rgb
 from tests.builders.conftest import Build
-from tests.support.judges import listed_by_find, members_by_others, pack_by_tar
+from tests.support.judges import listed_by_find, members_by_others, pack_by_tar, picture_by_imagemagick
 from tests.support.raw.archive import write_tar, write_zip
 from tests.support.raw.photos import encode, jpeg, photo, png, webp
 
@@ -172,3 +174,30 @@ def test_every_picture_of_imagefolder_is_ours_or_in_the_account(
         for row in build("folder", data_dir=str(folder), split=split, keep_rejected=True)
     }
     assert len(theirs) >= 8 and theirs <= ours
+
+
+PICTURES = {
+    "jpeg": jpeg(0),
+    "jpeg, turned": jpeg(1, orientation=6),
+    "jpeg, grey": jpeg(2, mode="L"),
+    "jpeg, progressive": encode(photo(3), "JPEG", progressive=True),
+    "png": png(0),
+    "png, palette": encode(photo(1).convert("P"), "PNG"),
+    "png, 16 bits": encode(photo(1).convert("L").convert("I;16").point(lambda grey: grey * 257), "PNG"),
+    "webp": encode(photo(2), "WEBP"),
+    "webp, lossless": webp(3),
+    "gif": encode(photo(4), "GIF"),
+    "bmp": encode(photo(0), "BMP"),
+    "tiff": encode(photo(1), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_what_comes_out_as_a_picture_is_what_imagemagick_reads(kind: str) -> None:
+    theirs = picture_by_imagemagick(PICTURES[kind])
+    if theirs is None:
+        pytest.skip("this ImageMagick does not read the format")
+    ours = np.asarray(decode_rgb(PICTURES[kind]))
+    assert len(theirs) == ours.size
+    difference = np.abs(np.frombuffer(theirs, np.uint8).astype(int) - ours.reshape(-1))
+    assert difference.mean() < 0.5 and np.percentile(difference, 99.9) <= 4
