@@ -47,19 +47,27 @@ def sample_of_tensors(number: int) -> dict[str, torch.Tensor]:
 # --- each loader: write its format once, then give an iterable of batches, one epoch at a time --------------------------
 
 
-def write_tars(folder: Path, count: int) -> None:
+def write_tars(folder: Path, count: int, captions: int = 1) -> None:
+    """captions: of a sample, end to end in its member."""
     from loader.format import MANIFEST, Field, npy_bytes
     from precompute.shards.markers import manifest_of
     from precompute.shards.output_folder import OutputFolder, write_file
     from precompute.shards.unit_writer import Row, UnitWriter
 
     kinds = {"latents_256": "latents", "latents_512": "latents", "caption_latents": "caption_latents"}
-    fields = [Field(name, kinds[name], "float16", shape) for name, shape in SHAPES.items()]  # type: ignore[arg-type]
+    fields = [
+        Field(name, kinds[name], "float16", shape, captions=captions if name == "caption_latents" else 1)  # type: ignore[arg-type]
+        for name, shape in SHAPES.items()
+    ]
+    tokens = {"caption_tokens": [SHAPES["caption_latents"][0]] * captions}
     markers, units = [], -(-count // SHARD)
     for unit in range(units):
         writer = UnitWriter(OutputFolder(folder), unit, list(SHAPES), SHARD, "bench")
         for number in range(unit * SHARD, min(count, (unit + 1) * SHARD)):
-            writer.write(Row(f"{number:08d}"), {f"{n}.npy": npy_bytes(a) for n, a in sample(number).items()})
+            arrays = sample(number)
+            arrays["caption_latents"] = np.tile(arrays["caption_latents"], (captions, 1))
+            row = Row(f"{number:08d}", columns=tokens)
+            writer.write(row, {f"{n}.npy": npy_bytes(a) for n, a in arrays.items()})
         markers.append(writer.commit({}, fields, {"units": units}, {}))
         writer.discard()
     write_file(folder / MANIFEST, manifest_of({}, fields, markers).to_json().encode())
@@ -69,6 +77,17 @@ def ours(folder: Path, workers: int) -> Batches:
     from loader import make_loader
 
     return make_loader(folder / "tar", BATCH, resolution=256, num_workers=workers)
+
+
+def write_five(folder: Path, count: int) -> None:
+    write_tars(folder, count, captions=5)
+
+
+def of_five(folder: Path, workers: int) -> Batches:
+    """One of five captions, drawn."""
+    from loader import make_loader
+
+    return make_loader(folder / "five", BATCH, resolution=256, num_workers=workers, captions="random")
 
 
 def webdataset(folder: Path, workers: int) -> Batches:
@@ -144,11 +163,13 @@ def datasets(folder: Path, workers: int) -> Batches:
 
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "tar": write_tars,
+    "five": write_five,
     "mds": write_mds,
     "litdata": write_litdata,
 }
 LOADERS: dict[str, tuple[str, Callable[[Path, int], Batches]]] = {
     "latentmill": ("tar", ours),
+    "latentmill, of five": ("five", of_five),
     "webdataset": ("tar", webdataset),
     "mosaicml-streaming": ("mds", mosaicml),
     "litdata": ("litdata", litdata),

@@ -33,6 +33,7 @@ def as_webdataset(
     path: a tuple is a folder and the layers beside it; a sample has the members of all, and those that are not whole are left out.
     storage_options: of fsspec's file system for s3:// and its like. options: as of WebDataset; shardshuffle is False unless given.
     Its latents are raw: scaling is up to you. Fields of bfloat16 are arrays of uint16: `torch.from_numpy(a).view(torch.bfloat16)`.
+    Several captions of a sample lie end to end, as `sample["json"]` says in caption_tokens.
     """
     folder = cache_folder()
     files = [
@@ -41,7 +42,7 @@ def as_webdataset(
     ]
     source = open_source(files[0], split, folder, files[1:])
     parts = source.parts if isinstance(source, JoinedSource) else [source]
-    numbers = np.flatnonzero(source.samples([], False)).tolist()
+    numbers = np.flatnonzero(source.samples([], [])).tolist()
     urls = [[place.address(part.paths[n]) for n in numbers] for place, part in zip(files, parts, strict=True)]
     dataset = _stream(files[0], urls[0], options)
     if len(parts) > 1:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from loader.cache import Cache, cache_folder
+from loader.captions import CaptionChoice
 from loader.condition import Condition, select_samples
 from loader.draw import Draw
 from loader.folders import Files
@@ -36,6 +37,7 @@ from loader.select import (
     select_pooled,
     select_text,
 )
+from loader.select_columns import columns_to_read
 from loader.state import Part, ShardSet
 from loader.tar_source import TarSource
 
@@ -75,15 +77,16 @@ def assemble(paths: Paths, settings: Settings, world_size: int) -> Assembly:
     opened = [_open(path, cache, folder, settings) for path in listed]
     select = _select(opened, settings)
     sources = [source.reading(select.members) for source in opened]
-    captions = "caption" in select.extras
     chosen = None
     if settings.condition:
-        parts = [select_samples(s, settings.condition, folder, select.members, captions) for s in sources]
+        parts = [
+            select_samples(s, settings.condition, folder, select.members, select.columns) for s in sources
+        ]
         chosen = [samples for part in parts for samples in part]
         counts = [np.array([len(samples) for samples in part], np.int64) for part in parts]
         _check_chosen(counts, settings.condition)
     else:
-        counts = [source.samples(select.members, captions) for source in sources]
+        counts = [source.samples(select.members, select.columns) for source in sources]
     _check_cache(sources, counts, settings)
     firsts = np.cumsum([0, *(len(count) for count in counts)]).tolist()
     return Assembly(
@@ -137,7 +140,7 @@ def _select(sources: Sequence[Source], settings: Settings) -> Selection:
         for source, image in zip(sources, images, strict=True)
     ]
     check_alike(sources, selections, settings.may_differ)
-    return selections[0]
+    return replace(selections[0], columns=columns_to_read(sources, selections[0], settings.captions))
 
 
 def _order(
@@ -182,7 +185,8 @@ def _draw(source: Source, select: Selection, settings: Settings) -> Draw:
     dropping = any(chances.values()) if isinstance(chances, Mapping) else chances > 0
     null = _null_caption(source, text) if settings.dropped == "null" and dropping else {}
     flip = 0.5 if settings.flip_prob is None else settings.flip_prob
-    return Draw(settings.seed, settings.posterior, chances, flip, null, not settings.drop_last)
+    choice = CaptionChoice(settings.captions)
+    return Draw(settings.seed, settings.posterior, chances, flip, null, not settings.drop_last, choice)
 
 
 def _null_caption(source: Source, text: Sequence[Field]) -> dict[str, Array]:

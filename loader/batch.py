@@ -14,6 +14,7 @@ import torch
 from loader.buffers import Buffers
 from loader.counter_rng import keyed, normal
 from loader.draw import NOISE, Draw
+from loader.extras import Extras
 from loader.format import Field
 from loader.members import Rows, known_axes
 from loader.order import I64, Order
@@ -41,6 +42,8 @@ class Shards(Protocol):
 
     def name(self, number: int) -> str: ...
 
+    def bucket(self, number: int) -> str: ...
+
     def samples_by_path(self, shards: I64) -> dict[str, int]: ...
 
 
@@ -54,6 +57,7 @@ class Work:
         encoders = {encoder_of(field) for field in (*self.select.text, *self.select.pooled)}
         self.drawn = self.draw.draw(epoch, positions, encoders, self.select.flipped is not None)
         self.rows = Rows(self.size, self.counts)
+        self.extras = Extras(self.select.extras, self.select.image, self.size)
         for field in (self.select.image, *self.select.text, *self.select.pooled, *self.select.features):
             if None in field.shape:
                 self.rows.listed[field.name] = [None] * self.size
@@ -82,12 +86,12 @@ class Work:
     def _read_shard(self, number: int, indexes: I64, rows: I64) -> dict[int, DataError]:
         try:
             shard = self.reader.open(number)
-            errors = self._read_rows(shard, indexes, rows)
+            errors = self._read_rows(number, shard, indexes, rows)
             for _ in range(COPIES):
                 if not errors or not self.reader.reopen(number, shard):
                     break
                 shard = self.reader.open(number)
-                errors = self._read_rows(shard, indexes, rows)
+                errors = self._read_rows(number, shard, indexes, rows)
         except DataError as error:
             return dict.fromkeys(indexes.tolist(), error)
         if not errors:
@@ -100,12 +104,16 @@ class Work:
             for index, error in errors.items()
         }
 
-    def _read_rows(self, shard: OpenShard, indexes: I64, rows: I64) -> dict[int, Exception]:
+    def _read_rows(self, number: int, shard: OpenShard, indexes: I64, rows: I64) -> dict[int, Exception]:
         errors: dict[int, Exception] = {}
+        text = (*self.select.text, *self.select.pooled)
+        captions = self.draw.caption.choose(shard.table, text, rows, self.drawn.caption[indexes])
         for field, member, chosen in self._members(indexes):
-            self.rows.read_field(shard, field, member, indexes[chosen], rows[chosen], errors)
+            which = captions[chosen] if field in text else None
+            self.rows.read_field(shard, field, member, indexes[chosen], rows[chosen], errors, which)
         if self.select.extras:
-            self.rows.read_words(shard, self.select.extras, indexes, rows, errors)
+            mirrored, bucket = self.drawn.flipped[indexes], self.reader.bucket(number)
+            errors |= self.extras.read(shard, indexes, rows, captions, mirrored, bucket)
         return errors
 
     def _members(self, indexes: I64) -> Iterator[tuple[Field, str, Chosen]]:
@@ -137,11 +145,7 @@ class Work:
             batch[field.name] = as_values(self.rows.stacked(field, self.reader.buffers), field)
         if self.draw.mark_padding:
             batch["sample_mask"] = torch.from_numpy(~self.reader.order.is_padding(self.epoch, self.positions))
-        if "key" in self.select.extras:
-            batch["key"] = self.rows.keys
-        if "caption" in self.select.extras:
-            batch["caption"] = self.rows.captions
-        return batch
+        return batch | self.extras.finish()
 
     def _image(self) -> torch.Tensor:
         """(B, C, H, W), of the field's dtype."""

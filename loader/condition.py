@@ -105,7 +105,7 @@ class Condition:
 
 
 def select_samples(
-    source: Source, condition: Condition, folder: Path, members: Sequence[str], captions: bool
+    source: Source, condition: Condition, folder: Path, members: Sequence[str], columns: Sequence[str]
 ) -> list[I64]:
     """For each shard the numbers of the samples that fulfil the condition, in order. folder: of the cache.
 
@@ -119,7 +119,7 @@ def select_samples(
         )
     return [
         np.flatnonzero(_by_key(pa.array([table.key(n) for n in range(len(table))], pa.string()), condition))
-        for table in (source.open(n, members, captions).table for n in range(len(source.names)))
+        for table in (source.open(n, members, columns).table for n in range(len(source.names)))
     ]
 
 

@@ -39,7 +39,7 @@ class LatentDataset(IterableDataset[Batch]):
         caption_pooled_NAME      (B, P) float16, where dropped zeros, or the empty caption's; with pooled
         features_NAME            (B, N, D) float16; with features
         sample_mask              (B,) bool, False at samples that only fill up the last batch; with drop_last=False
-        key, caption             lists of B str; with extras
+        key, caption, ...        lists of B; size_conditioning (B, 6) float32; with extras
 
     Use it through `make_loader`, or as `DataLoader(dataset, batch_size=None)`. Keep the latter away from
     `accelerator.prepare` with several processes: it would deal out a rank's batches a second time.

@@ -75,6 +75,9 @@ class ByRanges:
     def name(self, number: int) -> str:
         return self._reader.name(number)
 
+    def bucket(self, number: int) -> str:
+        return self._reader.bucket(number)
+
     def samples_by_path(self, shards: I64) -> dict[str, int]:
         return self._reader.samples_by_path(shards)
 

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 
 from loader import border
 from loader.border import FormatError as FormatError
+from loader.field_names import image_field_name as image_field_name
+from loader.field_names import text_field_name as text_field_name
 from loader.npy import npy_bytes as npy_bytes
 from loader.npy import npy_header as npy_header
 from loader.npy import npy_parts as npy_parts
@@ -27,7 +29,6 @@ from loader.recipe import Plan, Recipe, parse_plan, parse_recipe
 from loader.recipe import as_json as as_json
 from loader.recipe import fingerprint as fingerprint
 from loader.recipe import recipe_differences as recipe_differences
-from loader.sidecar_schema import sidecar_schema as sidecar_schema
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -138,16 +139,6 @@ def _per_channel(value: Any, place: str, shape: tuple[int | None, ...]) -> float
     return numbers
 
 
-def image_field_name(kind: Literal["moments", "latents"], resolution: int, flipped: bool = False) -> str:
-    """`moments_256`, `latents_512_flipped`: what the image encoder gives at one resolution (pixels, shorter edge)."""
-    return f"{kind}_{resolution}" + ("_flipped" if flipped else "")
-
-
-def text_field_name(kind: Literal["latents", "pooled"], encoder: str = "") -> str:
-    """`caption_latents` of the first text encoder, `caption_latents_NAME` of one called NAME."""
-    return f"caption_{kind}" + (f"_{encoder}" if encoder else "")
-
-
 # --- marker and manifest ----------------------------------------------------------------------------------------------
 
 
@@ -215,6 +206,7 @@ class Marker(_HasShards):
     plan: what the units are (dataset, number of units, limit, ...); equal in all markers of a split.
     rejected: source rows by reject reason; `rows == samples + sum(rejected.values())`.
     left_out: files of the source that belong to no row, by reason: hidden ones, a folder's README.
+    caption_kinds: how many captions of each kind are embedded; empty where that is not known.
     timings: seconds by stage, images/s: the only part that differs between two runs.
     """
 
@@ -226,6 +218,7 @@ class Marker(_HasShards):
     shards: tuple[Shard, ...]
     rejected: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    caption_kinds: dict[str, int] = field(default_factory=dict)
     timings: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -247,6 +240,7 @@ class Marker(_HasShards):
             shards=_shards(obj, "marker", fields),
             rejected=_by_reason(obj, "rejected", "marker"),
             left_out=_by_reason({"left_out": {}, **obj}, "left_out", "marker"),
+            caption_kinds=_by_reason({"caption_kinds": {}, **obj}, "caption_kinds", "marker"),
             timings=border.mapping(border.part(obj, "timings", "marker"), "marker.timings"),
             format=obj["format"],
         )
@@ -272,6 +266,7 @@ class Split(_HasShards):
     shards: tuple[Shard, ...]
     rejected: dict[str, int]
     left_out: dict[str, int] = field(default_factory=dict)
+    caption_kinds: dict[str, int] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -334,8 +329,8 @@ def _split(obj: Any, place: str, fields: tuple[Field, ...]) -> Split:
     obj = border.mapping(obj, place)
     plan = parse_plan(border.part(obj, "plan", place), f"{place}: plan")
     done = border.count(border.part(obj, "units_done", place), f"{place}: units_done")
-    left_out = _by_reason({"left_out": {}, **obj}, "left_out", place)
-    return Split(plan, done, _shards(obj, place, fields), _by_reason(obj, "rejected", place), left_out)
+    counts = (_by_reason({name: {}, **obj}, name, place) for name in ("left_out", "caption_kinds"))
+    return Split(plan, done, _shards(obj, place, fields), _by_reason(obj, "rejected", place), *counts)
 
 
 def _fields(obj: dict[str, Any], place: str) -> tuple[Field, ...]:

@@ -48,9 +48,9 @@ class Scan:
     offset: dict[str, I64]
     size: dict[str, I64]
 
-    def table(self, members: Sequence[str], captions: bool) -> Table:
-        """The samples that have all of `members`, and a caption if asked for; others are not whole, and not there."""
-        names = [*members, "txt"] if captions else members
+    def table(self, members: Sequence[str], columns: Sequence[str]) -> Table:
+        """The samples that have all of `members`, and a caption if that is among the columns; others are not whole, and not there."""
+        names = [*members, "txt"] if "caption" in columns else members
         lacking = np.full(len(self.keys), -1)
         places = {name: self.offset.get(name, lacking) for name in names}
         whole = np.all([offset >= 0 for offset in places.values()], axis=0)

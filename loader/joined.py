@@ -21,6 +21,7 @@ from loader.format import MANIFEST, Field, FormatError, Manifest, Shard
 from loader.printable import printable
 from loader.recipe import BASE, joined_recipe
 from loader.sidecar import I64, Table
+from loader.sidecar_schema import described_columns
 from loader.source import ManifestSource, OpenShard
 from loader.tar_source import TarSource
 
@@ -46,6 +47,7 @@ class JoinedSource:
             " ".join(hashes) for hashes in zip(*(part.sidecars for part in self.parts), strict=True)
         ]
         self.fields = tuple(field for part in self.parts for field in part.fields)
+        self.caption_kinds = {name: n for part in self.parts for name, n in part.caption_kinds.items()}
         self._counts: I64 | None = None
 
     @property
@@ -68,29 +70,29 @@ class JoinedSource:
         """The folder that has a field."""
         return next(part.files for part in self.parts if _own(part, [field.name]))
 
-    def samples(self, members: Sequence[str], captions: bool) -> I64:
+    def samples(self, members: Sequence[str], columns: Sequence[str]) -> I64:
         """Number of samples of each shard that are whole in all parts.
 
         A layer's samples are samples of the base. So the manifests tell it, but where several layers lack some of one shard.
         """
         if self._counts is None:
-            counts = np.array([part.samples(members, captions) for part in self.parts]).reshape(
+            counts = np.array([part.samples(members, columns) for part in self.parts]).reshape(
                 len(self.parts), -1
             )
             fewest = counts.min(axis=0)
             unsure = np.flatnonzero(((counts < counts[0]).sum(axis=0) > 1) & (fewest > 0)).tolist()
             with ThreadPoolExecutor(THREADS) as pool:
-                fewest[unsure] = list(pool.map(lambda number: len(self._join(number, [], False)), unsure))
+                fewest[unsure] = list(pool.map(lambda number: len(self._join(number, [], [])), unsure))
             self._counts = fewest
         return self._counts
 
     def open(
-        self, number: int, members: Sequence[str], captions: bool, table: Table | None = None
+        self, number: int, members: Sequence[str], columns: Sequence[str], table: Table | None = None
     ) -> OpenShard:
         """table: that an earlier opening gave, and need not be read again. Raises OSError or FormatError."""
         if table is None:
-            table = self._join(number, members, captions)
-            if len(table) != self.samples(members, captions)[number]:
+            table = self._join(number, members, columns)
+            if len(table) != self.samples(members, columns)[number]:
                 raise FormatError(f"{self.names[number]}: a layer has samples that the base has not")
         tars: dict[str, int] = {}
         try:
@@ -111,12 +113,12 @@ class JoinedSource:
         rows = base.ok_rows(number, columns)
         if all(part.shards[number].samples == base.shards[number].samples for part in self.parts):
             return rows
-        whole = self._join(number, [], False).rows
-        return rows.take(np.searchsorted(base.read_table(number, [], False).rows, whole))
+        whole = self._join(number, [], []).rows
+        return rows.take(np.searchsorted(base.read_table(number, [], []).rows, whole))
 
     def whole(self, number: int) -> I64:
         """Which rows of a shard's sidecars are samples, whole in all parts. Raises OSError or FormatError."""
-        return self._join(number, [], False).rows
+        return self._join(number, [], []).rows
 
     def cached_as(self, number: int) -> list[str]:
         """Names of its tars in the cache; none where they are local."""
@@ -140,11 +142,17 @@ class JoinedSource:
         gone = [part.discard(number) for part in self.parts]
         return any(gone)
 
-    def _join(self, number: int, members: Sequence[str], captions: bool) -> Table:
+    def _columns_of(self, part: ManifestSource, columns: Sequence[str]) -> list[str]:
+        """Those of the columns that are read from a part: what they say of a field from the one that has it, the others of the base."""
+        described = [described_columns([field.name for field in one.fields]) for one in self.parts]
+        owner = {name: next((n for n, known in enumerate(described) if name in known), 0) for name in columns}
+        return [name for name in columns if self.parts[owner[name]] is part]
+
+    def _join(self, number: int, members: Sequence[str], columns: Sequence[str]) -> Table:
         """The samples of a shard that are whole in all parts."""
         try:
             tables = [
-                part.read_table(number, _own(part, members), captions and part is self.parts[0])
+                part.read_table(number, _own(part, members), self._columns_of(part, columns))
                 for part in self.parts
             ]
         except FileNotFoundError as error:
@@ -159,7 +167,12 @@ class JoinedSource:
         whole = base.only(np.searchsorted(base.rows, rows))
         for table in tables[1:]:
             mine = table.only(np.searchsorted(table.rows, rows))
-            whole = replace(whole, offset=whole.offset | mine.offset, size=whole.size | mine.size)
+            whole = replace(
+                whole,
+                offset=whole.offset | mine.offset,
+                size=whole.size | mine.size,
+                columns={**whole.columns, **mine.columns},
+            )
         return whole
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,9 @@ import numpy.typing as npt
 import torch
 
 from loader.buffers import Buffers
+from loader.captions import Parts
 from loader.format import Field, FormatError
-from loader.npy import bits16, npy_array, npy_header, stored_dtype
+from loader.npy import LONGEST_HEADER, bits16, npy_array, npy_header, stored_dtype
 from loader.order import I64
 from loader.source import OpenShard
 
@@ -25,7 +25,6 @@ class Rows:
         self.size, self.counts = size, counts
         self.arrays: dict[str, torch.Tensor] = {}
         self.listed: dict[str, list[Array | None]] = {}
-        self.keys, self.captions = [""] * size, [""] * size
 
     def read_field(
         self,
@@ -35,11 +34,14 @@ class Rows:
         indexes: I64,
         rows: I64,
         errors: dict[int, Exception],
+        captions: I64 | None = None,
     ) -> None:
         """Rows of a shard's table to indexes of the batch: one system call, header compared, data in its final place.
 
-        An error of a row goes to `errors`, by index.
+        An error of a row goes to `errors`, by index. captions: of a text field, the number of each sample's.
         """
+        if captions is not None and self._read_captions(shard, field, indexes, rows, captions, errors):
+            return
         sizes = shard.table.size[member][rows].tolist()
         places = zip(indexes.tolist(), shard.table.offset[member][rows].tolist(), sizes, strict=True)
         self.counts["bytes"] += sum(sizes)
@@ -67,31 +69,52 @@ class Rows:
             except (OSError, FormatError) as error:
                 errors[index] = error
 
-    def read_words(
+    def _read_captions(
         self,
         shard: OpenShard,
-        extras: Sequence[str],
+        field: Field,
         indexes: I64,
         rows: I64,
+        captions: I64,
         errors: dict[int, Exception],
-    ) -> None:
-        """Keys and captions."""
+    ) -> bool:
+        """As `read_field`, of a text field whose members hold several captions, one of each: nothing else of them is read.
+
+        captions: the number of each sample's. False where a member of this shard is one caption's.
+        """
         table = shard.table
-        for index, row in zip(indexes.tolist(), rows.tolist(), strict=True):
-            self.keys[index] = table.key(row)
-            if "caption" not in extras:
-                continue
-            caption = table.caption(row)
-            if caption is None:
-                size, offset = int(table.size["txt"][row]), int(table.offset["txt"][row])
-                try:
-                    caption = os.pread(shard.descriptor("txt"), size, offset).decode(
-                        "utf-8", errors="replace"
-                    )
-                except OSError as error:
-                    errors[index] = error
+        parts = table.derived(f"parts {field.name}", lambda: Parts.of(table, field))
+        if parts is None:
+            return False
+        begin, end, total = parts.find(table.rows[rows], captions)
+        bytes_of = known_axes(field)[-1] * np.dtype(stored_dtype(field.dtype)).itemsize
+        header = table.size[field.name][rows] - total * bytes_of
+        fits = (header % 64 == 0) & (header > 0) & (header <= LONGEST_HEADER) & (end > begin)
+        starts = table.offset[field.name][rows] + header + begin * bytes_of
+        sizes = (end - begin) * bytes_of
+        self.counts["bytes"] += int(sizes[fits].sum())
+        tar, array = shard.descriptor(field.name), self.arrays.get(field.name)
+        length = 0 if array is None else array[0].numel() * array.element_size()
+        target = None if array is None else memoryview(array.numpy().data).cast("B")
+        plain = field.dtype in ("float16", "bfloat16")
+        for index, start, size, fit in zip(
+            indexes.tolist(), starts.tolist(), sizes.tolist(), fits.tolist(), strict=True
+        ):
+            try:
+                if target is not None and fit and plain and size == length:
+                    if os.preadv(tar, [target[index * length : (index + 1) * length]], start) != size:
+                        raise FormatError(f"{field.member} ends early")
                     continue
-            self.captions[index] = caption
+                if not fit:
+                    raise FormatError(f"{field.member} does not hold the captions that the sidecar says")
+                value = _read_rows(tar, start, size, field)
+                if array is not None:
+                    array[index] = torch.from_numpy(value)
+                else:
+                    self.listed[field.name][index] = value
+            except (OSError, FormatError, RuntimeError) as error:
+                errors[index] = error
+        return True
 
     def stacked(self, field: Field, buffers: Buffers) -> torch.Tensor:
         """A field of one shape in all rows, be it another one in the next batch. Raises FormatError where it is not."""
@@ -126,3 +149,12 @@ def _read_member(descriptor: int, offset: int, size: int, field: Field) -> Array
         return bits16(array, field.dtype)
     except FormatError as error:
         raise FormatError(f"{field.member} is {error}") from error
+
+
+def _read_rows(descriptor: int, start: int, size: int, field: Field) -> Array:
+    """Rows of a member's array, in 16 bits a value. Raises FormatError where they end early."""
+    data = bytearray(size)
+    if os.preadv(descriptor, [data], start) != size:
+        raise FormatError(f"{field.member} ends early")
+    values = bits16(np.frombuffer(data, np.dtype(stored_dtype(field.dtype)).newbyteorder("<")), field.dtype)
+    return values.reshape(-1, known_axes(field)[-1]) if len(field.shape) > 1 else values

@@ -4,16 +4,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
+from loader.captions import Captions
 from loader.condition import Condition, Keys
 from loader.select import Scale
 
 Path_ = str | os.PathLike[str]
 Layered = tuple[Path_, ...]  # a folder, and the layers that lie beside it
 Paths = Path_ | Layered | Sequence[Path_ | Layered]
-Extra = Literal["key", "caption"]
 Chance = float | Mapping[str, float]
 
 
@@ -33,7 +34,12 @@ class Options(TypedDict, total=False):
     text_encoders: names of those whose `caption_latents` are read, "" the unnamed first; None: all.
     pooled: read `caption_pooled` as well: True: of the text_encoders; or names of encoders, whose states need not be read.
     features: names of image features that are read, as `features_NAME`.
-    extras: "key", "caption" or both: lists of str in the batch.
+    captions: which caption, where the shards have several of a sample. "first"; "random": one of them, drawn anew each epoch; or
+        weights by kind, {"llava": 0.7, "alt": 0.3}: of the kinds that a sample has each in proportion to its weight, of several
+        captions of that kind each as likely, and of one that has none of these kinds any caption. Only the drawn one is read.
+    extras: what else of the samples, one or several of "key", "caption" (the drawn one), "caption_kind", "size_conditioning" (B, 6):
+        original height and width, top and left of the crop, target height and width, as SDXL takes them; a column of the sidecars
+        (width, source, ...), or one of their extras by name. All but the sizes are lists of B.
     posterior: "sample": (mean + std * noise - shift) * scale; "mean": without noise. Of `moments` only.
     scale, shift: for moments in tars without a manifest; one number, or one per channel.
     caption_drop_prob: share of captions that are dropped, and not read; or a share for each encoder by name, drawn one by one.
@@ -65,7 +71,8 @@ class Options(TypedDict, total=False):
     text_encoders: Sequence[str] | str | None
     pooled: bool | Sequence[str] | str
     features: Sequence[str] | str
-    extras: Sequence[Extra] | Extra
+    captions: Captions
+    extras: Sequence[str] | str
     posterior: Literal["sample", "mean"]
     scale: Scale | None
     shift: Scale | None
@@ -104,7 +111,8 @@ class Settings:
     text_encoders: Sequence[str] | str | None = None
     pooled: bool | Sequence[str] | str = False
     features: Sequence[str] | str = ()
-    extras: Sequence[Extra] | Extra = ()
+    captions: Captions = "first"
+    extras: Sequence[str] | str = ()
     posterior: Literal["sample", "mean"] = "sample"
     scale: Scale | None = None
     shift: Scale | None = None
@@ -127,7 +135,7 @@ class Settings:
     patience: float = 900.0
     storage_options: dict[str, Any] | None = None
     encoders: Sequence[str] | None = field(init=False)
-    words: tuple[Extra, ...] = field(init=False)
+    words: tuple[str, ...] = field(init=False)
     feature_names: tuple[str, ...] = field(init=False)
     condition: Condition = field(init=False)
 
@@ -155,15 +163,28 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {choices[0]!r} or {choices[1]!r}")
-        for word in self.words:
-            if word not in ("key", "caption"):
-                raise ValueError(f"extras={self.extras!r}: expected 'key', 'caption' or a list of them")
+        _check_captions(self.captions)
+        if not all(isinstance(word, str) for word in self.words):
+            raise ValueError(f"extras={self.extras!r}: expected names, as in ['key', 'size_conditioning']")
         if not _whole(self.seed):
             raise ValueError(f"seed={self.seed!r}: expected an int")
         chances = self.caption_drop_prob
         for chance in chances.values() if isinstance(chances, Mapping) else [chances]:
             _check_chance("caption_drop_prob", chances, chance, ", or a dict of such by encoder")
         _check_chance("flip_prob", self.flip_prob, 0.0 if self.flip_prob is None else self.flip_prob, "")
+
+
+def _check_captions(captions: Any) -> None:
+    if isinstance(captions, Mapping):
+        weights = list(captions.values())
+        numbers = [float(w) for w in weights if not isinstance(w, bool) and isinstance(w, Real)]
+        if len(numbers) == len(weights) and all(0 <= n < inf for n in numbers) and sum(numbers) > 0:
+            return
+    elif captions in ("first", "random"):
+        return
+    raise ValueError(
+        f"captions={captions!r}: expected 'first', 'random', or weights of at least 0 by kind, as in {{'human': 1}}"
+    )
 
 
 def _whole(number: Any) -> bool:

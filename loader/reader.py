@@ -33,8 +33,8 @@ HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE}  # no other shard would do
 class BatchReader:
     """Makes batches of one order over some sources. Threads may share it, processes may not.
 
-    sources: each with the number of its first shard in the order.
-    chosen: for each shard of the order the numbers of the samples that are read; None: all.
+    sources: each with the number of its first shard in the order. chosen: for each shard of the order the numbers of the samples
+    that are read; None: all.
     """
 
     def __init__(
@@ -51,15 +51,14 @@ class BatchReader:
         self.order, self.select, self.draw, self.cache = order, select, draw, cache
         self.buffers = Buffers(pin_memory)
         cache.reclaim = self.let_go
-        self.tables = Tables(self.source, select.members, "caption" in select.extras, chosen)
         self._sources, self._on_error, self._chosen = sources, on_error, chosen
+        self.tables = Tables(self.source, select.members, select.columns, chosen)
         self._lock = threading.Lock()
         self._open: OrderedDict[int, OpenShard | DataError] = OrderedDict()
         files = min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)
         self._most = max(4, files // max(source.tars for _, source in sources))
         self._first: FirstBatches | None = None
-        self._epoch = 0
-        self.in_progress = 0
+        self._epoch = self.in_progress = 0
         self._watcher: Callable[[int, int], None] = lambda *_: None
 
     def watch(self, finished: Callable[[int, int], None]) -> None:
@@ -68,8 +67,8 @@ class BatchReader:
 
     def begin_stream(self, processes: int) -> threading.Event:
         """Read its first batches by ranges; what is returned is set when whole shards may be fetched."""
-        self._first = first = FirstBatches(self, processes)
-        return first.first_is_here
+        self._first = FirstBatches(self, processes)
+        return self._first.first_is_here
 
     def read(self, epoch: int, positions: I64) -> tuple[Batch, Counter[str]]:
         """The samples at `positions` of `epoch`, and counts for stats()."""
@@ -135,8 +134,7 @@ class BatchReader:
         with self._lock:
             if isinstance(self._open.get(number), OpenShard):
                 del self._open[number]
-        source, local = self.source(number)
-        for name in source.cached_as(local):
+        for name in (place := self.source(number))[0].cached_as(place[1]):
             self.cache.room.release(name)
 
     def _forgive(self, epoch: int) -> None:
@@ -170,6 +168,10 @@ class BatchReader:
         source, local = self.source(number)
         return f"{source.files.url}, shard {printable(source.names[local])}"
 
+    def bucket(self, number: int) -> str:
+        source, local = self.source(number)
+        return source.buckets[local]
+
     def samples_by_path(self, shards: I64) -> dict[str, int]:
         firsts = np.array([first for first, _ in self._sources])
         counts = np.bincount(np.searchsorted(firsts, shards, side="right") - 1, minlength=len(firsts))
@@ -199,7 +201,7 @@ def _opened(
     """The shard, with the table that an earlier opening gave, if it is kept; or why there is none."""
     source, local = reader.source(number)
     try:
-        shard = source.open(local, reader.select.members, "caption" in reader.select.extras, kept)
+        shard = source.open(local, reader.select.members, reader.select.columns, kept)
     except (OSError, FormatError) as error:
         if isinstance(error, PermissionError) or getattr(error, "errno", None) in HOPELESS:
             raise

@@ -15,6 +15,7 @@ class Selection:
     """What a batch is made of. flipped: the mirror image's field, where samples are flipped at random.
 
     caption_tokens: text of varying length is padded or cut to so many tokens; None: to the longest of the batch.
+    columns: of the sidecars, that it takes beside where members lie. Text fields are those of one caption.
     """
 
     image: Field
@@ -24,6 +25,7 @@ class Selection:
     extras: tuple[str, ...] = ()
     caption_tokens: int | None = None
     features: tuple[Field, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @property
     def members(self) -> list[str]:
@@ -131,7 +133,11 @@ def encoder_of(field: Field) -> str:
 
 
 def _by_encoder(source: Source, kind: Literal["latents", "pooled"]) -> dict[str, Field]:
-    return {encoder_of(field): field for field in source.fields if field.kind == text_field_name(kind)}
+    return {
+        encoder_of(field): replace(field, captions=1)
+        for field in source.fields
+        if field.kind == text_field_name(kind)
+    }
 
 
 def check_alike(
@@ -144,7 +150,9 @@ def check_alike(
         lines = [
             line
             for line in lines
-            if not line.startswith(tuple(f"{name}{end}" for name in may_differ for end in ".:"))
+            if not line.startswith(
+                tuple(f"{name}{end}" for name in (*may_differ, "max_captions") for end in ".:")
+            )
         ]
         if selection != selections[0]:
             lines.append(f"fields: {selections[0]} there, {selection} here")

@@ -4,9 +4,9 @@ Read in small batches of rows, so that memory follows what was read and not what
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,13 @@ import pyarrow.parquet as pq
 
 from loader.format import FormatError
 from loader.printable import printable
+from loader.sidecar_schema import described_columns, sidecar_schema
 
 I64 = npt.NDArray[np.int64]
+Derived = TypeVar("Derived")
+
+NUMBERS = pa.list_(pa.int32())
+COLUMNS, DESCRIBED = sidecar_schema([]), described_columns([])
 
 LARGEST_TABLE = 1 << 29  # bytes in memory of the columns that are read: a shard of 4,096 rows has a few MB
 ROWS = 16384  # decoded at a time
@@ -26,16 +31,17 @@ _KEYS = re.compile(r"(?:[A-Za-z0-9_-]{1,500}\n)*")
 
 @dataclass(frozen=True)
 class Table:
-    """The samples of one shard. offset, size: of member M of each, in bytes. keys, captions: of all rows, as Arrow columns.
+    """The samples of one shard. offset, size: of member M of each, in bytes. keys: of all rows, as an Arrow column.
 
-    rows: which rows the samples are.
+    rows: which rows the samples are. columns: further ones by name, as keys is.
     """
 
     offset: dict[str, I64]
     size: dict[str, I64]
     rows: I64
     keys: Any
-    captions: Any = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    _derived: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,19 +58,38 @@ class Table:
     def key(self, sample: int) -> str:
         return str(self.keys[int(self.rows[sample])])
 
-    def caption(self, sample: int) -> str | None:
-        """None where the tar itself has it."""
-        return None if self.captions is None else str(self.captions[int(self.rows[sample])])
+    def value(self, column: str, sample: int) -> Any:
+        """What a further column says of a sample."""
+        return self.columns[column][int(self.rows[sample])].as_py()
+
+    def derived(self, name: str, make: Callable[[], Derived]) -> Derived:
+        """What is made of the columns once, for as long as the table is kept; the same for any choice of the samples."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        found: Derived = self._derived[name]
+        return found
 
 
-def read_sidecar(file: Any, members: Sequence[str], captions: bool, rows: int, end: int) -> Table:
-    """The ok rows of a sidecar. rows: that it has; end: bytes of the tar, in which all members lie.
+def ragged(table: Table, column: str) -> tuple[I64, npt.NDArray[Any]]:
+    """A column of lists as the number of the first value of each row, and of the end, and all values."""
+
+    def make() -> tuple[I64, npt.NDArray[Any]]:
+        lists = [row or [] for row in table.columns[column].to_pylist()] if column in table.columns else []
+        values = [value for row in lists for value in row]
+        first = np.cumsum([0, *map(len, lists)]) if lists else np.zeros(len(table.keys) + 1, np.int64)
+        return first, np.array(values, np.int64 if column_type(column) == NUMBERS else object)
+
+    return table.derived(f"ragged {column}", make)
+
+
+def read_sidecar(file: Any, members: Sequence[str], columns: Sequence[str], rows: int, end: int) -> Table:
+    """The ok rows of a sidecar. rows: that it has; end: bytes of the tar, in which all members lie. columns: further ones.
 
     Raises OSError where it is no parquet, FormatError where its columns are not those of the contract, claim other rows, places
     outside the tar, or unpack to more than LARGEST_TABLE bytes.
     """
     try:
-        table = _read(file, members, captions, rows)
+        table = _read(file, members, columns, rows)
         ok = np.flatnonzero([status == "ok" for status in table["status"].to_pylist()])
         keys = np.array(table["key"].to_pylist(), object)[ok].tolist()
     except (pa.ArrowException, UnicodeError, MemoryError, OverflowError) as error:
@@ -76,6 +101,11 @@ def read_sidecar(file: Any, members: Sequence[str], captions: bool, rows: int, e
         for column in table.column_names
         if column.startswith(("offset_", "size_"))
     }
+    for column in table.column_names:
+        if column.startswith(("caption_tokens", "crop_")):
+            values = pc.list_flatten(table[column])
+            if values.null_count or (pc.min(values).as_py() or 0) < 0:
+                raise FormatError(f"the sidecar has a {column} that is less than 0")
     for column, values in places.items():
         if values.min(initial=0) < 0:
             raise FormatError(f"the sidecar has an ok row without {column}")
@@ -88,7 +118,7 @@ def read_sidecar(file: Any, members: Sequence[str], captions: bool, rows: int, e
         size={m: places[f"size_{m}"] for m in members},
         rows=ok,
         keys=table["key"],
-        captions=table["caption"] if captions else None,
+        columns={column: table[column] for column in columns if column in table.column_names},
     )
 
 
@@ -104,13 +134,29 @@ def read_ok_rows(file: Any, columns: Sequence[str]) -> Any:
     return rows
 
 
-def _read(file: Any, members: Sequence[str], captions: bool, rows: int) -> Any:
-    """The columns needed, as an Arrow table."""
-    columns = {"status": pa.string(), "key": pa.string()} | ({"caption": pa.string()} if captions else {})
+def column_type(name: str) -> Any:
+    """The Arrow type of a column of a sidecar; None where it has no such column."""
+    for start, kind in (
+        ("caption_tokens", NUMBERS),
+        ("crop_", NUMBERS),
+        ("offset_", pa.int64()),
+        ("size_", pa.int64()),
+    ):
+        if name.startswith(start):
+            return kind
+    return COLUMNS.field(name).type if name in COLUMNS.names else None
+
+
+def _read(file: Any, members: Sequence[str], further: Sequence[str], rows: int) -> Any:
+    """The columns needed, as an Arrow table; of those that shards from before may lack, those that are there."""
+    columns = {name: column_type(name) for name in ("status", "key", *further)}
     columns |= {f"{what}_{m}": pa.int64() for m in members for what in ("offset", "size")}
     with pq.ParquetFile(file) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         names = schema.names
+        for name in columns.keys() - set(names):
+            if name in DESCRIBED or name.startswith(("caption_tokens", "crop_")) or name.endswith("_json"):
+                del columns[name]
         if missing := set(columns) - set(names):
             raise FormatError(f"the sidecar has no column {sorted(missing)}")
         for name, kind in columns.items():

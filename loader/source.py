@@ -15,6 +15,7 @@ from loader.format import Field, FormatError, Manifest, Shard
 from loader.index import scan
 from loader.printable import printable
 from loader.sidecar import I64, Table, read_ok_rows, read_sidecar
+from loader.sidecar_schema import tokens_column
 
 log = logging.getLogger("loader")
 
@@ -47,6 +48,13 @@ class OpenShard:
         self.table = self.table.only(samples)
 
 
+def check_captions(fields: Sequence[Field], members: Sequence[str], table: Table, name: str) -> None:
+    """Raises FormatError where several captions lie in a member, and nothing says where."""
+    several = [tokens_column(f.name) for f in fields if f.captions > 1 and f.name in members]
+    if missing := sorted(set(several) - set(table.columns)):
+        raise FormatError(f"{name} has several captions of a sample, and no {missing[0]} says where they lie")
+
+
 class ManifestSource:
     """Shards as precompute writes them. names: of the shards; paths, sizes: of their tars; recipe, fingerprint: of the manifest;
     plan, missing: of the split: its plan, and how many of its units are not finished. tars: that are open for one shard."""
@@ -56,6 +64,7 @@ class ManifestSource:
     def __init__(self, files: Files, manifest: Manifest, split: str) -> None:
         self.files, self.fields = files, manifest.fields
         self.recipe, self.fingerprint = manifest.recipe, manifest.fingerprint
+        self.caption_kinds = manifest.splits[split].caption_kinds
         self._shards, self.plan = manifest.splits[split].shards, manifest.splits[split].plan
         done, units = manifest.splits[split].units_done, self.plan["units"]
         self.missing = units - done
@@ -77,7 +86,7 @@ class ManifestSource:
 
     def whole(self, number: int) -> I64:
         """Which rows of a shard's sidecar are samples. Raises OSError or FormatError."""
-        return self.read_table(number, [], False).rows
+        return self.read_table(number, [], []).rows
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -132,17 +141,17 @@ class ManifestSource:
         shards = min(int(np.count_nonzero(samples)), self.shards_at_once(window, samples) + 1)
         return shards * (self.largest + self.largest // 16)
 
-    def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
+    def samples(self, members: Sequence[str], columns: Sequence[str]) -> npt.NDArray[np.int64]:
         """Number of samples with all of `members` in each shard."""
         return np.array([shard.samples for shard in self._shards], np.int64)
 
     def open(
-        self, number: int, members: Sequence[str], captions: bool, table: Table | None = None
+        self, number: int, members: Sequence[str], columns: Sequence[str], table: Table | None = None
     ) -> OpenShard:
         """table: that an earlier opening gave, and need not be read again. Raises OSError or FormatError."""
         tar = self.open_tar(number)
         try:
-            return OpenShard({"": tar}, table or self._table(number, tar, members, captions))
+            return OpenShard({"": tar}, table or self._table(number, tar, members, columns))
         except BaseException:
             os.close(tar)
             raise
@@ -168,30 +177,31 @@ class ManifestSource:
         tar = self.files.discard(f"{shard.path}.tar", shard.sha256)
         return self.files.discard(f"{shard.path}.parquet", shard.parquet_sha256) or tar
 
-    def read_table(self, number: int, members: Sequence[str], captions: bool) -> Table:
+    def read_table(self, number: int, members: Sequence[str], columns: Sequence[str]) -> Table:
         """What the sidecar says of the samples. Raises FileNotFoundError where there is none, FormatError for a damaged one."""
         shard = self._shards[number]
         with os.fdopen(self.open_sidecar(number), "rb") as file:
             try:
-                table = read_sidecar(file, members, captions, shard.rows, shard.bytes)
+                table = read_sidecar(file, members, columns, shard.rows, shard.bytes)
             except (OSError, FormatError) as error:
                 raise FormatError(f"{shard.name}.parquet: {printable(error)}") from error
-        return self._checked(number, table)
+        return self._checked(number, table, members)
 
-    def _table(self, number: int, tar: int, members: Sequence[str], captions: bool) -> Table:
+    def _table(self, number: int, tar: int, members: Sequence[str], columns: Sequence[str]) -> Table:
         shard = self._shards[number]
         try:
-            return self.read_table(number, members, captions)
+            return self.read_table(number, members, columns)
         except FileNotFoundError:
             log.warning(
                 "%s/%s.parquet is missing: reading the headers of the tar", self.files.url, shard.path
             )
         with os.fdopen(os.dup(tar), "rb") as file:
             found = scan(file, shard.bytes, f"{self.files.url}/{shard.path}.tar")
-        return self._checked(number, found.table(members, captions))
+        return self._checked(number, found.table(members, columns), members)
 
-    def _checked(self, number: int, table: Table) -> Table:
+    def _checked(self, number: int, table: Table, members: Sequence[str]) -> Table:
         shard = self._shards[number]
+        check_captions(self.fields, members, table, shard.name)
         if len(table) != shard.samples:
             raise FormatError(f"{shard.name}.parquet does not belong to {shard.name}.tar")
         return table

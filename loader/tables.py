@@ -19,10 +19,10 @@ class Tables:
         self,
         find: Callable[[int], tuple[Source, int]],
         members: Sequence[str],
-        captions: bool,
+        columns: Sequence[str],
         chosen: Sequence[I64] | None,
     ) -> None:
-        self._find, self._members, self._captions, self._chosen = find, members, captions, chosen
+        self._find, self._members, self._columns, self._chosen = find, members, columns, chosen
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Table] = OrderedDict()
 
@@ -44,7 +44,7 @@ class Tables:
         if (table := self.get(number)) is None:
             source, local = self._find(number)
             assert isinstance(source, ManifestSource)
-            table = source.read_table(local, self._members, self._captions)
+            table = source.read_table(local, self._members, self._columns)
             table = table if self._chosen is None else table.only(self._chosen[number])
             self.keep(number, table)
         return table

@@ -35,6 +35,7 @@ class TarSource:
     def __init__(self, files: LocalFolder, cache: Path) -> None:
         self.files, self._cache = files, cache
         self.recipe: Recipe = {}
+        self.caption_kinds: dict[str, int] = {}
         self.fingerprint = ""
         self._paths = _tars_below(files.path)
         self.names = self.paths = [str(path.relative_to(files.path)) for path in self._paths]
@@ -44,17 +45,17 @@ class TarSource:
         self.buckets = [""] * len(self._paths)
         self.fields = self._guess_fields()
 
-    def samples(self, members: Sequence[str], captions: bool) -> npt.NDArray[np.int64]:
+    def samples(self, members: Sequence[str], columns: Sequence[str]) -> npt.NDArray[np.int64]:
         with ThreadPoolExecutor(8) as pool:
-            tables = pool.map(lambda path: len(self._scan(path, members, captions)), self._paths)
+            tables = pool.map(lambda path: len(self._scan(path, members, columns)), self._paths)
             return np.array(list(tables), np.int64)
 
     def open(
-        self, number: int, members: Sequence[str], captions: bool, table: Table | None = None
+        self, number: int, members: Sequence[str], columns: Sequence[str], table: Table | None = None
     ) -> OpenShard:
         path = self._paths[number]
         tar = self.files.open(self.names[number], 0, "")
-        return OpenShard({"": tar}, table or self._scan(path, members, captions))
+        return OpenShard({"": tar}, table or self._scan(path, members, columns))
 
     def reading(self, members: Sequence[str]) -> "TarSource":
         return self
@@ -74,8 +75,8 @@ class TarSource:
     def discard(self, number: int) -> bool:
         return False
 
-    def _scan(self, path: Path, members: Sequence[str], captions: bool) -> Table:
-        return self._found(path).table(members, captions)
+    def _scan(self, path: Path, members: Sequence[str], columns: Sequence[str]) -> Table:
+        return self._found(path).table(members, columns)
 
     def _found(self, path: Path) -> Scan:
         """What the headers say; nothing of a file that is no tar, which is told once. Raises FormatError for a doubled member."""

@@ -64,13 +64,11 @@ def choose(config: Config) -> str:
                 f"{config.path}: it has no manifest.json, so nothing is known of its samples but their keys"
             )
         whole = Condition(config.where, config.keys, config.subset)
-        total = int(source.samples([], False).sum())
+        total = int(source.samples([], []).sum())
         lines = [_line("all", total, total)]
         for name, condition in _parts(whole):
-            lines.append(
-                _line(name, sum(map(len, select_samples(source, condition, folder, [], False))), total)
-            )
-        chosen = select_samples(source, whole, folder, [], False)
+            lines.append(_line(name, sum(map(len, select_samples(source, condition, folder, [], []))), total))
+        chosen = select_samples(source, whole, folder, [], [])
     except (OSError, ValueError) as error:
         raise UsageError(f"{config.path}: {error}") from error
     count = sum(map(len, chosen))

@@ -159,8 +159,8 @@ def open_sources(config: Config) -> list[Shards]:
 def choose(source: Shards, condition: Condition) -> Sequence[Any]:
     """For each shard the numbers of its chosen samples."""
     if condition:
-        return select_samples(source, condition, cache_folder(), [], False)
-    return [np.arange(count) for count in source.samples([], False)]
+        return select_samples(source, condition, cache_folder(), [], [])
+    return [np.arange(count) for count in source.samples([], [])]
 
 
 def recipe_and_plan(

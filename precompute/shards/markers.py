@@ -44,10 +44,12 @@ def manifest_of(recipe: Recipe, fields: Iterable[Field], markers: Iterable[Marke
         done.sort(key=lambda marker: marker.unit)
         rejected: Counter[str] = Counter()
         left_out: Counter[str] = Counter()
+        kinds: Counter[str] = Counter()
         for marker in done:
             rejected.update(marker.rejected)
             left_out.update(marker.left_out)
+            kinds.update(marker.caption_kinds)
         shards = tuple(shard for marker in done for shard in marker.shards)
-        counts = (dict(sorted(by_reason.items())) for by_reason in (rejected, left_out))
+        counts = (dict(sorted(by_reason.items())) for by_reason in (rejected, left_out, kinds))
         splits[name] = Split(done[0].plan, len(done), shards, *counts)
     return Manifest(recipe, tuple(fields), splits)

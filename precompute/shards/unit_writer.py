@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loader.format import Field, Marker, Shard, npy_parts, sidecar_schema
+from loader.format import Field, Marker, Shard, npy_parts
 from loader.recipe import Plan, Recipe
+from loader.sidecar_schema import sidecar_schema
 from precompute.errors import OutputError
 from precompute.shards.destination import Destination, stem_of
 from precompute.shards.tar_writer import TarWriter
@@ -118,7 +119,7 @@ class UnitWriter:
         self._begun = output.begin(self.stem, owner)
         self._open: dict[Place, ShardWriter] = {}
         self._closed: list[tuple[Place, ShardWriter, Callable[[], Shard]]] = []
-        self._rejected: Counter[str] = Counter()
+        self._rejected, self._kinds = Counter[str](), Counter[str]()
 
     def write(self, row: Row, members: Members, group: Hashable = None, shard: str | None = None) -> None:
         """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, or the array that an `.npy`
@@ -127,6 +128,7 @@ class UnitWriter:
         group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
         shard: the name of the one that it goes into, of whatever size; in a layer, where all rows of a unit have one.
         """
+        self._kinds.update(_embedded_kinds(row))
         place = Place(shard, None if shard else group)
         if not shard and place in self._open and self._open[place].samples == self._samples_per_shard:
             self._close(place)
@@ -178,6 +180,7 @@ class UnitWriter:
             rejected=dict(sorted(self._rejected.items())),
             left_out=dict(sorted((left_out or {}).items())),
             timings=timings,
+            caption_kinds=dict(sorted(self._kinds.items())),
         )
         self._output.mark(self.stem, marker.to_json().encode(), files, self._begun)
         return marker
@@ -205,6 +208,12 @@ def _bucket_name(group: Hashable) -> str:
     """`640x384`: width and height of the pictures, one pair for each resolution; empty where all rows were rejected."""
     shapes = group if isinstance(group, tuple) else ()
     return "+".join(f"{width}x{height}" for height, width, *_ in shapes)
+
+
+def _embedded_kinds(row: Row) -> Sequence[str]:
+    """Of the captions whose states are stored."""
+    counts = [len(tokens) for name, tokens in row.columns.items() if name.startswith("caption_tokens")]
+    return row.caption_kinds[: min(counts, default=0)]
 
 
 def _record(row: Row, status: str) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from loader.format import KEY, Field, FormatError, Shard, parse_npy, sidecar_schema
+from loader.format import KEY, Field, FormatError, Shard, parse_npy
 from loader.npy import as_numbers, stored_dtype
-from loader.sidecar_schema import described_columns, tokens_column
+from loader.sidecar_schema import described_columns, sidecar_schema, tokens_column
 from precompute.shards.sidecar_table import read_table
 from precompute.shards.tars import BadTar, tar_members
 from precompute.verification.check_folder import OTHER_SIDECAR, Finding

@@ -45,10 +45,11 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
             values = arrays(row.key)
             members: dict[str, Any] = {f"{name}.npy": values[name] for name in names}
             writer.write(row, {**members, "txt": str(row.caption).encode()})
-        markers.append(writer.commit({"dataset": "scored"}, FIELDS, {"units": len(SIZES)}, {}))
+        markers.append(writer.commit({"dataset": {"path": "scored"}}, FIELDS, {"units": len(SIZES)}, {}))
         writer.discard()
     write_file(
-        folder / "manifest.json", manifest_of({"dataset": "scored"}, FIELDS, markers).to_json().encode()
+        folder / "manifest.json",
+        manifest_of({"dataset": {"path": "scored"}}, FIELDS, markers).to_json().encode(),
     )
     return folder
 
@@ -56,10 +57,10 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chosen(folder: Path, cache: Path, **condition: Any) -> list[list[str]]:
     """Keys of the chosen samples, shard by shard."""
     source = open_source(open_files(folder, Cache(cache, None), 1.0), "train", cache)
-    rows = select_samples(source, Condition(**condition), cache, MEMBERS, False)
+    rows = select_samples(source, Condition(**condition), cache, MEMBERS, [])
     found = []
     for number, part in enumerate(rows):
-        table = source.open(number, MEMBERS, False).table if len(part) else None
+        table = source.open(number, MEMBERS, []).table if len(part) else None
         found.append([table.key(int(n)) for n in part] if table else [])
     return found
 
@@ -169,7 +170,7 @@ def test_a_subset_out_of_bounds_is_told(subset: tuple[float, float]) -> None:
 
 def test_numbers_are_numbers(scored: Path, cache: Path) -> None:
     source = open_source(open_files(scored, Cache(cache, None), 1.0), "train", cache)
-    rows = select_samples(source, Condition(where="width = 300"), cache, [], False)
+    rows = select_samples(source, Condition(where="width = 300"), cache, [], [])
     assert all(part.dtype == np.int64 for part in rows)
 
 

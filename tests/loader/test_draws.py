@@ -33,7 +33,7 @@ def draws(shards: Path, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
 
 def test_no_two_draws_hash_for_the_same_purpose() -> None:
     """With one hash for two of them, what is dropped would tell the noise, and the noise the order."""
-    purposes = [order.SHARDS, order.WINDOWS, order.DETOURS, draw.NOISE, draw.DROP, draw.FLIP]
+    purposes = [order.SHARDS, order.WINDOWS, order.DETOURS, draw.NOISE, draw.DROP, draw.FLIP, draw.CAPTION]
     assert len(set(purposes)) == len(purposes)
 
 

@@ -152,7 +152,7 @@ def test_a_mutated_sidecar(folder: Path) -> None:
             pq.write_table(change_column(table, rng), out)
             changed = bytearray(out.getvalue())
         try:
-            found = read_sidecar(io.BytesIO(changed), MEMBERS, True, len(table), end)
+            found = read_sidecar(io.BytesIO(changed), MEMBERS, ["caption"], len(table), end)
         except (FormatError, OSError):
             refused += 1
             continue
@@ -177,7 +177,7 @@ def test_a_sidecar_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     for claimed in (rows, 10):
         with path.open("rb") as file, pytest.raises(FormatError, match=r"unpacks to more|rows, the manifest"):
-            read_sidecar(file, [], True, claimed, 1)
+            read_sidecar(file, [], ["caption"], claimed, 1)
     assert pa.default_memory_pool().max_memory() - before < 2 << 30
 
 

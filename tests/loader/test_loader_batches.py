@@ -344,7 +344,7 @@ def test_nothing_readable_is_an_error_not_a_hang(tmp_path: Path) -> None:
             {"text_encoders": "t5", "pooled": True},
             r"pooled=True: .* has no caption_pooled of them; make it with",
         ),
-        ({"extras": "caption_latents"}, "extras='caption_latents': expected 'key', 'caption' or a list"),
+        ({"extras": "caption_latents"}, "extras=.*'caption_latents' is neither a column of the sidecars nor"),
         ({"text_encoders": ["llama"]}, r"text_encoders=\['llama'\]: .* has \['', 't5'\]"),
         ({"resolution": 512, "flip_prob": 0.5}, "has no latents_512_flipped"),
         ({"scale": 0.5}, "scale=0.5"),
@@ -491,7 +491,10 @@ def test_a_pooled_vector_is_read_without_the_states_of_its_encoder(shards: Path)
     [
         ({"posterior": "mode"}, "posterior='mode': expected 'sample' or 'mean'"),
         ({"dropped": "empty"}, "dropped='empty': expected 'zeros' or 'null'"),
-        ({"extras": ["url"]}, "extras=\\['url'\\]: expected 'key', 'caption' or a list"),
+        (
+            {"extras": ["url"]},
+            "extras=\\['url'\\]: 'url' is neither a column of the sidecars nor one of their extras",
+        ),
         ({"caption_drop_prob": 10}, "caption_drop_prob=10: expected a share from 0 to 1, 0.1 for a tenth"),
         ({"caption_drop_prob": {"": "0.1"}}, "expected a share from 0 to 1"),
         ({"flip_prob": -1}, "flip_prob=-1: expected a share"),

@@ -1,0 +1,158 @@
+"""What a batch tells of its samples beside arrays: keys, captions and their kinds, sizes, any column of the sidecar or extra.
+
+All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` is.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loader.format import Field, FormatError
+from loader.order import I64
+from loader.sidecar import Table, column_type, ragged
+from loader.source import OpenShard
+
+SIZES = "size_conditioning"
+F32 = npt.NDArray[np.float32]
+
+
+def columns_of(extras: Sequence[str], image: Field, several: bool) -> list[str]:
+    """The columns of a sidecar that the extras take. several: whether samples may have several captions."""
+    columns = list[str]()
+    for name in extras:
+        if name == "caption":
+            columns += ["caption", *(["captions"] if several else [])]
+        elif name == "caption_kind":
+            columns.append("caption_kinds")
+        elif name == SIZES:
+            columns += ["width", "height", crop_column(image), "offset_json", "size_json"]
+        elif name != "key":
+            columns.append(name if column_type(name) else "extras")
+    return list(dict.fromkeys(columns))
+
+
+def crop_column(image: Field) -> str:
+    return f"crop_{resolution_of(image)}"
+
+
+def resolution_of(image: Field) -> int:
+    return int(image.name.removesuffix("_flipped").rpartition("_")[2])
+
+
+class Extras:
+    """The extras of a batch that is being read. lists: by name, of each sample; sizes (B, 6) float32, of SIZES."""
+
+    def __init__(self, names: Sequence[str], image: Field, size: int) -> None:
+        self._names, self._image = [name for name in names if name != SIZES], image
+        self.lists: dict[str, list[Any]] = {name: [None] * size for name in self._names}
+        self.sizes: F32 | None = np.zeros((size, 6), np.float32) if SIZES in names else None
+
+    def read(
+        self,
+        shard: OpenShard,
+        indexes: I64,
+        rows: I64,
+        captions: I64,
+        mirrored: npt.NDArray[np.bool_],
+        bucket: str,
+    ) -> dict[int, Exception]:
+        """Rows of a shard's table to indexes of the batch; errors by index. captions: the number of each sample's caption.
+
+        mirrored: whether its picture is. bucket: the shard's, as the manifest has it.
+        """
+        errors: dict[int, Exception] = {}
+        target = target_size(self._image, bucket)
+        for index, row, number, flip in zip(
+            indexes.tolist(), rows.tolist(), captions.tolist(), mirrored.tolist(), strict=True
+        ):
+            try:
+                found = _found(shard, row, number, self._names)
+                if self.sizes is not None:
+                    self.sizes[index] = _sizes(shard, row, self._image, target, flip)
+            except (OSError, FormatError, ValueError, KeyError, TypeError) as error:
+                errors[index] = error
+                continue
+            for name, value in found.items():
+                self.lists[name][index] = value
+        return errors
+
+    def finish(self) -> dict[str, Any]:
+        sizes = {} if self.sizes is None else {SIZES: torch.from_numpy(self.sizes)}
+        return {**self.lists, **sizes}
+
+
+def _found(shard: OpenShard, row: int, number: int, names: Sequence[str]) -> dict[str, Any]:
+    table, extras = shard.table, None
+    found: dict[str, Any] = {}
+    for name in names:
+        if name == "key":
+            found[name] = table.key(row)
+        elif name == "caption":
+            found[name] = _caption(shard, row, number)
+        elif name == "caption_kind":
+            found[name] = _kind(table, row, number)
+        elif column_type(name):
+            found[name] = table.value(name, row) if name in table.columns else None
+        else:
+            extras = json.loads(table.value("extras", row) or "{}") if extras is None else extras
+            found[name] = extras.get(name)
+    return found
+
+
+def _caption(shard: OpenShard, row: int, number: int) -> str:
+    table = shard.table
+    if number:
+        first, texts = ragged(table, "captions")
+        return str(texts[int(first[table.rows[row]]) + number])
+    if "caption" in table.columns:
+        return str(table.value("caption", row))
+    size, offset = int(table.size["txt"][row]), int(table.offset["txt"][row])
+    return os.pread(shard.descriptor("txt"), size, offset).decode("utf-8", errors="replace")
+
+
+def _kind(table: Table, row: int, number: int) -> str:
+    """Empty where the sidecar does not say it."""
+    first, kinds = ragged(table, "caption_kinds")
+    at = int(table.rows[row])
+    return str(kinds[first[at] + number]) if number < first[at + 1] - first[at] else ""
+
+
+def target_size(image: Field, bucket: str) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that were encoded: of a bucket `1024x768` (+ those of other resolutions) its own."""
+    resolution = resolution_of(image)
+    sizes = [tuple(map(int, size.split("x"))) for size in bucket.split("+")] if bucket else []
+    width, height = min(
+        sizes or [(resolution, resolution)], key=lambda size: abs(size[0] * size[1] - resolution**2)
+    )
+    return height, width
+
+
+def _sizes(
+    shard: OpenShard, row: int, image: Field, target: tuple[int, int], mirrored: bool
+) -> tuple[float, ...]:
+    """Original height and width, top and left of the crop, target height and width, in pixels, as SDXL takes them.
+
+    The crop is told in the picture as it is shrunk to be cropped to the target; of a mirrored one, as cut out of the mirror image.
+    """
+    table = shard.table
+    width, height = table.value("width", row), table.value("height", row)
+    crop = crop_column(image)
+    left, top, right, bottom = (
+        table.value(crop, row) if crop in table.columns else _crop_in_tar(shard, row, resolution_of(image))
+    )
+    scale = max(target[0] / (bottom - top), target[1] / (right - left))
+    beside = width - right if mirrored else left
+    return height, width, round(top * scale), round(beside * scale), *target
+
+
+def _crop_in_tar(shard: OpenShard, row: int, resolution: int) -> Sequence[int]:
+    """Of a sample whose sidecar does not say it."""
+    size, offset = shard.table.value("size_json", row), shard.table.value("offset_json", row)
+    facts = json.loads(os.pread(shard.descriptor("json"), size, offset))
+    crop: Sequence[int] = facts.get("crops", {}).get(str(resolution), facts["crop"])
+    return crop
