@@ -1,11 +1,13 @@
 """Properties of the order that hold for any shards, weights, windows, partitions and worlds."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loader.counter_rng import keyed, permute
-from loader.order import Order, mixture
+from loader.order import Order, bucketed, mixture
+from loader.proportions import integer_weights
 
 counts = st.lists(st.integers(0, 12), min_size=1, max_size=6).filter(lambda sizes: sum(sizes) >= 4)
 options = st.fixed_dictionaries(
@@ -76,3 +78,48 @@ def test_a_mixture_keeps_to_its_weights_and_gives_all_of_each_path(
 def test_a_permutation_is_one(size: int, key: int) -> None:
     found = permute(np.arange(size), size, keyed(key))
     assert sorted(found.tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+def test_what_is_no_padding_is_each_sample_once(partitions: int) -> None:
+    """Buckets whose last batch is not full: of 12 + 19 samples, in batches of 4."""
+    counts = np.array([5, 7, 9, 10])
+    made = bucketed(
+        counts,
+        ["a", "a", "b", "b"],
+        4,
+        False,
+        seed=1,
+        shuffle=True,
+        window=8,
+        partitions=partitions,
+        stride=1,
+    )
+    positions = np.arange(made.num_samples)
+    real = positions[~made.is_padding(0, positions)]
+    there = made.locate(0, real)
+    found = list(zip(there.shard.tolist(), there.row.tolist(), strict=True))
+    if partitions == 1:
+        assert len(found) == counts.sum()
+    assert len(set(found)) == len(found)
+    padding = made.locate(0, positions[made.is_padding(0, positions)])
+    assert set(zip(padding.shard.tolist(), padding.row.tolist(), strict=True)) <= set(found)
+
+
+def test_each_partition_has_the_mixture() -> None:
+    """Two nodes, each with its own part of both datasets, in the proportion of 1 to 3 from the beginning."""
+    counts = [np.array([40, 40]), np.array([120, 120])]
+    made = mixture(counts, [1, 3], seed=1, shuffle=True, window=40, partitions=2, stride=4)
+    there = made.locate(0, np.arange(made.num_samples))
+    second = there.shard >= 2
+    for node in (0, 1):
+        turns = second.reshape(-1, 2, 4)[:, node].reshape(-1)
+        for end in range(8, len(turns), 8):
+            assert abs(turns[:end].mean() - 0.75) <= 1 / end + 1e-9
+
+
+def test_weights_are_of_nine_digits_at_most() -> None:
+    assert integer_weights([1, 2**31 - 2]) == (1, 2**31 - 2)
+    for wrong in ([1, 2**31 - 1], [0, 1], [-1, 2]):
+        with pytest.raises(ValueError, match="weights="):
+            integer_weights(wrong)
