@@ -15,6 +15,7 @@ import pytest
 
 from loader import as_webdataset
 from precompute import run
+from tests.support.launching import tars
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.made_shards import write_shards
 from tests.support.waiting import wait_until
@@ -137,6 +138,31 @@ def test_a_snapshot_in_folders_is_read_as_any_folder(pushed: LoopbackHub, demo: 
     assert [sample["__key__"] for sample in as_webdataset(copy)] == keys_of(demo)
     done = python(pushed, tmp_path, "precompute/verify.py", copy)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_layer_is_made_beside_the_hubs_copy_and_pushed(
+    pushed: LoopbackHub, demo: Path, tmp_path: Path
+) -> None:
+    base, layer = f"hf://datasets/{IN_FOLDERS}", str(tmp_path / "layer")
+    flags = ["--text-encoder", "second=toy", "--dtype", "float32"]
+    for command in (
+        ["precompute/run.py", "--beside", base, "--output", layer, *flags],
+        ["precompute/verify.py", layer, "--beside", base],
+        ["precompute/push.py", layer, "owner/demo-second"],
+    ):
+        done = python(pushed, tmp_path, *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    run.run(
+        run.Config(output=tmp_path / "here", beside=str(demo), text_encoder=("second=toy",), dtype="float32")
+    )
+    assert tars(tmp_path / "here") == tars(Path(layer))
+    program = f"""
+    import json
+    from loader import make_loader
+    batches = make_loader(({base!r}, "hf://datasets/owner/demo-second"), 5, extras=["key"], text_encoders=["second"])
+    print(json.dumps(sorted(key for batch in batches for key in batch["key"])))
+    """
+    assert answer(pushed, tmp_path, program) == sorted(keys_of(demo))
 
 
 @both
