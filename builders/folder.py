@@ -112,6 +112,17 @@ class Folder(ImageCaptionBuilder):
         }
         return self._by_split
 
+    def files(self, shard: tuple[_File, ...]) -> list[str]:
+        root = self.config.data_dir
+        paths = [path for file in shard for path in (file.image, file.sidecar) if path]
+        folders = {""}
+        for path in paths:
+            while (path := path.rpartition("/")[0]) not in folders:
+                folders.add(path)
+        tables = [f"{folder}/{name}".lstrip("/") for folder in sorted(folders) for name in _TABLES]
+        tables = [table for table in tables if os.path.isfile(os.path.join(root, table))]
+        return [os.path.join(root, path) for path in (*paths, *tables)]
+
     def left_out(self, split: str, shard: tuple[_File, ...]) -> Mapping[str, Left]:
         return self._left[split] if shard == self._by_split[split][0] else {}
 

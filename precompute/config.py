@@ -126,6 +126,9 @@ class Config:
     """Do the finished units again that hold rows rejected for these reasons, for example `bad_archive missing_image`. The
     same command goes on with a retry that was interrupted."""
 
+    redo_changed: bool = False
+    """Do the finished units again whose local source files have another size or time than when they were read."""
+
     push_to: str | None = None
     """Dataset on the Hub, USER/REPO, to push finished units to while the run goes on; see the verb push."""
 

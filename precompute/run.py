@@ -51,6 +51,8 @@ def run(config: Config) -> None:
             print(f"{what} {config.split} -> {config.output}, on {session.device}: {done} of ", end="")
             print(f"{len(session.units)} units finished before", end="")
             print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)
+            if session.changed:
+                print(session.changed, flush=True)
         work(session)
 
 

@@ -109,6 +109,9 @@ class ArchiveBuilder(ImageCaptionBuilder):
         self._by_split = shards
         return shards
 
+    def files(self, shard: Shard) -> list[str]:
+        return [place for place in (shard.location, *shard.tables.values()) if is_local(place)]
+
     def left_out(self, split: str, shard: Shard) -> Mapping[str, Left]:
         left = {"hidden": self._hidden.get(_place(shard), Left(0))}
         return {**left, **self._left_beside(split)} if shard == self._by_split[split][0] else left

@@ -72,6 +72,9 @@ class OurRecords(Records):
             left = self._builder.left_out(split, self._shards[unit.shard]) if unit.stop is None else {}
         return {reason: files for reason, (files, _) in left.items() if files}
 
+    def files(self, unit: Unit) -> list[str]:
+        return [] if self.source.prepare else list(self._builder.files(self._shards[unit.shard]))
+
     def _recipe(self, builder: Any) -> dict[str, Any]:
         config = {
             field.name: getattr(builder.config, field.name)

@@ -32,7 +32,7 @@ logger = logging.getLogger("precompute")
 class RaySession:
     """A run as its driver holds it: what a `Session` is to a plain process, with the models elsewhere.
 
-    device, units, reopened: as the first worker has them.
+    device, units, reopened, changed: as the first worker has them.
     """
 
     def __init__(self, config: Config, destination: Destination, worker: type[Worker] = Worker) -> None:
@@ -43,7 +43,7 @@ class RaySession:
         self._deaths: Counter[int] = Counter()
         self._dealt: set[int] = set()
         about = self._crew.open()
-        self.device, self.reopened = about.device, about.reopened
+        self.device, self.reopened, self.changed = about.device, about.reopened, about.changed
         self.units = [Unit(index, index) for index in range(about.units)]
         self.keeper = ManifestKeeper(destination, about.recipe, about.fields, about.plan)
         self.keeper.start()

@@ -24,7 +24,8 @@ from precompute.shards.output_folder import OutputFolder
 
 @dataclass(frozen=True)
 class About:
-    """What a worker has opened, the same for all. reopened: units that --retry-rejected has taken up again."""
+    """What a worker has opened, the same for all. reopened: units that --retry-rejected has taken up again;
+    changed: what is to be said of edited sources."""
 
     units: int
     recipe: Recipe
@@ -32,6 +33,7 @@ class About:
     plan: Plan
     device: str
     reopened: int
+    changed: str = ""
 
 
 class Worker:
@@ -65,7 +67,9 @@ class Worker:
         self._leases = DealtLeases(Leases(destination, units, config.lease_timeout, gates))
         self._open.callback(self._leases.close)
         fields, plan = session.encoder.fields, session.records.plan
-        return About(len(units), session.recipe, fields, plan, str(session.device), session.reopened)
+        return About(
+            len(units), session.recipe, fields, plan, str(session.device), session.reopened, session.changed
+        )
 
     def session(self, config: Config, destination: Destination) -> Session:
         return Session.open(config, destination)

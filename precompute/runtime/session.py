@@ -31,8 +31,10 @@ from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
 from precompute.input.open_records import open_records
 from precompute.input.records import Record, Records, Source
+from precompute.input.stamps import Stamp
 from precompute.input.units import Unit
 from precompute.runtime.beside import NOTHING, check_new, layer_recipe, layer_records, like_base
+from precompute.runtime.edited import look, redo_changed
 from precompute.runtime.leases import UnitLeases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.progress import default_threads
@@ -47,7 +49,8 @@ class Session:
     """A run as one process holds it. Where engines deal the units, each worker has its own, and they agree by the recipe.
 
     resolutions: of the pictures that are encoded. features: the size of the picture that each is made of, by the shape of its crop.
-    recipe: everything that determines a value; reopened: how many finished units --retry-rejected has taken up again.
+    recipe: everything that determines a value; reopened: how many finished units --retry-rejected has taken up again;
+    sources: by unit what its files look like now; changed: what is to be said of those that were edited, if anything.
     """
 
     config: Config
@@ -60,6 +63,8 @@ class Session:
     recipe: Recipe
     keeper: ManifestKeeper
     reopened: int
+    sources: dict[int, Stamp]
+    changed: str
 
     @classmethod
     def open(cls, config: Config, destination: Destination) -> "Session":
@@ -101,11 +106,24 @@ class Session:
         keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
         keeper.start()
         reopened = keeper.reopen(config.retry_rejected)
+        sources = look(records)
+        changed = redo_changed(records, keeper, sources, config.redo_changed)
         write_null_caption(destination, texts, keeper.null_caption)
         resolutions = config.resolutions if image_encoder else ()
         sizes = {one.spec.name: one.size_of for one in features}
         return cls(
-            config, records, device, encoder, destination, resolutions, sizes, recipe, keeper, reopened
+            config,
+            records,
+            device,
+            encoder,
+            destination,
+            resolutions,
+            sizes,
+            recipe,
+            keeper,
+            reopened,
+            sources,
+            changed,
         )
 
     @property
@@ -132,6 +150,7 @@ class Session:
             on_commit,
             self.records.left_out,
             layer=bool(config.beside),
+            sources=self.sources,
         )
         threads = config.num_threads or default_threads()
         return Pipeline(self.records, leases, self.encoder, output, self._read, threads, on_batch).run()

@@ -13,6 +13,7 @@ from loader.sidecar_schema import tokens_column
 from precompute.encode.batch_encoder import BatchEncoder, Encoded, InFlight
 from precompute.errors import LostLease
 from precompute.input.pixels import Picture
+from precompute.input.stamps import Stamp
 from precompute.input.units import Unit
 from precompute.runtime.leases import UnitLease, UnitLeases
 from precompute.shards.destination import Destination
@@ -28,6 +29,7 @@ class Output:
 
     left_out: of a unit that has been read to its end, the files of the source that belong to no row, by reason.
     layer: a sample is its arrays alone, in the shard that it has in the base, and the rest stands there.
+    sources: by unit what its source files looked like before it was read.
     """
 
     destination: Destination
@@ -38,6 +40,7 @@ class Output:
     on_commit: Callable[[], object] = lambda: None
     left_out: Callable[[Unit], Mapping[str, int]] = lambda unit: {}
     layer: bool = False
+    sources: Mapping[int, Stamp] = field(default_factory=dict)
 
 
 @dataclass
@@ -110,11 +113,13 @@ class OpenUnit:
             if self._writer is not None:
                 self._lease.check()
                 seconds = time.monotonic() - self._started
-                timings = {
+                timings: dict[str, Any] = {
                     "seconds": round(seconds, 3),
                     "images_per_second": round(self._samples / seconds, 1),
                     "batch_size": self._output.batch_size,
                 }
+                if stamp := self._output.sources.get(self._lease.unit.index):
+                    timings["sources"] = stamp.as_json()
                 left_out = self._output.left_out(self._lease.unit)
                 self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings, left_out)
                 self._output.on_commit()

@@ -5,8 +5,9 @@ It also guards the folder: markers or a manifest of another recipe or plan stop 
 
 import hashlib
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from loader.format import (
     MANIFEST,
@@ -29,6 +30,11 @@ ROUNDS = 5  # of reading and writing at the end of a run, at most, while others 
 SHARE = 0.01  # of a process's time may go into them: ten thousand markers take a second
 
 
+SAME = "Use the same flags as then, or another folder"
+GROWN = (
+    "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both as "
+    "one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another folder"
+)
 Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done again
 
 
@@ -118,6 +124,21 @@ class ManifestKeeper:
             self._update()
         return count
 
+    def sources_then(self) -> dict[int, dict[str, Any]]:
+        """By finished unit what its source files looked like, where that is known."""
+        markers = [marker for marker in self._markers.values() if marker.split == self._split]
+        found = {marker.unit: marker.timings.get("sources") for marker in markers}
+        return {unit: sources for unit, sources in found.items() if isinstance(sources, dict)}
+
+    def redo(self, units: Collection[int]) -> None:
+        """Take away the markers of these finished units, so that they are done again."""
+        found = self._look() if units else {}
+        for key, marker in self._markers.items():
+            if marker.split == self._split and marker.unit in units and key in found:
+                self._output.delete(key[0])
+        if units:
+            self._update()
+
     @property
     def largest_unit(self) -> int:
         """Bytes of its tars."""
@@ -162,7 +183,7 @@ class ManifestKeeper:
             different += recipe_differences(split.plan, self._plan, "plan")
         if different:
             lines = "\n  ".join(different)
+            cure = GROWN if all(line.startswith("plan.") for line in different) else SAME
             raise RecipeMismatch(
-                f"--output {self._output}: it holds shards of another recipe:\n  {lines}\n"
-                "Use the same flags as then, or another folder"
+                f"--output {self._output}: it holds shards of another recipe:\n  {lines}\n{cure}"
             )

@@ -1,0 +1,59 @@
+"""What a unit's source files looked like when they were read, so that an edited one is noticed: sizes and times, not contents."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Of the local files that a unit is read from. sizes: hash of names and sizes. times: hash of their times of change; newest:
+    the last of these, in ns."""
+
+    sizes: str
+    times: str
+    newest: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def stamp_of(paths: Sequence[str]) -> Stamp | None:
+    """None where no file is known: a remote source, or a reader that is not ours."""
+    if not paths:
+        return None
+    sizes, times, newest = hashlib.sha256(), hashlib.sha256(), 0
+    for path in paths:
+        size, changed = _look(path)
+        sizes.update(f"{os.path.basename(path)} {size}\n".encode("utf-8", "surrogateescape"))
+        times.update(f"{changed}\n".encode())
+        newest = max(newest, changed)
+    return Stamp(sizes.hexdigest()[:16], times.hexdigest()[:16], newest)
+
+
+def newer(paths: Sequence[str], then: dict[str, Any]) -> list[str]:
+    """Names of the files that have changed since; none where an edit kept the time, or a file is gone."""
+    since = then.get("newest")
+    changed = [path for path in paths if isinstance(since, int) and _look(path)[1] > since]
+    return [os.path.basename(path) for path in changed]
+
+
+def told(units: int, names: Sequence[str], redo: bool) -> str:
+    """What a run says of changed sources before it begins."""
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    what = f"changed since they were encoded: {listed or 'files'}, in {units} finished unit{'s' if units > 1 else ''}; "
+    return what + (
+        "done again" if redo else "what is stored is of then; --redo-changed does these units again"
+    )
+
+
+def _look(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
