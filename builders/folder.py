@@ -113,6 +113,7 @@ class Folder(ImageCaptionBuilder):
         return self._by_split
 
     def files(self, shard: tuple[_File, ...]) -> list[str]:
+        """Files that the rows of a shard come from, tables of captions among them."""
         root = self.config.data_dir
         paths = [path for file in shard for path in (file.image, file.sidecar) if path]
         folders = {""}

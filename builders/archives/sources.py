@@ -65,8 +65,15 @@ class Shard:
         return self.index == self.count - 1
 
 
+def local_files(shard: Shard) -> list[str]:
+    """Files on this machine that the rows of a shard come from."""
+    return [place for place in (shard.location, *shard.tables.values()) if is_local(place)]
+
+
 class ArchiveBuilder(ImageCaptionBuilder):
     """Base of the datasets that come as archives: implement `_sources` and `_read`."""
+
+    files = staticmethod(local_files)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -108,9 +115,6 @@ class ArchiveBuilder(ImageCaptionBuilder):
             ]
         self._by_split = shards
         return shards
-
-    def files(self, shard: Shard) -> list[str]:
-        return [place for place in (shard.location, *shard.tables.values()) if is_local(place)]
 
     def left_out(self, split: str, shard: Shard) -> Mapping[str, Left]:
         left = {"hidden": self._hidden.get(_place(shard), Left(0))}

@@ -59,10 +59,6 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         """What the shards are made of, wherever it lies: read from elsewhere, the same files give the same text."""
         return repr(shards)
 
-    def files(self, shard: Any) -> list[str]:
-        """Local files that the rows of a shard come from, as far as they are known."""
-        return []
-
     def __init__(
         self, *args: Any, data_dir: str | None = None, hash: str | None = None, **kwargs: Any
     ) -> None:

@@ -57,10 +57,6 @@ class BaseRecords:
         """Nothing: what the source holds beside its rows, the base has counted."""
         return {}
 
-    def files(self, unit: Unit) -> list[str]:
-        """None: a layer is held against its base by the hashes of the base's shards."""
-        return []
-
     @property
     def covering(self) -> Sequence[int]:
         """The resolutions of the base."""

@@ -73,7 +73,9 @@ class OurRecords(Records):
         return {reason: files for reason, (files, _) in left.items() if files}
 
     def files(self, unit: Unit) -> list[str]:
-        return [] if self.source.prepare else list(self._builder.files(self._shards[unit.shard]))
+        """Local files that a unit is read from, as far as its builder knows them."""
+        known = None if self.source.prepare else getattr(self._builder, "files", None)
+        return list(known(self._shards[unit.shard])) if known else []
 
     def _recipe(self, builder: Any) -> dict[str, Any]:
         config = {

@@ -112,10 +112,6 @@ class Records(ABC):
         """Files of the source that belong to no row, by reason, of a unit whose rows have been read to the end."""
         return {}
 
-    def files(self, unit: Unit) -> list[str]:
-        """Local files that a unit is read from, as far as they are known."""
-        return []
-
     @abstractmethod
     def _options(self) -> dict[str, Any]:
         """Options for the dataset's builder, beside those of --options. Raises UsageError."""

@@ -3,14 +3,21 @@
 from collections.abc import Mapping
 
 from precompute.input.base_records import BaseRecords
+from precompute.input.ours import OurRecords
 from precompute.input.records import Records
 from precompute.input.stamps import Stamp, newer, stamp_of, told
+from precompute.input.units import Unit
 from precompute.shards.manifest import ManifestKeeper
+
+
+def files_of(records: Records | BaseRecords, unit: Unit) -> list[str]:
+    """None are known of datasets that are not ours, nor of a layer, which is held against its base by hashes."""
+    return records.files(unit) if isinstance(records, OurRecords) else []
 
 
 def look(records: Records | BaseRecords) -> dict[int, Stamp]:
     """By unit what its files look like now, where they are known."""
-    return {unit.index: stamp for unit in records.units if (stamp := stamp_of(records.files(unit)))}
+    return {unit.index: stamp for unit in records.units if (stamp := stamp_of(files_of(records, unit)))}
 
 
 def redo_changed(
@@ -22,7 +29,7 @@ def redo_changed(
     for unit, then in keeper.sources_then().items():
         if (now := sources.get(unit)) and then != now.as_json():
             units.append(unit)
-            names += newer(records.files(records.units[unit]), then)
+            names += newer(files_of(records, records.units[unit]), then)
     if not units:
         return ""
     if redo:
