@@ -73,10 +73,9 @@ def local_files(shard: Shard) -> list[str]:
 class ArchiveBuilder(ImageCaptionBuilder):
     """Base of the datasets that come as archives: implement `_sources` and `_read`."""
 
-    files = staticmethod(local_files)
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.files = local_files
         self._hidden: dict[tuple[str, str, int], Left] = {}  # of each shard that has been read
 
     @abc.abstractmethod
