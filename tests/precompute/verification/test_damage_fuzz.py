@@ -57,11 +57,17 @@ def _documents(folder: Path) -> Any:
     """Manifest, markers without their timings, which are facts of a run, and the empty caption."""
     markers = {path.name: Marker.from_json(path.read_bytes()) for path in sorted(folder.glob("train-*.json"))}
     about = {
-        name: {k: v for k, v in vars(marker).items() if k != "timings"} for name, marker in markers.items()
+        name: {k: _stated(v) for k, v in vars(marker).items() if k != "timings"}
+        for name, marker in markers.items()
     }
     with np.load(folder / NULL_CAPTION) as file:
         null = {name: file[name].tolist() for name in file}
     return [json.loads((folder / MANIFEST).read_text()), about, null]
+
+
+def _stated(value: Any) -> Any:
+    """A recipe or plan without what is null: a key that one lacks and one that is null say the same."""
+    return {k: _stated(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _loaded(folder: Path) -> Any:
