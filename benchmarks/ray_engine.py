@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["RAY_ADDRESS"] = "local"
@@ -73,7 +74,9 @@ class Nothing(Worker):
 
 
 class Pictures(Photographs):
-    """As records have it: no row is left out by design."""
+    """As records have it: no options, and no row is left out by design."""
+
+    recipe: ClassVar[dict[str, str]] = {}
 
     def left_out(self, unit: Unit) -> dict[str, int]:
         return {}
