@@ -1,0 +1,131 @@
+"""examples/train_diffusers.py: real diffusers models, tiny and random, learn from our shards; held-out loss, resumed runs."""
+
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import diffusers
+import pytest
+import torch
+
+from precompute import run
+from tests.support.raw.archive import write_tar
+from tests.support.raw.photos import jpeg
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "train_diffusers.py"
+UNET: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 8,
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": 128,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 64 + 6 * 4,
+}
+SD3: dict[str, Any] = {
+    "_class_name": "SD3Transformer2DModel",
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 128,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 64,
+    "pos_embed_max_size": 16,
+}
+Train = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Twenty-four pictures with one text encoder, and a second one as a layer."""
+    raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
+    members = [
+        part
+        for row in range(24)
+        for part in ((f"{row:02d}.jpg", jpeg(row, (256, 256))), (f"{row:02d}.txt", f"caption {row}".encode()))
+    ]
+    write_tar(raw / "00000.tar", members)
+    toys: dict[str, Any] = {"dtype": "float32", "num_threads": 1}
+    base = folder / "base"
+    run.run(
+        run.Config(
+            "builders/webdataset",
+            base,
+            data_dir=raw,
+            vae="toy",
+            text_encoder=("toy",),
+            resolutions=(64,),
+            **toys,
+        )
+    )
+    run.run(
+        run.Config(output=folder / "g", beside=str(base), text_encoder=("g=toy?layer=-2&pooled",), **toys)
+    )
+    return base, folder / "g"
+
+
+@pytest.fixture
+def train(
+    shards: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Train]:
+    def trained(*arguments: object) -> str:
+        base, layer = map(str, shards)
+        fixed = [
+            base,
+            "--layers",
+            layer,
+            "--held-out",
+            "0.2",
+            "--batch-size",
+            "4",
+            "--learning-rate",
+            "0.003",
+        ]
+        monkeypatch.setattr(sys, "argv", ["train_diffusers.py", *fixed, *map(str, arguments)])
+        accelerate.state.AcceleratorState._reset_state(True)
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+        return capsys.readouterr().out
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield trained
+    accelerate.state.AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("config", [UNET, SD3], ids=lambda config: config["_class_name"])
+def test_loss_falls_and_a_run_is_resumed(train: Train, tmp_path: Path, config: dict[str, Any]) -> None:
+    model, output = tmp_path / "model.json", tmp_path / "run"
+    model.write_text(json.dumps(config))
+    said = train("--model", model, "--output", output, "--steps", 40, "--log-every", 20, "--save-every", 20)
+    losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", said)]
+    held_out = [float(value) for value in re.findall(r"held out (\d+\.\d+)", said)]
+    assert len(losses) == len(held_out) == 2
+    assert losses[1] < losses[0] and held_out[1] < held_out[0]
+    said = train(
+        "--model", model, "--output", output, "--steps", 60, "--log-every", 20, "--save-every", 20, "--resume"
+    )
+    assert re.findall(r"step +(\d+)  loss", said) == ["60"]
+    assert float(re.findall(r"held out (\d+\.\d+)", said)[0]) < held_out[0]
+    family = getattr(diffusers, config["_class_name"])
+    weights = family.from_pretrained(output / "model").state_dict()
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_what_cannot_be(train: Train, tmp_path: Path) -> None:
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(SD3))
+    with pytest.raises(SystemExit, match="--resume: no checkpoint"):
+        train("--model", model, "--output", tmp_path, "--resume")
