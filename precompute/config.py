@@ -9,6 +9,7 @@ import tyro
 
 from builders.core.account import REASONS
 from loader.format import SHARD_NAME
+from precompute.cloud.place import PLACE, check_place, is_url
 from precompute.encode.presets import Model
 from precompute.encode.stored import Store
 from precompute.errors import UsageError
@@ -20,8 +21,8 @@ class Config:
     """builders/NAME, or any path that `datasets.load_dataset` takes (then see --image-column). With --beside only where its
     images are read again, and it is not the dataset that the base's recipe names."""
 
-    output: Path = tyro.MISSING
-    """Folder for the shards. Processes that share it share the work."""
+    output: Annotated[Path | str, PLACE] = tyro.MISSING
+    """Folder for the shards, or s3://, gs:// or az://BUCKET/PREFIX. Processes that share it share the work."""
 
     beside: str | None = None
     """BASE, a folder with finished shards or hf://datasets/USER/REPO[@REVISION]: add fields to its samples, as a layer in
@@ -147,6 +148,13 @@ class Config:
 
     ray_workers: int | None = None
     """With --engine ray: so many workers on a CPU each, rather than one a GPU."""
+    scratch: Path | None = None
+    """With --output to a store: folder on a disk here for the units in work and those on their way, four at most. Default:
+    the system's for temporary files."""
+
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """With --output to a store: NAME=VALUE for its client, such as endpoint=https://HOST, region=auto, profile=NAME or
+    anonymous=true; repeat for several. What is not given comes from the environment. Written down nowhere."""
 
     lease_timeout: float = 60.0
     """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
@@ -169,6 +177,8 @@ def check(config: Config) -> None:
         raise UsageError("DATASET: name one, as builders/demo; only with --beside it may be left out")
     if config.vae == "none" and not config.beside:
         raise UsageError("--vae none: only with --beside, for a layer without an autoencoder")
+    check_place("--output", config.output)
+    check_store(config)
     positive = {
         "--batch-size": config.batch_size,
         "--samples-per-shard": config.samples_per_shard,
@@ -201,3 +211,21 @@ def check(config: Config) -> None:
             raise UsageError(
                 f"--retry-rejected {reason}: the reasons are {', '.join([*REASONS, 'non_finite'])}"
             )
+
+
+def check_store(config: Config) -> None:
+    """Raises UsageError where a flag and the kind of --output do not go together."""
+    if not is_url(config.output):
+        for flag, given in {"--scratch": config.scratch, "--store-option": config.store_option}.items():
+            if given:
+                raise UsageError(f"{flag}: only with --output to a store, as in s3://BUCKET/PREFIX")
+    elif config.beside:
+        raise UsageError(
+            f"--beside {config.beside}: the shards of a layer have the names of its base's, which a store cannot promise where a "
+            "process dies. Write the layer to a folder"
+        )
+    elif config.push_to:
+        raise UsageError(
+            f"--push-to {config.push_to}: a run pushes from a folder, not from a store. Push when it is done, from a copy: "
+            f"`aws s3 sync {config.output} FOLDER`, then the push command"
+        )

@@ -52,10 +52,12 @@ class LostLease(PrecomputeError):
 
 
 @contextlib.contextmanager
-def output_errors(output: Path) -> Iterator[None]:
+def output_errors(output: Path | str) -> Iterator[None]:
     """Turn what the system says of the output folder into an OutputError. Reading has errors of its own."""
     try:
         yield
+    except PrecomputeError:
+        raise
     except OSError as error:
         raise OutputError(
             f"--output {output}: {error}. Nothing finished is lost: mend that and run again"

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ import diffusers
 import transformers
 
 from precompute import push
+from precompute.cloud.place import open_output
 from precompute.commands import parse
 from precompute.config import Config, check, check_repeats
 from precompute.encode.devices import is_main, processes_here
@@ -32,7 +34,6 @@ from precompute.runtime.progress import progress_bar, summary
 from precompute.runtime.session import Session, models_of
 from precompute.runtime.stats import Stats
 from precompute.shards.destination import Destination
-from precompute.shards.output_folder import OutputFolder, open_folder
 
 if TYPE_CHECKING:
     from precompute.runtime.ray_driver import RaySession
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
-    open_folder("--output", config.output)
+    destination = open_output(config.output, config.split, config.scratch, config.store_option)
     if is_main() and (config.for_model or config.model):
         print(f"--for {config.for_model or DEFAULT}:\n{models_of(config)}", flush=True)
-    with opened(config, OutputFolder(config.output, config.split)) as session:
+    with opened(config, destination) as session:
         if is_main():
             done = session.keeper.manifest().splits[config.split].units_done
             what = config.beside or config.dataset
@@ -111,7 +112,7 @@ def pushing(config: Config) -> push.Config | None:
         return None
     every, delete = 30.0 if config.max_disk else 300.0, config.delete_pushed
     return push.Config(
-        config.output, config.push_to, config.private, follow=True, every=every, delete_pushed=delete
+        Path(config.output), config.push_to, config.private, follow=True, every=every, delete_pushed=delete
     )
 
 

@@ -21,7 +21,7 @@ GROUND = {
     "loader",
 }  # "precompute" is its modules beside the commands: config, errors
 READING = GROUND | BUILDERS | {"precompute.input", "precompute.encode"}
-CHECKING = READING | {"precompute.runtime", "precompute.verification"}
+CHECKING = READING | {"precompute.cloud", "precompute.runtime", "precompute.verification"}
 # Which room may import which. A room is a folder; the files of a part's own folder are a room too.
 MAY_IMPORT = {
     "builders.core": {"builders.core"},
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "builders.download": {*BUILDERS, "builders.download"},
     "loader": LOADER,
     "precompute.shards": GROUND,
+    "precompute.cloud": {*GROUND, *BUILDERS, "precompute.cloud"},
     "precompute.encode": {*GROUND, "precompute.encode"},
     "precompute.input": READING,
     "precompute.runtime": {*READING, "precompute.runtime"},

@@ -10,6 +10,7 @@ is in a batch, and so every value, depends on the unit alone. A fault in any thr
 """
 
 import contextlib
+import functools
 import queue
 import threading
 import time
@@ -24,6 +25,7 @@ from precompute.errors import PrecomputeError
 from precompute.input.base_records import BaseRecords
 from precompute.input.pixels import Picture, UnfitImage
 from precompute.input.records import Record, Records
+from precompute.runtime.commits import Commits
 from precompute.runtime.leases import UnitLease, UnitLeases
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Batch, Item, OpenUnit, Output
@@ -153,16 +155,19 @@ class Pipeline:
     def _write(self) -> None:
         unit: OpenUnit | None = None
         since = time.monotonic()
+        commits = Commits(self._output.destination.behind, self._fail)
         try:
             while (batch := self._get(self._encoded)) is not None:
                 unit = unit or OpenUnit(batch.lease, self._output, self._encoder, since)
                 unit.write(batch)
                 if batch.last:
-                    unit.finish(self._leases)
-                    unit, since = None, time.monotonic()
+                    ended = time.monotonic()
+                    commits.add(functools.partial(unit.finish, self._leases, ended))
+                    unit, since = None, ended
         finally:
             if unit is not None:
                 unit.drop()
+            commits.close()
 
     # --- hand-over ---
 
@@ -217,18 +222,14 @@ class Pipeline:
 
     def _put(self, channel: queue.Queue[Any], item: Any) -> None:
         while not self._failed.is_set():
-            try:
+            with contextlib.suppress(queue.Full):
                 return channel.put(item, timeout=TICK)
-            except queue.Full:
-                continue
         raise _Stopped
 
     def _get(self, channel: queue.Queue[Any]) -> Any:
         while not self._failed.is_set():
-            try:
+            with contextlib.suppress(queue.Empty):
                 return channel.get(timeout=TICK)
-            except queue.Empty:
-                continue
         raise _Stopped
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from loader.format import Field
 from loader.recipe import Plan, Recipe
+from precompute.cloud.place import open_output
 from precompute.config import Config
 from precompute.runtime.dealt import DealtLeases
 from precompute.runtime.disk_budget import DiskBudget
@@ -19,7 +20,6 @@ from precompute.runtime.ray_cluster import threads_here
 from precompute.runtime.session import Session
 from precompute.runtime.stats import Stats
 from precompute.shards.destination import Destination
-from precompute.shards.output_folder import OutputFolder
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Worker:
     def open(self) -> About:
         """Load records and models. Raises PrecomputeError."""
         config = self._config
-        destination = OutputFolder(config.output, config.split)
+        destination = open_output(config.output, config.split, config.scratch, config.store_option)
         self._session = session = self.session(config, destination)
         self._open = contextlib.ExitStack()
         self._open.callback(destination.close)

@@ -138,7 +138,7 @@ class Session:
     ) -> Stats:
         """Finish units until `leases` has no more. May be called again, with other leases.
 
-        on_batch is called in this thread, on_commit in the writer's, after each unit. Raises what stopped the work.
+        on_batch is called in this thread, on_commit in others, after each unit. Raises what stopped the work.
         """
         config = self.config
         output = Output(

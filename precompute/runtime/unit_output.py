@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +24,8 @@ logger = logging.getLogger("precompute")
 
 @dataclass(frozen=True)
 class Output:
-    """Where finished units go, and what their markers say. on_commit is called after each, in the writer thread.
+    """Where finished units go, and what their markers say. on_commit is called after each, in the thread
+    that made it visible.
 
     left_out: of a unit that has been read to its end, the files of the source that belong to no row, by reason.
     layer: a sample is its arrays alone, in the shard that it has in the base, and the rest stands there.
@@ -107,23 +107,26 @@ class OpenUnit:
                     self._writer.write(_row(item), self._members(item), batch.group, item.shard)
                     self._samples += 1
 
-    def finish(self, leases: UnitLeases) -> None:
-        """Commit, and give the lease back."""
-        with self._lost_lease_drops():
-            if self._writer is not None:
-                self._lease.check()
-                seconds = time.monotonic() - self._started
-                timings: dict[str, Any] = {
-                    "seconds": round(seconds, 3),
-                    "images_per_second": round(self._samples / seconds, 1),
-                    "batch_size": self._output.batch_size,
-                }
-                if stamp := self._output.sources.get(self._lease.unit.index):
-                    timings["sources"] = stamp.as_json()
-                left_out = self._output.left_out(self._lease.unit)
-                self._writer.commit(self._output.recipe, self._fields, self._output.plan, timings, left_out)
-                self._output.on_commit()
-        self.drop()
+    def finish(self, leases: UnitLeases, ended: float) -> None:
+        """Commit, and give the lease back. ended: when the last row was written."""
+        try:
+            with self._lost_lease_drops():
+                if self._writer is not None:
+                    self._lease.check()
+                    seconds = max(ended - self._started, 1e-3)
+                    timings: dict[str, Any] = {
+                        "seconds": round(seconds, 3),
+                        "images_per_second": round(self._samples / seconds, 1),
+                        "batch_size": self._output.batch_size,
+                    }
+                    if stamp := self._output.sources.get(self._lease.unit.index):
+                        timings["sources"] = stamp.as_json()
+                    left_out = self._output.left_out(self._lease.unit)
+                    output = self._output
+                    self._writer.commit(output.recipe, self._fields, output.plan, timings, left_out)
+                    self._output.on_commit()
+        finally:
+            self.drop()
         leases.release(self._lease)
 
     def _members(self, item: Item) -> Members:

@@ -1,10 +1,10 @@
 """Where a run's shards go, and how its processes meet there: what leases, manifest and unit writer ask of it.
 
-A folder is one (precompute/shards/output_folder.py). Names of control files are seen by processes alone; names of
+A folder is one (precompute/shards/output_folder.py), an object store another (precompute/cloud/output_store.py). Names of control files are seen by processes alone; names of
 finished files are the dataset's. What is finished appears whole or not at all.
 """
 
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,11 @@ class Destination(Protocol):
     @property
     def split(self) -> str:
         """Name of the split that is written."""
+        ...
+
+    @property
+    def behind(self) -> int:
+        """How many finished units may be on their way there while the next is written; 0 where that takes no time."""
         ...
 
     def create(self, name: str, data: bytes) -> bool:
@@ -70,6 +75,14 @@ class Destination(Protocol):
         """A finished file, whole; None where there is none."""
         ...
 
+    def get_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        """Finished files, in the order of `names`."""
+        ...
+
+    def entry(self, name: str) -> Entry | None:
+        """A finished file by its name; None where there is none."""
+        ...
+
     def files(self, wanted: Callable[[str], bool]) -> dict[str, Entry]:
         """Finished files, by name."""
         ...
@@ -87,15 +100,17 @@ class Destination(Protocol):
         ...
 
     def begin(self, stem: str, owner: str) -> Path:
-        """An empty folder on a disk here, in which a unit's files grow. owner: the process and its turn."""
+        """An empty folder on a disk here, in which a unit's files grow. owner: `TURN-PROCESS`; a later turn wins."""
         ...
 
-    def publish(self, file: Path, name: str) -> None:
-        """Make a file out of `begin`'s folder a finished one. Raises an OSError that `is_gone` once `revoke` took it."""
+    def publish(self, files: Mapping[str, Path], name: str) -> str:
+        """Make files out of `begin`'s folder, by suffix, finished ones of this name, or of another that is returned where
+        the place has this one already. Raises an OSError that `is_gone` once `revoke` took them."""
         ...
 
     def mark(self, stem: str, data: bytes, files: Container[str], begun: Path) -> None:
-        """Write a unit's marker, the last of its files; files of the unit that are not among `files` go before."""
+        """Write a unit's marker, the last of its files; files of the unit that are not among `files` go. Raises
+        LostLease where another has finished the unit."""
         ...
 
     def end(self, begun: Path) -> None:

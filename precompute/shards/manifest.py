@@ -4,6 +4,7 @@ It also guards the folder: markers or a manifest of another recipe or plan stop 
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import replace
@@ -39,7 +40,7 @@ Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done ag
 
 
 class ManifestKeeper:
-    """The manifest of one output, as one process sees it. Not for use from two threads at once.
+    """The manifest of one output, as one process sees it.
 
     null_caption: sha256 of null_caption.npz as the manifest had it that was there at the start.
     """
@@ -51,6 +52,7 @@ class ManifestKeeper:
         self._due = 0.0
         self._seen: Hashable = None
         self.null_caption: str | None = None
+        self._fresh = threading.Lock()
 
     def start(self) -> Manifest:
         """Write the first manifest, or hold the one that is there against ours. Raises RecipeMismatch."""
@@ -83,13 +85,19 @@ class ManifestKeeper:
         return manifest
 
     def keep_fresh(self) -> None:
-        """Rewrite the manifest from the markers that are there now, where no process has done so for INTERVAL seconds."""
-        if time.monotonic() < self._due:
+        """Rewrite the manifest from the markers that are there now, where no process has done so for INTERVAL seconds.
+
+        May be called from several threads: where one is at it, the others go on.
+        """
+        if time.monotonic() < self._due or not self._fresh.acquire(blocking=False):
             return
-        if self._seen == self._modified():
-            self._update()
-        else:
-            self._wait_from(time.monotonic())
+        try:
+            if self._seen == self._modified():
+                self._update()
+            else:
+                self._wait_from(time.monotonic())
+        finally:
+            self._fresh.release()
 
     def _update(self) -> Manifest:
         started = time.monotonic()
@@ -103,8 +111,8 @@ class ManifestKeeper:
 
     def _modified(self) -> Hashable:
         """Another one whenever any process has written the manifest."""
-        found = self._output.files(lambda name: name == MANIFEST)
-        return found[MANIFEST].version if MANIFEST in found else None
+        found = self._output.entry(MANIFEST)
+        return found.version if found else None
 
     def reopen(self, reasons: Iterable[str]) -> int:
         """Take away the markers of units with rows rejected for one of `reasons`, so that they are done again; how many.
@@ -168,9 +176,9 @@ class ManifestKeeper:
 
     def _read(self, found: dict[Key, Entry]) -> None:
         self._markers = {key: marker for key, marker in self._markers.items() if key in found}
-        for key in found:
-            data = None if key in self._markers else self._output.get(key[0])
-            if data is None:  # known, or another process does it again
+        new = [key for key in found if key not in self._markers]
+        for key, data in zip(new, self._output.get_many(name for name, _ in new), strict=True):
+            if data is None:  # another process does it again
                 continue
             marker = parse_marker(f"{self._output}/{key[0]}", data)
             plan = Split(marker.plan, 0, (), {}) if marker.split == self._split else None

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from precompute.errors import UsageError
@@ -22,6 +22,8 @@ TEMPORARY, GONE = "tmp-", ".gone"
 
 class OutputFolder(WorkFolder):
     """A `Destination` on a disk, be it one that many machines share. The folder itself is there already."""
+
+    behind = 0
 
     # --- finished files ---
 
@@ -44,15 +46,21 @@ class OutputFolder(WorkFolder):
                 raise
             return None
 
+    def get_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
+        return map(self.get, names)
+
+    def entry(self, name: str) -> Entry | None:
+        try:
+            about = (self.path / name).stat()
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            return None
+        return Entry(about.st_size, about.st_mtime_ns, about.st_mtime_ns)
+
     def files(self, wanted: Callable[[str], bool]) -> dict[str, Entry]:
-        found = {}
-        with os.scandir(self.path) as entries:
-            for entry in entries:
-                if wanted(entry.name):
-                    with may_be_gone():
-                        about = entry.stat()
-                        found[entry.name] = Entry(about.st_size, about.st_mtime_ns, about.st_mtime_ns)
-        return found
+        found = ((name, self.entry(name)) for name in os.listdir(self.path) if wanted(name))
+        return {name: entry for name, entry in found if entry is not None}
 
     def finished(self) -> set[int]:
         pattern = re.compile(re.escape(self.split) + r"-(\d{5,})\.json")
@@ -77,8 +85,10 @@ class OutputFolder(WorkFolder):
             except FileNotFoundError:
                 continue  # the empty folder was removed
 
-    def publish(self, file: Path, name: str) -> None:
-        self._rename(file, self.path / name)
+    def publish(self, files: Mapping[str, Path], name: str) -> str:
+        for suffix, path in files.items():
+            self._rename(path, self.path / f"{name}{suffix}")
+        return name
 
     def mark(self, stem: str, data: bytes, files: Container[str], begun: Path) -> None:
         for suffix in (".tar", ".parquet"):

@@ -160,15 +160,16 @@ class UnitWriter:
         bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
         if any(place.shard for place, _, _ in self._closed):
             self._closed.sort(key=lambda one: (len(one[0].shard or ""), one[0].shard or ""))
-        shards, files = [], set()
+        shards, files = list[Shard](), set[str]()
         for number, (place, writer, synced) in enumerate(self._closed, start=1):
             shard = synced()
             name = self.stem if len(self._closed) == 1 else f"{self.stem}-{number:02d}"
             if place.shard not in (None, name):
                 raise OutputError(f"{self._output}: shard {place.shard} of the base is {name} here")
-            for suffix in (".tar", ".parquet") if shard.samples else (".parquet",):
-                self._output.publish(writer.path.with_suffix(suffix), f"{name}{suffix}")
-                files.add(f"{name}{suffix}")
+            suffixes = (".tar", ".parquet") if shard.samples else (".parquet",)
+            paths = {suffix: writer.path.with_suffix(suffix) for suffix in suffixes}
+            name = self._output.publish(paths, name)
+            files.update(f"{name}{suffix}" for suffix in suffixes)
             shards.append(replace(shard, name=name, bucket=_bucket_name(writer.group) if bucketed else ""))
         marker = Marker(
             split=self._output.split,

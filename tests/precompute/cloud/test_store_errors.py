@@ -1,0 +1,94 @@
+"""What cannot be, with a store: one line that names the flag and the cure, before any work, and no value of an option in it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from builders.archives import backoff
+from precompute import run
+from tests.support.faulty_store import KEYS, FaultyStore
+from tests.support.launching import TOY
+
+
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "stop_on_sigterm", lambda: None)
+    monkeypatch.setattr(backoff.Patience, "wait", lambda *arguments: False)
+
+    def run_and_fail(output: str, *arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["run.py", "builders/demo", "--output", output, *TOY, *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            run.main()
+        assert stopped.value.code in (1, 2)
+        told = capsys.readouterr()
+        assert told.err.startswith("error: ") and told.err.count("\n") == 1 and "Traceback" not in told.err
+        assert not list(tmp_path.iterdir()), "no folder was made in its place"
+        return told.err
+
+    return run_and_fail
+
+
+def with_options(store: FaultyStore, **more: str) -> list[str]:
+    given = {**dict(option.split("=", 1) for option in store.options), **more}
+    return [word for name, value in given.items() for word in ("--store-option", f"{name}={value}")]
+
+
+@pytest.mark.parametrize(
+    "output, expected",
+    [
+        ("s3:", "give bucket and prefix, as in s3://BUCKET/PREFIX"),
+        ("s3://bucket", "give bucket and prefix"),
+        ("s3:/bucket/prefix", "give bucket and prefix"),
+        ("s4://bucket/prefix", "no store of that name. Give a folder, or one of s3://BUCKET/PREFIX"),
+        ("memory://bucket/prefix", "no store of that name"),
+        ("hf://buckets/user/name", "the Hub has no conditional writes"),
+    ],
+)
+def test_a_url_that_is_none_of_ours(fail, output: str, expected: str) -> None:
+    error = fail(output)
+    assert f"--output {output}: " in error and expected in error
+
+
+def test_flags_that_do_not_go_together(fail, store: FaultyStore) -> None:
+    assert "--push-to a/b: a run pushes from a folder" in fail("s3://bucket/x", "--push-to", "a/b")
+    assert "--scratch: only with --output to a store" in fail("out", "--scratch", "here")
+    assert "--store-option: only with --output to a store" in fail("out", "--store-option", "region=auto")
+    error = fail("s3://bucket/x", *with_options(store, colour="red"))
+    assert "--store-option colour=...: no such option" in error and "red" not in error
+    assert "give NAME=VALUE" in fail("s3://bucket/x", "--store-option", "s3cr3t")
+    assert not store.front.log, "before any request"
+
+
+def test_a_missing_extra(fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("client", "output_store"):
+        monkeypatch.delitem(sys.modules, f"precompute.cloud.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    assert "run `pip install 'latentmill[cloud]'`" in fail("s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ("400 ExpiredToken", "the credentials have expired. Renew them"),
+        ("403 InvalidAccessKeyId", "the credentials are not accepted. Check"),
+        ("403 AccessDenied", "give no right to this (AccessDenied). They must read, write, delete and list"),
+        ("503 SlowDown", "(SlowDown). Nothing finished is lost"),
+        ("501 NotImplemented", "no conditional writes"),
+        ("deaf", "no conditional writes (If-None-Match, If-Match), by which processes meet"),
+    ],
+)
+def test_a_store_that_will_not(fail, store: FaultyStore, answer: str, expected: str) -> None:
+    store.front.answer = lambda environ: answer
+    error = fail("s3://bucket/x", *with_options(store))
+    assert "--output s3://bucket/x: " in error and expected in error
+    assert not any(value in error for value in KEYS.values())
+    store.calm()
+    assert answer != "deaf" or not store.objects("x"), "nothing of the trial is left"
+
+
+def test_a_missing_bucket_and_a_server_that_is_none(fail, store: FaultyStore) -> None:
+    assert "there is no such bucket. Make it" in fail("s3://none/x", *with_options(store))
+    error = fail("s3://bucket/x", *with_options(store, endpoint="http://127.0.0.1:9"))
+    assert "error sending request" in error
