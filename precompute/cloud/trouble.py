@@ -38,7 +38,8 @@ class Trouble:
             return self.no_conditions()
         if code in NO_BUCKET:
             return self._error("there is no such bucket", "Make it, or name another")
-        if code in EXPIRED:
+        # A HEAD's answer has no body, and so no code.
+        if code in EXPIRED or (not code and "status code: 400" in str(error)):
             cure = "Renew them, as by `aws sso login`, and run the same command again"
             return self._error("the credentials have expired", cure)
         if code in UNKNOWN_KEY or isinstance(error, UnauthenticatedError):
