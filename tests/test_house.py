@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "precompute.cloud": {*GROUND, *BUILDERS, "precompute.cloud"},
     "precompute.encode": {*GROUND, "precompute.encode"},
     "precompute.input": READING,
-    "precompute.runtime": {*READING, "precompute.runtime"},
+    "precompute.runtime": {*READING, "precompute.cloud", "precompute.runtime"},
     "precompute.verification": {*READING, "precompute.verification"},
     "precompute.report": {*CHECKING, "precompute.report"},
     "precompute.hub": {*CHECKING, "precompute.report", "precompute.hub"},

@@ -68,7 +68,7 @@ class Client:
     """
 
     def __init__(self, flag: str, url: str, store: ObjectStore, large: ObjectStore | None = None) -> None:
-        self._flag, self.url, self._trouble = flag, url, Trouble(f"{flag} {url}")
+        self._flag, self.url, self.trouble = flag, url, Trouble(f"{flag} {url}")
         self._store, self._large = store, large or store
 
     @classmethod
@@ -105,45 +105,32 @@ class Client:
                 f"{flag} {url}: {first_line(error)}. Check the URL and --store-option"
             ) from error
 
-    def try_out(self) -> None:
-        """Raises StoreError, with the cure, where processes could not meet here."""
-        key, body = f"{PROBE}-{secrets.token_hex(8)}", b"1"
-        version = self.create(key, body)
-        try:
-            honoured = version is not None and self._refuses(key, "create")
-            honoured = honoured and self._refuses(key, Version('"none"', "1").condition)
-            honoured = honoured and self.swap(key, b"2", version or Version("")) is not None
-        finally:
-            self.delete(key)
-        if not honoured:
-            raise self._trouble.no_conditions()
-
     def create(self, key: str, data: Data) -> Version | None:
         """Write an object that is not there; None where another is. One that is equal counts as ours."""
         patience = backoff.Patience()
         while True:
             try:
-                return Version.of(self._put(key, data, "create"))
+                return Version.of(self.write(key, data, "create"))
             except CONFLICT as error:
                 there = self.compare(key, data)
                 if there is not None:
                     return there[0] if there[1] else None
-                self._trouble.wait(patience, error)
+                self.trouble.wait(patience, error)
 
     def swap(self, key: str, data: Data, version: Version) -> Version | None:
         """Write over the object that had this version; None where it is another now, or none."""
         patience = backoff.Patience()
         while True:
             try:
-                return Version.of(self._put(key, data, version.condition))
+                return Version.of(self.write(key, data, version.condition))
             except (*CONFLICT, FileNotFoundError) as error:
                 there = self.compare(key, data)
                 if there is None or there[1] or there[0].tag != version.tag:
                     return there[0] if there and there[1] else None
-                self._trouble.wait(patience, error)
+                self.trouble.wait(patience, error)
 
     def put(self, key: str, data: Data) -> None:
-        self._put(key, data, "overwrite")
+        self.write(key, data, "overwrite")
 
     def get(self, key: str) -> tuple[bytes, Version] | None:
         def ask() -> tuple[bytes, Version]:
@@ -184,25 +171,18 @@ class Client:
                         after = found.key
                 return
             except (BaseError, OSError, NotImplementedError) as error:
-                self._trouble.wait(patience, error)
+                self.trouble.wait(patience, error)
 
     def delete(self, key: str) -> None:
         self._unless_missing(lambda: obstore.delete(self._store, key))
 
-    def _put(self, key: str, data: Data, mode: Any) -> Any:
+    def write(self, key: str, data: Data, mode: Any) -> Any:
         if len(data) > LARGEST:
             size = f"a file of {len(data) / 1e9:.3g} GB; a store takes {LARGEST / 1e9:.0f} GB in one request"
             raise UsageError(f"{self._flag} {self.url}: {size}. Give a smaller --samples-per-shard")
         store = self._large if len(data) > 1 << 20 else self._store
         conflicts = () if mode == "overwrite" else CONFLICT
         return self._ask(lambda: obstore.put(store, key, data, mode=mode, use_multipart=False), conflicts)
-
-    def _refuses(self, key: str, mode: Any) -> bool:
-        try:
-            self._put(key, b"0", mode)
-        except (*CONFLICT, FileNotFoundError):
-            return True
-        return False
 
     def _unless_missing(self, call: Callable[[], T]) -> T | None:
         try:
@@ -220,10 +200,32 @@ class Client:
                 raise
             except FileNotFoundError as error:
                 if code_of(error) in NO_BUCKET:
-                    raise self._trouble.explained(error) from error
+                    raise self.trouble.explained(error) from error
                 raise
             except (BaseError, OSError, NotImplementedError) as error:
-                self._trouble.wait(patience, error)
+                self.trouble.wait(patience, error)
+
+
+def try_out(client: Client) -> None:
+    """Raises StoreError, with the cure, where processes could not meet here."""
+    key, body = f"{PROBE}-{secrets.token_hex(8)}", b"1"
+    version = client.create(key, body)
+    try:
+        honoured = version is not None and _refuses(client, key, "create")
+        honoured = honoured and _refuses(client, key, Version('"none"', "1").condition)
+        honoured = honoured and client.swap(key, b"2", version or Version("")) is not None
+    finally:
+        client.delete(key)
+    if not honoured:
+        raise client.trouble.no_conditions()
+
+
+def _refuses(client: Client, key: str, mode: Any) -> bool:
+    try:
+        client.write(key, b"0", mode)
+    except (*CONFLICT, FileNotFoundError):
+        return True
+    return False
 
 
 def store_config(options: Iterable[str]) -> dict[str, str]:

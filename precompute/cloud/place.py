@@ -66,12 +66,12 @@ def open_output(
     folder = scratch or Path(tempfile.gettempdir())
     open_folder("--scratch", folder)
     try:
-        from precompute.cloud.client import Client
+        from precompute.cloud.client import Client, try_out
         from precompute.cloud.output_store import OutputStore
     except ImportError as error:
         raise UsageError(
             f"--output {output}: needs {error.name or 'obstore'}; run `pip install 'latentmill[cloud]'`"
         ) from error
     client = Client.open("--output", url, options)
-    client.try_out()
+    try_out(client)
     return OutputStore(client, split, folder)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,6 +39,7 @@ class Output:
     plan: Plan
     batch_size: int
     on_commit: Callable[[], object] = lambda: None
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     left_out: Callable[[Unit], Mapping[str, int]] = lambda unit: {}
     layer: bool = False
     sources: Mapping[int, Stamp] = field(default_factory=dict)
@@ -124,7 +126,8 @@ class OpenUnit:
                     left_out = self._output.left_out(self._lease.unit)
                     output = self._output
                     self._writer.commit(output.recipe, self._fields, output.plan, timings, left_out)
-                    self._output.on_commit()
+                    with self._output.one_at_a_time:
+                        self._output.on_commit()
         finally:
             self.drop()
         leases.release(self._lease)

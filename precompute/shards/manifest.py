@@ -4,7 +4,6 @@ It also guards the folder: markers or a manifest of another recipe or plan stop 
 """
 
 import hashlib
-import threading
 import time
 from collections.abc import Collection, Hashable, Iterable
 from dataclasses import replace
@@ -40,7 +39,7 @@ Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done ag
 
 
 class ManifestKeeper:
-    """The manifest of one output, as one process sees it.
+    """The manifest of one output, as one process sees it. Not for use from two threads at once.
 
     null_caption: sha256 of null_caption.npz as the manifest had it that was there at the start.
     """
@@ -52,7 +51,6 @@ class ManifestKeeper:
         self._due = 0.0
         self._seen: Hashable = None
         self.null_caption: str | None = None
-        self._fresh = threading.Lock()
 
     def start(self) -> Manifest:
         """Write the first manifest, or hold the one that is there against ours. Raises RecipeMismatch."""
@@ -85,19 +83,13 @@ class ManifestKeeper:
         return manifest
 
     def keep_fresh(self) -> None:
-        """Rewrite the manifest from the markers that are there now, where no process has done so for INTERVAL seconds.
-
-        May be called from several threads: where one is at it, the others go on.
-        """
-        if time.monotonic() < self._due or not self._fresh.acquire(blocking=False):
+        """Rewrite the manifest from the markers that are there now, where no process has done so for INTERVAL seconds."""
+        if time.monotonic() < self._due:
             return
-        try:
-            if self._seen == self._modified():
-                self._update()
-            else:
-                self._wait_from(time.monotonic())
-        finally:
-            self._fresh.release()
+        if self._seen == self._modified():
+            self._update()
+        else:
+            self._wait_from(time.monotonic())
 
     def _update(self) -> Manifest:
         started = time.monotonic()
