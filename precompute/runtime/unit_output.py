@@ -39,10 +39,10 @@ class Output:
     plan: Plan
     batch_size: int
     on_commit: Callable[[], object] = lambda: None
-    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     left_out: Callable[[Unit], Mapping[str, int]] = lambda unit: {}
     layer: bool = False
     sources: Mapping[int, Stamp] = field(default_factory=dict)
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass
