@@ -88,7 +88,7 @@ class Coco(ArchiveBuilder):
                     yield Row(make_key(name), None, captions, shard.path, {"image_id": image_id})
 
     def _captions(self, shard: Shard) -> Join:
-        """By archive and stem: the split, None where the archive says it, the image id and the captions."""
+        """Give by archive and stem the split, None where the archive says it, the image id and the captions."""
         location = shard.tables["captions"]
         if self.config.name == "karpathy":
             return self._join(location, lambda: _karpathy(location, self.token))
@@ -108,7 +108,7 @@ def _stem(shard: Shard) -> str:
 
 
 def _captions(location: str, token: Any, archive: str) -> Iterator[tuple[str, str, Any]]:
-    """From lists of images and of annotations, neither in the order of the other."""
+    """Join lists of images and of annotations, neither in the order of the other."""
 
     def facts() -> Iterator[tuple[int, int | None, str]]:
         for key, item in read_document(location, token, f"captions_{archive}.json"):

@@ -32,7 +32,8 @@ IMAGES = (
 _SIDECARS = (".txt", ".caption")
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _CAPTION_COLUMNS = ("caption", "text", "prompt")
-SPLITS = {  # the sub-folder names that imagefolder knows
+# The sub-folder names that imagefolder knows.
+SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -179,7 +180,9 @@ def _is_hidden(path: str) -> bool:
 def _list_files(
     root: str, listed: Mapping[str, Collection[object]]
 ) -> tuple[list[_File], dict[str, list[str]]]:
-    """All images, caption files without an image, and table rows without one, in the order of their paths; and all other files."""
+    """All images, caption files without an image, and table rows without one, in the order of their paths; and all other files.""
+    files.
+    """
     left: dict[str, list[str]] = {"hidden": [], "not_image_or_caption": [], "second_caption_file": []}
     paths = set(listed)
     for path in walk_files(root):

@@ -4,10 +4,11 @@
     load_dataset("builders/journeydb", caption_field="caption")                # the sentence instead of the prompt
     load_dataset("builders/journeydb", "small")                                # the first two tgz of each split
 
-4,189,737 labelled images in train, 234,156 in validation; the test split has questions but no captions and is left out. Annotations
-lie in one file a split, in no order of the archives, and are joined on disk. Source rows are the images of the chosen
-archives and the annotations that name them; an annotation that names no archive counts as missing_image with archive 0. Midjourney's own
-flags at the end of a prompt (--ar 2:3 --v 4 --no people) are cut off, but for caption_cleaning="none"; column `prompt` keeps them.
+4,189,737 labelled images in train, 234,156 in validation; the test split has questions but no captions and is left out. Annotatio
+Annotations lie in one file a split, in no order of the archives, and are joined on disk. Source rows are the images of the chosen
+archives and the annotations that name them; an annotation that names no archive counts as missing_image with archive 0. Midjourne
+Midjourney's own flags at the end of a prompt (--ar 2:3 --v 4 --no people) are cut off, but for caption_cleaning="none"; column `p
+`prompt` keeps them.
 """
 
 import json
@@ -34,7 +35,8 @@ from builders.core.config import NumberedConfig, parse_parts
 from builders.core.log import logger
 
 _REPOSITORY = "JourneyDB/JourneyDB"
-_TABLES = {  # the repathed ones: only their paths match the archives ("realease" is the publisher's)
+# The repathed ones: only their paths match the archives ("realease" is the publisher's)
+_TABLES = {
     "train": "data/train/train_anno_realease_repath.jsonl.tgz",
     "validation": "data/valid/valid_anno_repath.jsonl.tgz",
 }

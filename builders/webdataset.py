@@ -58,7 +58,7 @@ class Webdataset(ArchiveBuilder):
     _others: Sequence[str] = ()  # files of data_dir that are no archives
 
     def identity(self, shards: list[Shard]) -> str:
-        """With what tells one 00000.tar from another: where a remote one comes from, how a local one begins."""
+        """Add what tells one 00000.tar from another: where a remote one comes from, how a local one begins."""
         first = shards[0].location
         return super().identity(shards) + (_beginning(first) if is_local(first) else _published(first))
 
@@ -153,7 +153,7 @@ class _Apart:
 
 
 def _stem(path: str) -> str:
-    """Without the suffix: `.tar` alone may not be the key's, a packed one keeps apart from its namesake."""
+    """Cut the suffix off: `.tar` alone may not be the key's, a packed one keeps apart from its namesake."""
     return path[: -len(".tar")] if path.endswith(".tar") else path
 
 
@@ -164,7 +164,7 @@ def _lower(field: str) -> str:
 
 
 def _published(url: str) -> str:
-    """Without the query: it may be a signature, which lives for some days and is nobody's to read in a key."""
+    """Cut the query off: it may be a signature, which lives for some days and is nobody's to read in a key."""
     return url if is_local(url) else url.partition("?")[0]
 
 

@@ -31,7 +31,7 @@ class CaptionChoice:
 
     @property
     def columns(self) -> list[str]:
-        """Of the sidecar, that it takes to choose."""
+        """Columns of the sidecar that it takes to choose."""
         return ["caption_kinds"] if isinstance(self.captions, Mapping) else []
 
     def choose(self, table: Table, fields: Sequence[Field], samples: I64, chance: F64) -> I64:
@@ -46,7 +46,7 @@ class CaptionChoice:
         return np.searchsorted(ends[1:], aim, side="right") - embedded.first[rows]
 
     def _shares(self, table: Table, embedded: "Embedded") -> F64:
-        """Of each embedded caption of the shard, on a scale of its row's own."""
+        """The share of each embedded caption of the shard, on a scale of its row's own."""
         if not isinstance(self.captions, Mapping):
             return embedded.is_drawn.astype(np.float64)
         shares = np.zeros(len(embedded.row))
@@ -63,8 +63,8 @@ class CaptionChoice:
 class Embedded:
     """The captions of a shard whose states are stored, one row after another.
 
-    first: number of the first of each row, and of the end. row: of each caption. number: of each in its row. is_drawn: whether all
-    encoders have it.
+    first: number of the first of each row, and of the end. row: of each caption. number: of each in its row. is_drawn: whether al
+    all encoders have it.
     """
 
     first: I64
@@ -86,7 +86,7 @@ class Embedded:
         return cls(first, row, number, number < counts[row])
 
     def kinds(self, table: Table) -> npt.NDArray[np.object_]:
-        """Of each caption; empty where the sidecar does not say it."""
+        """The kind of each caption; empty where the sidecar does not say it."""
         first, kinds = ragged(table, "caption_kinds")
         known = self.number < np.diff(first)[self.row]
         found = np.full(len(self.row), "", object)
@@ -96,7 +96,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the captions lie in the members of a text field, in rows of its array: tokens, or of a pooled one captions.
+    """Says where the captions lie in the members of a text field, in rows of its array: tokens, or of a pooled one captions.
 
     first: number of the first caption of each row of the sidecar. ends: rows of the arrays up to each caption of the shard.
     """
@@ -114,6 +114,8 @@ class Parts:
         return cls(first, np.cumsum([0, *lengths]))
 
     def find(self, rows: I64, captions: I64) -> tuple[I64, I64, I64]:
-        """Of some rows of the sidecar, and a caption of each: where it begins and ends in the array, and where the array ends."""
+        """Find for some rows of the sidecar, and a caption of each, where it begins and ends in the array, and where the array en
+        ends.
+        """
         begin, at = self.ends[self.first[rows]], self.first[rows] + captions
         return self.ends[at] - begin, self.ends[at + 1] - begin, self.ends[self.first[rows + 1]] - begin

@@ -107,7 +107,7 @@ class Condition:
 def select_samples(
     source: Source, condition: Condition, folder: Path, members: Sequence[str], columns: Sequence[str]
 ) -> list[I64]:
-    """For each shard the numbers of the samples that fulfil the condition, in order. folder: of the cache.
+    """List for each shard the numbers of the samples that fulfil the condition, in order. folder: of the cache.
 
     Raises ValueError for an expression that the columns do not allow, OSError or FormatError for an unreadable sidecar.
     """

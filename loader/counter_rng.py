@@ -45,7 +45,7 @@ def keyed(*parts: Integers) -> U64:
 
 
 def permute(index: npt.NDArray[np.int64], size: Integers, key: U64) -> npt.NDArray[np.int64]:
-    """Where `index` goes in permutation number `key` of `range(size)`; element by element, in constant memory.
+    """Say where `index` goes in permutation number `key` of `range(size)`; element by element, in constant memory.
 
     Two Feistel networks on grids of width x height >= size cells, each followed by a rotation. What a network sends
     outside of `size` walks on until it is inside, which makes a bijection of the grid one of the range. One network alone

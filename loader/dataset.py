@@ -31,7 +31,7 @@ class LatentDataset(IterableDataset[Batch]):
 
     B: batch_size; T: tokens; D, P: widths of the text encoder; NAME: of the encoder, `_NAME` is left out of the unnamed one's.
 
-        image_latents            (B, C, H, W) float16, scaled (bfloat16 of shards that were made with --store bfloat16, and so below)
+        image_latents            (B, C, H, W) float16, scaled (bfloat16 of shards made with --store bfloat16, and so below)
         drop_caption_mask        (B,) float32, 0 where the caption was dropped; drop_caption_mask_NAME of each encoder, where
                                  caption_drop_prob goes by encoder
         caption_latents_NAME     (B, 1, T, D) float16, where dropped zeros, or the empty caption's; zeros behind the last token
@@ -64,14 +64,14 @@ class LatentDataset(IterableDataset[Batch]):
 
     @property
     def urls(self) -> list[str]:
-        """Of the paths; hf:// ones with the commit they are pinned to."""
+        """The paths; hf:// ones have the commit that they are pinned to."""
         return [source.files.url for _, source in self._assembly.sources]
 
     # --- ranks
 
     @property
     def rank(self) -> int:
-        """As it would be if iteration began now. Raises ValueError where nothing says it."""
+        """This process's rank, were iteration to begin now. Raises ValueError where nothing says it."""
         return self._present().known
 
     @property
@@ -151,7 +151,7 @@ class LatentDataset(IterableDataset[Batch]):
         self.position = position
 
     def state_dict(self) -> State:
-        """Where the next batch begins, and the identity of the order; the same on every rank."""
+        """Say where the next batch begins, and the identity of the order; the same on every rank."""
         order = self._assembly.order
         return {
             "epoch": self.epoch, "position": self.position, "stride": order.stride, **self._identity(),

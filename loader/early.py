@@ -167,7 +167,7 @@ class FirstBatches:
         return True
 
     def _keep(self, partial: dict[int, Partial]) -> None:
-        """Of what is here as much for the whole shards as must not be fetched twice; from all of them alike."""
+        """Keep of what is here as much for the whole shards as must not be fetched twice, of all of them alike."""
         if self._processes > 1:
             return
         turns = [

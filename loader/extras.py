@@ -1,6 +1,7 @@
 """What a batch tells of its samples beside arrays: keys, captions and their kinds, sizes, any column of the sidecar or extra.
 
-All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` is.
+All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` i
+is.
 """
 
 import json
@@ -123,7 +124,9 @@ def _kind(table: Table, row: int, number: int) -> str:
 
 
 def target_size(image: Field, bucket: str) -> tuple[int, int]:
-    """Height and width in pixels of the pictures that were encoded: of a bucket `1024x768` (+ those of other resolutions) its own."""
+    """Height and width in pixels of the pictures that were encoded: of a bucket `1024x768` (+ those of other resolutions) its own
+    own.
+    """
     resolution = resolution_of(image)
     sizes = [tuple(map(int, size.split("x"))) for size in bucket.split("+")] if bucket else []
     width, height = min(
@@ -137,7 +140,8 @@ def _sizes(
 ) -> tuple[float, ...]:
     """Original height and width, top and left of the crop, target height and width, in pixels, as SDXL takes them.
 
-    The crop is told in the picture as it is shrunk to be cropped to the target; of a mirrored one, as cut out of the mirror image.
+    The crop is told in the picture as it is shrunk to be cropped to the target; of a mirrored one, as cut out of the mirror image
+    image.
     """
     table = shard.table
     width, height = table.value("width", row), table.value("height", row)
@@ -151,7 +155,7 @@ def _sizes(
 
 
 def _crop_in_tar(shard: OpenShard, row: int, resolution: int) -> Sequence[int]:
-    """Of a sample whose sidecar does not say it."""
+    """Read the crop of a sample whose sidecar does not say it."""
     size, offset = shard.table.value("size_json", row), shard.table.value("offset_json", row)
     facts = json.loads(os.pread(shard.descriptor("json"), size, offset))
     crop: Sequence[int] = facts.get("crops", {}).get(str(resolution), facts["crop"])

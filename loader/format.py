@@ -181,7 +181,7 @@ class Shard:
 
     @property
     def path(self) -> str:
-        """Of both files, without their suffix, from the manifest's folder."""
+        """The path of both files from the manifest's folder, without their suffix."""
         return f"{self.folder}/{self.name}" if self.folder else self.name
 
 

@@ -137,7 +137,7 @@ class Loader:
             self._stream = None
 
     def stats(self) -> dict[str, Any]:
-        """Since the loader was made, in this process and its workers, of the batches the trainer has had.
+        """Count what the batches that the trainer has had took, in this process and its workers, since the loader was made.
 
         samples, samples_per_second, seconds, waiting: seconds that the trainer stood still for data. bytes: read.
         mixture: share of each path. substitutes: samples that stand in for unreadable ones. Of remote shards also
@@ -194,7 +194,7 @@ class Loader:
         return self._stream
 
     def __getstate__(self) -> dict[str, Any]:
-        """Where it is; what it has ready stays behind, and the copy starts threads or workers of its own."""
+        """Say where it is; what it has ready stays behind, and the copy starts threads or workers of its own."""
         state = {**self.__dict__, "_stream": None, "_started": time.perf_counter(), "_counts": Counter()}
         state.pop("_finalizer", None)
         return {**state, "_waited": 0.0}

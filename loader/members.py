@@ -78,7 +78,7 @@ class Rows:
         captions: I64,
         errors: dict[int, Exception],
     ) -> bool:
-        """As `read_field`, of a text field whose members hold several captions, one of each: nothing else of them is read.
+        """Read one caption of each member of a text field that holds several, as `read_field` does; nothing else of them is read.
 
         captions: the number of each sample's. False where a member of this shard is one caption's.
         """

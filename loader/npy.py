@@ -3,6 +3,7 @@
 import ast
 import functools
 import io
+import re
 from math import prod
 from typing import Any
 
@@ -14,6 +15,10 @@ from loader.printable import printable
 
 LONGEST_HEADER = 4096
 _ODD = (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError, OverflowError)
+PLAIN = re.compile(
+    rb"\{'descr': '([<>|=]?[a-zA-Z]\d+)', 'fortran_order': (True|False), "
+    rb"'shape': \((\d*,?|\d+(?:, \d+)+)\), \}\s*"
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -37,9 +42,18 @@ def npy_bytes(array: npt.NDArray[Any]) -> bytes:
     return b"".join(npy_parts(array))
 
 
+def _read_plain(header: bytes) -> dict[str, Any] | None:
+    """Read a header as numpy writes it; None of any other. Threads of some Pythons must not build syntax trees at once."""
+    found = PLAIN.fullmatch(header)
+    if found is None:
+        return None
+    shape = tuple(int(number) for number in found[3].split(b",") if number.strip())
+    return {"descr": found[1].decode(), "fortran_order": found[2] == b"True", "shape": shape}
+
+
 @functools.lru_cache(maxsize=4096)
 def _parse_npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
-    meta = ast.literal_eval(header.decode("latin1"))
+    meta = _read_plain(header) or ast.literal_eval(header.decode("latin1"))
     dtype, shape = np.dtype(meta["descr"]), meta["shape"]
     plain = not dtype.hasobject and dtype.itemsize > 0 and isinstance(shape, tuple) and len(shape) <= 8
     if not plain or not all(type(n) is int and 0 <= n < 1 << 31 for n in shape):

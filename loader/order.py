@@ -37,7 +37,7 @@ ATTEMPTS = 8  # places to look for a readable sample; the first half of them in 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the samples at some positions lie: number of the shard, and of the row among its samples."""
+    """Says where the samples at some positions lie: number of the shard, and of the row among its samples."""
 
     shard: I64
     row: I64

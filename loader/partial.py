@@ -46,7 +46,7 @@ class Partial:
         return False
 
     def missing(self, at: int, size: int) -> int:
-        """Where the bytes end that are not here, from byte `at` of `size`."""
+        """Say where the bytes end that are not here, from byte `at` of `size`."""
         return min((start for start, _ in self.spans if start > at), default=size)
 
 

@@ -34,7 +34,7 @@ def cut_into_parts(
     unit: int,
     partitions: int,
 ) -> Parts:
-    """As evenly as can be; where there are units, at their bounds.
+    """Cut as evenly as can be; where there are units, at their bounds.
 
     Where every unit comes once an epoch (weights are lengths), each partition has weights of its own: its units of each group.
     """
@@ -56,7 +56,8 @@ def cut_into_parts(
 
 
 def mix_in(index: I64, weights: Sequence[int]) -> tuple[I64, I64]:
-    """(group, how many times the group came before) of each index. Any stretch of n holds `n * weight / total` of a group, give or take one or two.
+    """(group, how many times the group came before) of each index. Any stretch of n holds `n * weight / total` of a group, give o
+    or take one or two.
 
     A group takes its share of the whole as evenly as integers allow (Bresenham's line), the next its share of the rest, ...
     """

@@ -1,4 +1,6 @@
-"""Which rank this process is, of how many: asked again whenever iteration begins, for a process group may come later than the loader."""
+"""Which rank this process is, of how many: asked again whenever iteration begins, for a process group may come later than the loa
+loader.
+"""
 
 import logging
 import os

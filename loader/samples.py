@@ -71,7 +71,7 @@ class Samples(Dataset[Batch]):
 
     @property
     def urls(self) -> list[str]:
-        """Of the paths; hf:// ones with the commit they are pinned to."""
+        """The paths; hf:// ones have the commit that they are pinned to."""
         return self._dataset.urls
 
     @property

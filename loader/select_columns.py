@@ -64,7 +64,7 @@ COLUMNS = {"captions", "caption_kinds", "width", "height", "source"}
 
 
 def _names(sources: Sequence[Source]) -> set[str]:
-    """Of the extras of the first shards of each path."""
+    """Collect the names of the extras of the first shards of each path."""
     found = set[str]()
     for source in sources:
         for number in range(min(LOOKED_AT, len(source.names))):

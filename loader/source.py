@@ -40,7 +40,7 @@ class OpenShard:
             weakref.finalize(self, os.close, descriptor)
 
     def descriptor(self, member: str) -> int:
-        """Of the tar in which a member lies."""
+        """A descriptor of the tar in which a member lies."""
         return self._tars[member] if member in self._tars else self._tars[""]
 
     def keep(self, samples: I64) -> None:
@@ -90,7 +90,7 @@ class ManifestSource:
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """Of the split, in order of unit."""
+        """The shards of the split, in order of unit."""
         return self._shards
 
     @property

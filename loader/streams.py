@@ -43,7 +43,7 @@ def in_threads(dataset: LatentDataset, threads: int, prefetch: int) -> Generator
 
 
 def _wait_for(batch: Future[Counted], dataset: LatentDataset) -> Counted:
-    """With a line in the log for every so many seconds without it."""
+    """Wait, with a line in the log for every so many seconds."""
     for number in itertools.count(1):
         wait([batch], timeout=STALL)
         if batch.done():

@@ -62,7 +62,9 @@ class Transport(Protocol):
 
 
 class HttpTransport:
-    """Files below an http(s) address. token: sent to that address alone, not to where it redirects; a login in the address likewise."""
+    """Files below an http(s) address. token: sent to that address alone, not to where it redirects; a login in the address likewi
+    likewise.
+    """
 
     def __init__(self, url: str, base: str, token: str | None = None) -> None:
         parts = urllib.parse.urlsplit(base)
@@ -142,7 +144,8 @@ class HttpTransport:
             isinstance(reason, socket.gaierror) and reason.errno in _NO_SUCH_NAME
         ):
             return OSError(
-                f"{self.url}: no server of the name {printable(self._host)} is known ({what}); check the spelling, and the network"
+                f"{self.url}: no server of the name {printable(self._host)} is known ({what}); check the spelling, "
+                "and the network"
             )
         missing = isinstance(reason, socket.gaierror) or getattr(reason, "errno", None) in _NO_NETWORK
         return Interrupted(what, patience=UNREACHED if missing else math.inf)

@@ -1,4 +1,6 @@
-"""Which files of a cache are believed to be what their names say: ours, where nobody else may write; others once they are hashed."""
+"""Which files of a cache are believed to be what their names say: ours, where nobody else may write; others once they are hashed.
+hashed.
+"""
 
 import hashlib
 import os
@@ -7,7 +9,7 @@ from pathlib import Path
 
 
 class Trust:
-    """Of the files in one folder, by one process."""
+    """Holds which files of one folder this process trusts."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

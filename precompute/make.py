@@ -202,7 +202,7 @@ def run(step: Step) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one sample: bytes in the shards, and images a second of one process; None where it could not be measured."""
+    """Says of one sample: bytes in the shards, and images a second of one process; None where it could not be measured."""
 
     bytes: float
     images_per_second: float | None

@@ -157,7 +157,7 @@ def open_sources(config: Config) -> list[Shards]:
 
 
 def choose(source: Shards, condition: Condition) -> Sequence[Any]:
-    """For each shard the numbers of its chosen samples."""
+    """List for each shard the numbers of its chosen samples."""
     if condition:
         return select_samples(source, condition, cache_folder(), [], [])
     return [np.arange(count) for count in source.samples([], [])]

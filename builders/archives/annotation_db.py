@@ -1,7 +1,7 @@
 """Annotations too many for memory, kept beside the cache: (part, name) -> values, in one SQLite file a source.
 
-Built once, in one pass and flat memory (10 million captions: a minute or two, 4 GB of disk), by whichever process comes first; the
-others wait for it. The name of the file holds what it was made from, so a changed source or changed code is a new file.
+Built once, in one pass and flat memory (10 million captions: a minute or two, 4 GB of disk), by whichever process comes first; th
+the others wait for it. The name of the file holds what it was made from, so a changed source or changed code is a new file.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from builders.core.errors import AnnotationError, ArchiveError, BuilderError, Di
 
 OTHERS = "others"  # the part whose one value is how many rows were not picked
 _Rows = Iterable[tuple[str, str, Any]]
-_UNREADABLE = (  # what readers raise on annotations that are cut short, damaged, or something else
+# What readers raise on annotations that are cut short, damaged, or something else.
+_UNREADABLE = (
     ArchiveError,
     BadGzipFile,
     EOFError,
@@ -79,7 +80,9 @@ def open_join(folder: str, source: str, identity: str, rows: Callable[[], _Rows]
 
 
 def sort_by_name(rows: Iterable[tuple[Any, Any, str]]) -> Iterator[tuple[Any, list[tuple[Any, str]]]]:
-    """From (name, rank, text) in any order: each name with its (rank, text), None first, then by rank. In flat memory, on disk."""
+    """Group (name, rank, text), which come in any order, by name: each with its (rank, text), None first, then by rank. In flat m
+    memory, on disk.
+    """
     with contextlib.closing(sqlite3.connect("")) as db:  # a file without a name, gone when closed
         _no_journal(db)
         db.execute("CREATE TABLE rows (name, rank, text)")

@@ -42,7 +42,7 @@ def may_pass(status: int) -> bool:
 
 
 def _seconds(retry_after: str) -> float:
-    """From a number or an HTTP date; 0 from neither."""
+    """Read seconds out of a number or an HTTP date; 0 out of neither."""
     if retry_after.isdecimal() and len(retry_after) < 10:
         return float(retry_after)
     if retry_after.isdecimal():

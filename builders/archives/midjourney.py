@@ -2,15 +2,22 @@
 
 without_flags("a cat, Spider -man --no people, dogs --ar 2:3 --v 4")  ->  "a cat, Spider -man"
 
-Only flags that Midjourney has, with two dashes (or the one long dash that phones make of them), and only at the end, where it takes them.
+Only flags that Midjourney has, with two dashes (or the one long dash that phones make of them), and only at the end, where it tak
+takes them.
 """
 
 import re
 
 __all__ = ["without_flags"]
 
-_NUMBER = "ar|aspect|c|chaos|cw|exp|h|height|iw|mp|niji|ow|q|quality|r|repeat|s|sameseed|seed|stop|stylize|sv|sw|v|version|w|weird|width"
-_BARE = "beta|creative|draft|fast|hd|light|niji|p|public|raw|relax|stealth|test|testp|tile|turbo|upanime|upbeta|uplight|vibe|video"
+_NUMBER = (
+    "ar|aspect|c|chaos|cw|exp|h|height|iw|mp|niji|ow|q|quality|r|repeat|s|sameseed|seed|stop|stylize|sv|sw|v|version|"
+    "w|weird|width"
+)
+_BARE = (
+    "beta|creative|draft|fast|hd|light|niji|p|public|raw|relax|stealth|test|testp|tile|turbo|upanime|upbeta|uplight|"
+    "vibe|video"
+)
 _WORD = "cref|oref|p|personalize|profile|sref|style"
 _FLAG = re.compile(
     rf"(?:--|—)(?:(?:{_NUMBER})\s*[\d.:/]+|(?:{_BARE})|(?:{_WORD})\s+\S+(?:\s+https?://\S+)*)[\s,.;]*|--no\s.*",

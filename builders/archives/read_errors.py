@@ -1,7 +1,7 @@
 """What it means that a file cannot be read: gone, refused, or something that may pass.
 
-The readers below us say it in many ways, one inside the other: fsspec calls every failure to ask for a file's size FileNotFoundError,
-the Hub's file system a repository that hides from us, too. So the whole chain of causes is looked at.
+The readers below us say it in many ways, one inside the other: fsspec calls every failure to ask for a file's size FileNotFoundEr
+FileNotFoundError, the Hub's file system a repository that hides from us, too. So the whole chain of causes is looked at.
 """
 
 import errno
@@ -21,7 +21,8 @@ from huggingface_hub.utils import httpx
 from builders.archives.backoff import may_pass
 from builders.core.errors import ArchiveError, BuilderError, DownloadError, RefusedError
 
-_LASTING = (  # the same request will never succeed
+# The same request will never succeed.
+_LASTING = (
     HFValidationError,
     OfflineModeIsEnabled,
     RevisionNotFoundError,
@@ -104,7 +105,7 @@ def retry_after(error: BaseException) -> str | None:
 
 
 def describe(error: BaseException) -> str:
-    """In a few words, from the cause that knows most."""
+    """Say it in a few words, those of the cause that knows most."""
     if status := status_of(error):
         return f"the server answered {status}"
     *_, cause = causes(error)

@@ -23,7 +23,8 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
         {}
     )  # split -> its account, of those that this build found empty
 
-    # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them ---------------
+    # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them
+    # ---------------
 
     def _prepare_split_single(
         self, gen_kwargs: dict[str, Any], *args: Any, job_id: int, **kwargs: Any
@@ -56,7 +57,7 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             self._without_records = {**self._without_records, split: str(error)}
 
     def as_dataset(self, split: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `datasets` has it. Raises NoRecordsError where the split, or every one, holds no record."""
+        """Build the dataset as `datasets` does. Raises NoRecordsError where the split, or every one, holds no record."""
         known = self.info.splits or {}
         empty = [name for name, part in known.items() if not part.num_examples]
         if empty and (str(split) in empty or (split is None and len(empty) == len(known))):
@@ -74,7 +75,7 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             return Account(**json.load(file))
 
     def _account_path(self, split: str, job: int | None = None) -> str:
-        """In the folder of the cache: of a split, and while it is built of each of its jobs."""
+        """Name the account's file in the folder of the cache: that of a split, and while it is built that of each of its jobs."""
         return f"{self._output_dir}/{split}{'' if job is None else f'-{job:05d}'}.account.json"
 
     def _get_examples_iterable_for_split(self, split_generator: datasets.SplitGenerator) -> CountedExamples:

@@ -23,9 +23,9 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     max_image_size    shrink larger images to this shorter edge (re-encoded); default: bytes stay untouched
     lossless          with max_image_size: sources that are not JPEG are re-encoded losslessly
     caption_cleaning  "none", "light" or "deepfloyd"
-    color_profile     "srgb": colours of another profile become sRGB where pixels are decoded; "ignore": the numbers as they are stored
-    check_pixels      decode every picture at the gate: what is damaged in its middle is undecodable, instead of an error where it is read
-    keep_rejected     yield rejected rows too, in source order, with their reason in column `reject`; `error` says what a reader said
+    color_profile     "srgb": colours of another profile become sRGB where pixels are decoded; "ignore": the numbers as stored
+    check_pixels      decode every picture at the gate: damaged in its middle is undecodable, no error later
+    keep_rejected     yield rejected rows too, in order, with their reason in column `reject`; `error` says what a reader said
     data_fingerprint  names, sizes and times of the files in data_dir; set by the builder so that changed files are read anew
     """
 

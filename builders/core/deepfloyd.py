@@ -1,9 +1,9 @@
 """The caption cleaning of DeepFloyd IF, as `diffusers`' IFPipeline does it twice: lower case, no CJK, no product codes.
 
-The values are theirs, byte for byte; the time is not: every step takes time in proportion to the length of the caption, where four of
-their patterns take the square of it (a caption of 100,000 characters of `<a ` took minutes). Two absurd kinds of text come out
-otherwise: where the number of `<` times the length is over 2**18, tags are cut out by a pattern instead of by BeautifulSoup, and of
-combining marks 30 in a row are kept.
+The values are theirs, byte for byte; the time is not: every step takes time in proportion to the length of the caption, where fou
+four of their patterns take the square of it (a caption of 100,000 characters of `<a ` took minutes). Two absurd kinds of text com
+come out otherwise: where the number of `<` times the length is over 2**18, tags are cut out by a pattern instead of by BeautifulS
+BeautifulSoup, and of combining marks 30 in a row are kept.
 """
 
 import html
@@ -18,11 +18,14 @@ from builders.core.marks import without_piles
 
 __all__ = ["clean"]
 
-# Each step is (needs, pattern, replacement): the pattern runs only where one of the characters or words in `needs` occurs, which is
-# what makes this several times as fast as running all of them on every caption. The order is part of the definition.
+# Each step is (needs, pattern, replacement): the pattern runs only where one of the characters or words in `needs` occurs, which
+# is what makes this several times as fast as running all of them on every caption. The order is part of the definition.
 
 _TLD = r"(?:com|co|ru|net|org|edu|gov|it)"
-_DASHES = "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+_DASHES = (
+    "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
+    "\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
 _BAD_PUNCTUATION = "[#®•©™&@·º½¾¿¡§~)(\\]\\[}{|\\\\/*]{1,}"
 _FILE_TYPES = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 _DIGITS = ("digit",)  # the step needs a decimal digit of any script
@@ -43,7 +46,8 @@ def _steps(*rows: tuple[tuple[str, ...], str, _Replacement]) -> list[_Step]:
     return [(needs, re.compile(pattern), replacement) for needs, pattern, replacement in rows]
 
 
-_SCRIPTS = _steps(  # only where a character is not ASCII
+# Only where a character is not ASCII.
+_SCRIPTS = _steps(
     (
         ("",),
         "[\u31c0-\u9fff]+",
@@ -128,7 +132,8 @@ def _run(steps: list[_Step], text: str) -> str:
     return text
 
 
-# --- links: what `\b(?:SCHEME|[a-zA-Z0-9.\-]+[.]TLD[\w/-]*\b\/?(?!@))` matches, found in one pass --------------------------------------
+# --- links: what `\b(?:SCHEME|[a-zA-Z0-9.\-]+[.]TLD[\w/-]*\b\/?(?!@))` matches, found in one pass
+# --------------------------------------
 
 _SCHEMES = [
     ("http", re.compile(r"\bhttps?:(?:/{1,3}|[a-zA-Z0-9%])")),
@@ -157,7 +162,9 @@ def _without_links(scheme: re.Pattern[str], text: str) -> str:
 
 
 def _next_host(text: str, at: int) -> tuple[int, int] | None:
-    """Where the first host begins and ends. In a run of its characters it begins at the first edge of a word, and has the last end that fits."""
+    """Find where the first host begins and ends. In a run of its characters it begins at the first edge of a word, and has the la
+    last end that fits.
+    """
     while run := _RUN.search(text, at):
         at = run.end()
         edge = _EDGE.search(text, run.start(), at)
@@ -169,7 +176,8 @@ def _next_host(text: str, at: int) -> tuple[int, int] | None:
     return None
 
 
-# --- markup -----------------------------------------------------------------------------------------------------------------------
+# --- markup
+# -----------------------------------------------------------------------------------------------------------------------
 
 _MOST_MARKUP = 2**18  # `<` times characters: html.parser reads on to the end for each that is not closed
 _TAG = re.compile(r"<[a-z/!?][^<>]*>")

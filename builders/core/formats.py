@@ -6,7 +6,8 @@ import zlib
 DECODED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADERS = (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
-_OTHERS = {  # what people have in image folders, and no decoder here reads
+# What people have in image folders, and no decoder here reads.
+_OTHERS = {
     "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
     "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
     "JPEG XR": (b"II\xbc\x01",),
@@ -71,7 +72,9 @@ def has_end(data: bytes, kind: str) -> bool:
 
 
 def jpeg_parts(data: bytes) -> tuple[int, int]:
-    """Offsets of the frame header (any SOF) and of the first scan, found by walking the segments; -1 where the walk leads nowhere."""
+    """Offsets of the frame header (any SOF) and of the first scan, found by walking the segments; -1 where the walk leads nowhere
+    nowhere.
+    """
     at, last, frame = 2, len(data) - 3, -1
     while at < last and data[at] == 0xFF:
         marker = data[at + 1]

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 
 def walk_files(root: str) -> Iterator[str]:
-    """Paths of all files relative to the root, with `/`, in order, hidden ones too. A link that leads back to where it lies is passed."""
+    """Paths of all files relative to the root, with `/`, in order, hidden ones too. A link that leads back to where it lies is pa
+    passed.
+    """
     yield from _walk(root, "", (os.path.realpath(root),))
 
 

@@ -11,7 +11,8 @@ from builders.core.images import decode_rgb
 
 
 class RgbImage(datasets.Image):
-    """`datasets.Image` that decodes as `images.decode_rgb`: first frame, upright, in sRGB, transparency on white, 16-bit greys scaled.
+    """`datasets.Image` that decodes as `images.decode_rgb`: first frame, upright, in sRGB, transparency on white, 16-bit greys sc
+    scaled.
 
     Stored as `Image(mode="RGB")`, so that a dataset saved or pushed loads without this package; it then decodes as that does.
     For the pixels in the source's own mode: `cast_column("image", datasets.Image())`.

@@ -9,7 +9,8 @@ from builders.core.errors import ConfigError
 
 __all__ = ["check_encoding", "decode_text", "encoding_of"]
 
-_MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
+# The longer ones first: UTF-32's begins with UTF-16's.
+_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),

@@ -54,7 +54,7 @@ def is_url(output: Path | str) -> bool:
 def open_output(
     output: Path | str, split: str, scratch: Path | None = None, options: Sequence[str] = ()
 ) -> Destination:
-    """Where the shards of a run go, tried out: it can be written to, and processes can meet there.
+    """Open where the shards of a run go, and try it out: it can be written to, and processes can meet there.
 
     scratch: folder on a disk here in which units grow that go to a store; default: the system's for temporary files.
     options: NAME=VALUE, of the store's client. Raises UsageError or StoreError, with the cure.

@@ -78,7 +78,7 @@ class StoreControls:
 
     @property
     def _listed(self) -> dict[str, Found]:
-        """By name, what this thread has listed last: it looks at once at what it has listed."""
+        """Give by name what this thread has listed last: it looks at once at what it has listed."""
         found: dict[str, Found] = getattr(self._seen, "found", {})
         return found
 

@@ -24,7 +24,7 @@ class Trouble:
         self._place = place
 
     def wait(self, patience: backoff.Patience, error: Exception) -> None:
-        """Before the next try. Raises StoreError where there shall be none."""
+        """Wait before the next try. Raises StoreError where there shall be none."""
         status = int((re.findall(r"status code: (\d{3})", str(error)) or ["0"])[0])
         passing = not status or status in (409, 412) or (backoff.may_pass(status) and status != 501)
         if isinstance(error, REFUSED) or not passing:

@@ -26,7 +26,7 @@ class CaptionCache:
         self._bytes += sum(launched.nbytes for launched in batches)
 
     def find(self, captions: Sequence[str]) -> list[tuple[Launched, int]]:
-        """For each caption its batch and its row there; the oldest are forgotten thereafter."""
+        """Give for each caption its batch and its row there; the oldest are forgotten thereafter."""
         found = [self._recent[caption] for caption in captions]
         while self._bytes > CACHED_BYTES and self._recent:
             launched, row = self._recent.popitem(last=False)[1]

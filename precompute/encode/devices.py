@@ -45,7 +45,7 @@ def pick_device() -> torch.device:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Without waiting, and by way of pinned memory: a copy of other memory may wait for all that the device has to do."""
+    """Copy without waiting, by way of pinned memory: a copy of other memory may wait for all that the device has to do."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -67,7 +67,7 @@ class DeviceClock:
         self.last: torch.cuda.Event | None = None  # behind the batch before
 
     def start(self) -> "Span":
-        """Of one batch: `begin` before the images, `end` behind the last work, `wait` until all is done."""
+        """Start the clock of one batch: `begin` before the images, `end` behind the last work, `wait` until all is done."""
         return Span(self)
 
     def beside(self) -> contextlib.AbstractContextManager[object]:
@@ -94,7 +94,7 @@ class Span:
         self._seconds = time.monotonic() - self._started
 
     def wait(self) -> None:
-        """Until the device is done with all that was launched. Once."""
+        """Wait until the device is done with all that was launched. Once."""
         started = time.monotonic()
         if self._events:
             for event in self._events:

@@ -107,7 +107,8 @@ class FeatureEncoder:
         if self.size % self.patch:
             near = max(1, round(self.size / self.patch)) * self.patch
             raise UsageError(
-                f"--features {spec.name}: size={self.size} is not divisible by {self.patch}, the patch of {spec.model}; use {near}"
+                f"--features {spec.name}: size={self.size} is not divisible by {self.patch}, the patch of "
+                f"{spec.model}; use {near}"
             )
         mean, std = (about.get(name) or [0.5] * 3 for name in ("image_mean", "image_std"))
         if not about.get("do_normalize", True):

@@ -67,13 +67,13 @@ class Location:
         return str(huggingface_hub.snapshot_download(self.name, revision=self.revision, allow_patterns=files))
 
     def _config_hash(self) -> str:
-        """Of what its `config.json` says of the model, and not of the libraries that wrote it."""
+        """Hash what its `config.json` says of the model, and not of the libraries that wrote it."""
         about = {k: v for k, v in self.config.items() if not k.startswith("_") and k not in ABOUT_LIBRARIES}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
-    """Where `name`'s `config.json` is: in the first of `subfolders` that has one, else at the top.
+    """Find where `name`'s `config.json` is: in the first of `subfolders` that has one, else at the top.
 
     name: a folder, or a Hub id with an optional `@REVISION` (branch, tag or commit).
     Raises ModelError, which starts with `flag`, where there is none.

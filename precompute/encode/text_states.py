@@ -16,8 +16,8 @@ from precompute.encode.text_spec import TextSpec
 
 @dataclass(frozen=True)
 class Launched:
-    """Results on their way from the device: states (B, T, D) and pooled (B, P), of the dtype that is stored, None where they are not stored;
-    lengths in tokens; finite (B,), bool: whether all that is stored of a caption is."""
+    """Results on their way from the device: states (B, T, D) and pooled (B, P), of the dtype that is stored, None where they are
+    not stored; lengths in tokens; finite (B,), bool: whether all that is stored of a caption is."""
 
     states: torch.Tensor | None
     pooled: torch.Tensor | None
@@ -26,7 +26,7 @@ class Launched:
 
     @property
     def nbytes(self) -> int:
-        """As pinned memory is given out: in powers of two."""
+        """Bytes as pinned memory is given out, in powers of two."""
         tensors = [tensor for tensor in (self.states, self.pooled) if tensor is not None]
         return sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors)
 

@@ -127,8 +127,8 @@ def _body(manifest: Manifest, repo: str, known: Known, sheet: bool) -> str:
     ]
     if BASE in manifest.recipe:
         parts.append(
-            f"This is a layer: it adds the fields below to the samples of shards of fingerprint `{_code(manifest.recipe['base'])}`, "
-            "and is read together with them."
+            "This is a layer: it adds the fields below to the samples of shards of fingerprint "
+            f"`{_code(manifest.recipe['base'])}`, and is read together with them."
         )
     if known.licence:
         parts.append(f"Source: <{known.homepage}>. Licence of the source: {_cell(known.licence)}.")

@@ -58,7 +58,7 @@ class Finished:
         return files_of(stem, self.markers[stem])
 
     def hub_path(self, stem: str, name: str) -> str:
-        """Where a file of a unit lies on the Hub."""
+        """Say where a file of a unit lies on the Hub."""
         return hub_path(self.markers[stem], name)
 
     def size(self, stem: str) -> int:
@@ -84,7 +84,7 @@ def files_of(stem: str, marker: Marker) -> dict[str, str | None]:
 
 
 def hub_path(marker: Marker, name: str) -> str:
-    """Where a file of a unit lies on the Hub."""
+    """Say where a file of a unit lies on the Hub."""
     return f"{hub_folder(marker)}/{name}".removeprefix("/")
 
 

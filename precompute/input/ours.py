@@ -17,8 +17,8 @@ from precompute.input.units import Unit
 from precompute.shards.unit_writer import Row
 
 COMMON = ("key", "image", "caption", "captions", "caption_kinds", "width", "height", "source", "reject")
-# Fields of a builder's config that determine no value; `links` is where the archives are for some days. What `check_pixels` finds, the
-# decoder of a run finds too.
+# Fields of a builder's config that determine no value; `links` is where the archives are for some days. What `check_pixels`
+# finds, the decoder of a run finds too.
 NO_VALUE = {
     "name",
     "version",
@@ -64,7 +64,9 @@ class OurRecords(Records):
         return short_hash(builder.identity(self._shards))
 
     def left_out(self, unit: Unit) -> Mapping[str, int]:
-        """Of a dataset that is prepared, all of it with the first unit; none of a unit that --limit cuts."""
+        """Count what is left out: of a dataset that is prepared all of it with the first unit, and none of a unit that --limit cu
+        cuts.
+        """
         split = self.source.split
         if self.source.prepare:
             left = self._builder.account(split).left if unit.index == 0 else {}

@@ -56,7 +56,7 @@ class Picture:
 
     @property
     def crop(self) -> tuple[int, int, int, int]:
-        """Of the largest resolution; the others have another one only with buckets."""
+        """The crop of the largest resolution; the others have another one only with buckets."""
         return self.crops[max(self.crops)]
 
     @property
@@ -84,7 +84,8 @@ def read_picture(
     the picture's own shape, or to `shape`, (width, height). features: for each name what size it wants of a crop of some shape,
     which is that of the largest resolution; without resolutions of `shape`, or square. covering: resolutions for which it is
     decoded in enough detail, so that values are those of a run that makes them too.
-    Raises UnfitImage where the bytes are no readable image (`undecodable`, `unsupported_format`) or a decompression bomb (`too_large`).
+    Raises UnfitImage where the bytes are no readable image (`undecodable`, `unsupported_format`) or a decompression bomb (`too_la
+    (`too_large`).
     """
     try:
         _, width, height = probe(data)
@@ -137,7 +138,7 @@ def crop_box(view: Box, size: tuple[int, int], place: Place) -> Box:
 
 
 def place_of(crop: str, seed: int, key: str) -> Place:
-    """Where `--crop` takes its part: in the middle, or anywhere, by nothing but the seed and the sample's key."""
+    """Say where `--crop` takes its part: in the middle, or anywhere, by nothing but the seed and the sample's key."""
     if crop == "center":
         return CENTER
     digest = hashlib.sha256(f"{seed}/{key}/crop".encode()).digest()
@@ -145,7 +146,7 @@ def place_of(crop: str, seed: int, key: str) -> Place:
 
 
 def locate(scaled: tuple[int, int], size: tuple[int, int], data: bytes) -> Box:
-    """Where in a DCT-scaled image the picture of `size` lies.
+    """Find where in a DCT-scaled image the picture of `size` lies.
 
     The scaled one is rounded up to whole pixels: 1,027 rows become 513.5, in 514. Taking it for 514 would shift the
     picture by half a pixel, which costs 10 dB. What is too much is at the right and bottom, before EXIF turns it.

@@ -68,7 +68,7 @@ def _utf8(text: str) -> str:
 
 
 def jsonable(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the members that JSON cannot hold (bytes, arrays, NaN); dates as text."""
+    """Leave out the members that JSON cannot hold (bytes, arrays, NaN), and write dates as text."""
     kept = {}
     for name, value in values.items():
         with contextlib.suppress(TypeError, ValueError, RecursionError):

@@ -49,8 +49,8 @@ class Board:
 
     @property
     def interval(self) -> float:
-        """Seconds between looks that keep SHARE, and LOOKERS were all others to look as often."""
-        return self._took * max(self._others / LOOKERS, 1 / SHARE)
+        """Seconds between looks that keep SHARE, and LOOKERS were all others to look as often; one slow look is not for ever."""
+        return min(self._timeout, self._took * max(self._others / LOOKERS, 1 / SHARE))
 
     def pick(self) -> Free | None:
         """Take a unit off the board, the first where races are not lost; None where none is known to be free."""

@@ -24,7 +24,7 @@ class Clock:
         return time.monotonic()
 
     def wait(self, seconds: float, *events: threading.Event) -> None:
-        """Until the time is over, or one of the events is set."""
+        """Wait until the time is over, or one of the events is set."""
         until = self.now() + seconds
         first, *others = events
         while not any(event.is_set() for event in others) and (left := until - self.now()) > 0:

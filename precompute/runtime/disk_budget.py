@@ -43,7 +43,7 @@ class DiskBudget:
             self._looking.release(turn)
 
     def is_left(self) -> bool:
-        """For another unit. Raises UsageError where not even one fits."""
+        """Say whether there is room for another unit. Raises UsageError where not even one fits."""
         # Before the tars: a unit finished in between is counted twice then, and not never.
         under_way = self._looking.claims.living()
         tars = self._tars(under_way)

@@ -16,7 +16,7 @@ def files_of(records: Records | BaseRecords, unit: Unit) -> list[str]:
 
 
 def look(records: Records | BaseRecords) -> dict[int, Stamp]:
-    """By unit what its files look like now, where they are known."""
+    """Look what each unit's files are like now, where they are known."""
     return {unit.index: stamp for unit in records.units if (stamp := stamp_of(files_of(records, unit)))}
 
 

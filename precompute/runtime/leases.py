@@ -164,7 +164,7 @@ class Leases:
         return lease
 
     def _claim(self) -> Lease | None:
-        """By what is known, and where that leads nowhere, once more after a look."""
+        """Claim a unit by what is known, and where that leads nowhere, once more after a look."""
         fresh = self.board.is_old()
         if fresh:
             self.board.look()

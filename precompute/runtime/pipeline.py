@@ -34,7 +34,7 @@ TICK = 0.1  # seconds between looks at whether another thread has failed
 
 
 class Idle:
-    """In place of a row: there is no unit to be had now."""
+    """Stands in place of a row: there is no unit to be had now."""
 
 
 Decoding = tuple[UnitLease, Future[Item] | None]  # None: the unit ends

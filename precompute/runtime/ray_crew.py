@@ -75,7 +75,8 @@ class Crew:
             if time.monotonic() > until and not any(hand.node for hand in self.hands):
                 what = "CPU" if self._config.ray_workers else "GPU"
                 raise UsageError(
-                    f"--engine ray: in {PATIENCE:g} s no {what} of the cluster was free for a worker; `ray status` tells who has them"
+                    f"--engine ray: in {PATIENCE:g} s no {what} of the cluster was free for a worker; "
+                    "`ray status` tells who has them"
                 )
         return self.about
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("precompute")
 
 @dataclass(frozen=True)
 class Output:
-    """Where finished units go, and what their markers say. on_commit is called after each, in the thread
+    """Says where finished units go, and what their markers say. on_commit is called after each, in the thread
     that made it visible.
 
     left_out: of a unit that has been read to its end, the files of the source that belong to no row, by reason.

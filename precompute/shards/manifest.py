@@ -32,8 +32,8 @@ SHARE = 0.01  # of a process's time may go into them: ten thousand markers take 
 
 SAME = "Use the same flags as then, or another folder"
 GROWN = (
-    "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both as "
-    "one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another folder"
+    "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both "
+    "as one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another folder"
 )
 Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done again
 
@@ -125,7 +125,7 @@ class ManifestKeeper:
         return count
 
     def sources_then(self) -> dict[int, dict[str, Any]]:
-        """By finished unit what its source files looked like, where that is known."""
+        """Say of each finished unit what its source files looked like, where that is known."""
         markers = [marker for marker in self._markers.values() if marker.split == self._split]
         found = {marker.unit: marker.timings.get("sources") for marker in markers}
         return {unit: sources for unit, sources in found.items() if isinstance(sources, dict)}

@@ -27,7 +27,7 @@ def retry_began(output: Destination, reason: str) -> int:
 
 
 def end_retry(output: Destination) -> None:
-    """Once all units are finished."""
+    """End the retry, once all units are finished."""
     for name in output.controls():
         if name.startswith(_prefix(output)):
             output.remove(name)

@@ -24,8 +24,8 @@ REQUEST = 32 << 20  # bytes asked of the Hub at once
 class Sample:
     """arrays: by field name, as numbers that numpy knows. facts: the json member, with width, height, crop, source, extras.
 
-    captions: those that are embedded, `caption` the first. tokens: of each of them, by text field; none of a field whose member is
-    one caption's.
+    captions: those that are embedded, `caption` the first. tokens: of each of them, by text field; none of a field whose member i
+    is one caption's.
     """
 
     stem: str
@@ -81,7 +81,7 @@ def _taken(shards: Sequence[Shard], share: int) -> list[int]:
 def iter_samples(
     store: Store, markers: dict[str, Marker], split: str, count: int, fields: Sequence[str] | None = None
 ) -> Iterator[Sample]:
-    """Up to `count` samples, spread over the split; only the arrays named in `fields`, by default all.
+    """Read up to `count` samples, spread over the split; only the arrays named in `fields`, by default all.
 
     What cannot be read is passed over: that is verify's to say.
     """
@@ -97,7 +97,7 @@ def iter_samples(
 
 
 def pick_samples(store: Store, markers: dict[str, Marker], split: str, count: int) -> list[Sample]:
-    """Up to `count` whole samples, spread over the split."""
+    """Read up to `count` whole samples, spread over the split."""
     return list(iter_samples(store, markers, split, count))
 
 
@@ -116,7 +116,7 @@ def _read_rows(
 
 
 def _span(row: dict[str, Any]) -> tuple[int, int]:
-    """Where the members of a row lie in the tar: they are adjacent."""
+    """Find where the members of a row lie in the tar: they are adjacent."""
     members = [name.removeprefix("offset_") for name in row if name.startswith("offset_")]
     starts = [row[f"offset_{name}"] for name in members]
     return min(starts), max(row[f"offset_{name}"] + row[f"size_{name}"] for name in members)

@@ -21,7 +21,7 @@ IN_FOLDER = re.compile(r"(?P<split>[A-Za-z0-9_-]+)/\d{4,}/(?P=split)-\d{5,}(-\d{
 
 
 def hub_folder(marker: Marker) -> str:
-    """Where the files of a unit lie on the Hub: `train/0003` for train-00300 to train-00399; empty: beside the manifest."""
+    """Say where the files of a unit lie on the Hub: `train/0003` for train-00300 to train-00399; empty: beside the manifest."""
     return f"{marker.split}/{marker.unit // UNITS:04d}" if marker.plan["units"] > UNITS else ""
 
 

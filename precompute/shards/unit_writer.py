@@ -212,7 +212,7 @@ def _bucket_name(group: Hashable) -> str:
 
 
 def _embedded_kinds(row: Row) -> Sequence[str]:
-    """Of the captions whose states are stored."""
+    """The kinds of the captions whose states are stored."""
     counts = [len(tokens) for name, tokens in row.columns.items() if name.startswith("caption_tokens")]
     return row.caption_kinds[: min(counts, default=0)]
 

@@ -1,7 +1,8 @@
-"""What lies at a source of the user's own, by a listing of its own: not by the reader that wrote the shards, which may have passed files by.
+"""What lies at a source of the user's own, by a listing of its own: not by the reader that wrote the shards, which may have passe
+passed files by.
 
-Of `builders/folder` and `builders/webdataset`, whole: each file of the folder, and each member of its tars as Python's tarfile lists them,
-is the source of a row, a caption beside one, a table of captions, or among those that the markers count as left out.
+Of `builders/folder` and `builders/webdataset`, whole: each file of the folder, and each member of its tars as Python's tarfile li
+lists them, is the source of a row, a caption beside one, a table of captions, or among those that the markers count as left out.
 """
 
 import os
@@ -88,5 +89,5 @@ def _stem(path: str) -> str:
 
 
 def _text(name: str) -> str:
-    """As the sidecars have it."""
+    """Write it as the sidecars have it."""
     return name.encode("utf-8", "replace").decode()

@@ -1,4 +1,6 @@
-"""One caption of several: the drawn one alone is read, by exact shares, the same whatever the ranks, the workers and the breaks."""
+"""One caption of several: the drawn one alone is read, by exact shares, the same whatever the ranks, the workers and the breaks."
+breaks.
+"""
 
 import gc
 import itertools

@@ -1,4 +1,6 @@
-"""`where=`, `keys=` and `subset=`: the right samples, exactly once, whatever the shards; held against DuckDB and pyarrow on the sidecars."""
+"""`where=`, `keys=` and `subset=`: the right samples, exactly once, whatever the shards; held against DuckDB and pyarrow on the s
+sidecars.
+"""
 
 import json
 from pathlib import Path

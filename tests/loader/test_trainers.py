@@ -1,4 +1,6 @@
-"""Trainers that nobody here wrote: each key of an epoch exactly once, every epoch whole, and a checkpoint goes on where it was."""
+"""Trainers that nobody here wrote: each key of an epoch exactly once, every epoch whole, and a checkpoint goes on where it was.""
+was.
+"""
 
 import json
 import os

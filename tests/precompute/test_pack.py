@@ -1,4 +1,6 @@
-"""`pack`: shards and layers as one dataset; the same members byte for byte, each sample once, in an order that only the seed decides."""
+"""`pack`: shards and layers as one dataset; the same members byte for byte, each sample once, in an order that only the seed deci
+decides.
+"""
 
 import io
 import shutil

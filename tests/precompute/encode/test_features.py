@@ -1,4 +1,6 @@
-"""`--features`: the tokens are those of the library's own model behind its own image processor, and what the loader gives back."""
+"""`--features`: the tokens are those of the library's own model behind its own image processor, and what the loader gives back.""
+back.
+"""
 
 import json
 from pathlib import Path
