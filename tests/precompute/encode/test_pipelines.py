@@ -3,7 +3,9 @@
 Captions go through the pipeline's `encode_prompt`, pictures through its autoencoder and the scale of its training script.
 """
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from loader import make_loader
-from loader.format import Manifest
+from loader.format import Field, Manifest
 from precompute.encode.presets import PRESETS
-from tests.support import tiny_models
+from tests.support import encoders_page, tiny_models
 from tests.support.launching import run_here
 from tests.support.tiny_pipelines import PARTS, make_pipeline
 
@@ -267,20 +269,42 @@ def test_shards_hold_what_the_pipeline_computes(
         tmp_path / "shards", len(CAPTIONS), shuffle=False, posterior="mean", pooled=pooled, extras=["key"]
     )
     order = [int(key.rsplit("_", 1)[-1]) if "_" in key else int(key) for key in batch["key"]]
+    text = 0.0
     for row, number in enumerate(order):
         for field, states in TEXT[name](pipeline, CAPTIONS[number], False).items():
-            same(stored(batch, field, row), states, f"{field} of {CAPTIONS[number][:40]!r}")
+            what = f"{field} of {CAPTIONS[number][:40]!r}"
+            text = max(text, same(stored(batch, field, row), states, what))
     null = np.load(tmp_path / "shards" / "null_caption.npz")
     expected = TEXT[name](pipeline, "", True)
     assert set(null) == set(expected) == {field for field in batch if field in null}
     for field, states in expected.items():
-        same(torch.from_numpy(null[field]).float(), states, f"{field} of the empty caption")
+        what = f"{field} of the empty caption"
+        text = max(text, same(torch.from_numpy(null[field]).float(), states, what))
     pictures = [Image.open(photos / f"{number}.png") for number in order]
     pixels = torch.cat([VaeImageProcessor(vae_scale_factor=8).preprocess(picture) for picture in pictures])
     # Raw moments are rounded when they are stored, and latents again when they are read.
-    (spec,) = (f for f in open_manifest(tmp_path / "shards").fields if f.kind in ("moments", "latents"))
+    fields = open_manifest(tmp_path / "shards").fields
+    (spec,) = (f for f in fields if f.kind in ("moments", "latents"))
     offset = float(np.abs(np.multiply(spec.shift or 0.0, spec.scale or 0.0)).max())
-    same(batch["image_latents"].float(), scaled(pipeline, pixels), "latents", 2, offset)
+    picture = same(batch["image_latents"].float(), scaled(pipeline, pixels), "latents", 2, offset)
+    as_the_page_says(name, fields, batch)
+    if os.environ.get("LATENTMILL_DOCS"):
+        encoders_page.write(name, f"{text:.1e} / {picture:.1e}")
+
+
+def as_the_page_says(name: Any, fields: Sequence[Field], batch: dict[str, Any]) -> None:
+    """Names, kinds and tokens, those of the longest caption too; widths are the published weights', which are not here."""
+    (picture, _), *text = encoders_page.fields(name)
+    found = {f.name: f for f in fields if f.kind not in ("moments", "latents")}
+    (spec,) = (f for f in fields if f.name not in found)
+    assert spec.kind == picture.kind
+    assert found.keys() == {field.name for field, _ in text}
+    for field, varies in text:
+        here = found[field.name]
+        assert here.kind == field.kind and here.shape[:-1] == ((None,) if varies else field.shape[:-1])
+        if field.kind == "caption_latents" and "glyph" not in field.name:
+            longest = max(len(stored(batch, field.name, row)) for row in range(len(CAPTIONS)))
+            assert longest == field.shape[0], field.name
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -308,3 +332,11 @@ def same(
         f"{what}: off by {(found - expected).abs().max():.1e}"
     )
     return float((found - expected).abs().max()) if found.numel() else 0.0
+
+
+def test_the_page_has_every_preset_as_the_table_has_it() -> None:
+    page = encoders_page.PAGE.read_text(encoding="utf-8")
+    found = encoders_page.measured(page)
+    again = "LATENTMILL_DOCS=1 bash tests/run.sh tests/precompute/encode/test_pipelines.py"
+    assert page == encoders_page.render(found), f"docs/encoders.md is older than the presets: {again}"
+    assert all(re.fullmatch(r"\d\.\de-\d\d / \d\.\de-\d\d", found[name]) for name in PARTS), again
