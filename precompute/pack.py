@@ -93,6 +93,7 @@ def run(config: Config) -> str:
         if not any(len(samples) for parts in chosen for samples in parts):
             raise UsageError(f"--where {config.where}, --keys, --subset: no sample fulfils them; loosen one")
         packing = Packing(sources, chosen, config.shuffle, config.samples_per_shard)
+        check_keys(packing)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     open_folder("--output", config.output)
@@ -161,6 +162,17 @@ def choose(source: Shards, condition: Condition) -> Sequence[Any]:
     if condition:
         return select_samples(source, condition, cache_folder(), [], [])
     return [np.arange(count) for count in source.samples([], [])]
+
+
+def check_keys(packing: Packing) -> None:
+    """Raises UsageError where two datasets have a key in common: it stands for one sample."""
+    if (shared := packing.shared_key()) is not None:
+        key, *both = shared
+        one, other = (source.files.url for source in both)
+        raise UsageError(
+            f"{one} and {other}: both have the key {key}, and a key is one sample's; pack them apart, and read both as one "
+            "dataset, make_loader([OUT, OUT2], ...)"
+        )
 
 
 def recipe_and_plan(

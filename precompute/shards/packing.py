@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from loader.counter_rng import keyed, permute
 from loader.format import Field, FormatError
 from loader.joined import JoinedSource
 from loader.sidecar import I64
+from loader.sidecar_schema import sidecar_schema, tokens_column
 from loader.source import ManifestSource
+from precompute.shards.shared_keys import find_shared_key
+from precompute.shards.sidecar_table import read_table
 from precompute.shards.unit_writer import Members, Row
 
 PACKED = 4  # what the hash is for; the loader's order has 1 to 3
 OPEN = 128  # tars open at once
+TEXTS = ("txt", "json")  # members that a base has beside its fields
 PLAIN = ("key", "caption", "width", "height", "source", "captions", "caption_kinds")
 
 Shards = ManifestSource | JoinedSource
@@ -60,7 +63,9 @@ class Packing:
             for shard, samples in enumerate(parts)
             if len(samples)
         ]
-        self._index = _index(_rows(sources[n], shard, chosen[n][shard]) for n, shard in self._shards)
+        self._index = _index(
+            (_rows(sources[n], shard, chosen[n][shard]) for n, shard in self._shards), sources[0].fields
+        )
         buckets = [sources[number].buckets[shard] for number, shard in self._shards]
         counts = [len(chosen[number][shard]) for number, shard in self._shards]
         self._groups = [
@@ -79,6 +84,16 @@ class Packing:
     def __len__(self) -> int:
         """Number of units."""
         return len(self._units)
+
+    def shared_key(self) -> tuple[str, Shards, Shards] | None:
+        """A key that two of the datasets have, and which they are."""
+        total = sum(group.samples for group in self._groups)
+        found = find_shared_key(self._keys, total) if len(self._sources) > 1 else None
+        return found and (found[0], self._sources[found[1]], self._sources[found[2]])
+
+    def _keys(self) -> Iterator[tuple[int, Any]]:
+        for batch, (number, _) in enumerate(self._shards):
+            yield number, self._index.get_batch(batch)["key"]
 
     def bucket(self, unit: int) -> str:
         """The bucket of all samples of a unit; empty where there are none."""
@@ -131,9 +146,7 @@ class Packing:
             number, shard = self._shards[batch]
             tars = {}
             for part in reversed(self._sources[number].parts):
-                tars |= dict.fromkeys(
-                    (*(field.name for field in part.fields), "txt", "json"), part.open_tar(shard)
-                )
+                tars |= dict.fromkeys((*(field.name for field in part.fields), *TEXTS), part.open_tar(shard))
             while len(self._tars) >= OPEN:
                 _close(self._tars.popitem(last=False)[1])
         self._tars[batch] = tars
@@ -150,35 +163,49 @@ def _close(tars: dict[str, int]) -> None:
         os.close(descriptor)
 
 
-def _index(tables: Iterable[pa.Table]) -> Any:
-    """Tables as the batches of a file that nobody else sees, each in one, with the columns of the first."""
+def _index(tables: Iterable[pa.Table], fields: Sequence[Field]) -> Any:
+    """Tables as the batches of a file that nobody else sees, each in one."""
+    schema = sidecar_schema([*(field.name for field in fields), *TEXTS])
+    schema = schema.remove(schema.get_field_index("status"))
     with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
-        writer: Any = None
-        schema: Any = None
-        for table in tables:
-            schema = schema or table.schema
-            writer = writer or pa.ipc.new_file(file, schema)
-            writer.write_table(table.select(schema.names).cast(schema).combine_chunks())
-        writer.close()
+        with pa.ipc.new_file(file, schema) as writer:
+            for table in tables:
+                for missing in set(schema.names) - set(table.column_names):
+                    table = table.append_column(missing, pa.nulls(len(table), schema.field(missing).type))
+                writer.write_table(table.select(schema.names).cast(schema).combine_chunks())
         file.flush()
         return pa.ipc.open_file(pa.memory_map(file.name))
 
 
 def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
-    """The sidecars' columns of some samples of a shard, those of all parts beside each other."""
+    """The sidecars' columns of some samples of a shard, those of all parts beside each other.
+
+    Raises FormatError where one lacks a column, or says of a member that it lies outside its tar.
+    """
     rows = pa.array(source.whole(number)[samples])
     columns: dict[str, Any] = {}
-    for part in source.parts:
+    for place, part in enumerate(source.parts):
+        members = [*(field.name for field in part.fields), *(() if place else TEXTS)]
+        try:
+            part.read_table(number, members, [tokens_column(f.name) for f in part.fields if f.captions > 1])
+        except KeyError as error:
+            raise FormatError(
+                f"{part.files.url}/{part.names[number]}.parquet has no column {error}"
+            ) from error
         with os.fdopen(part.open_sidecar(number), "rb") as file:
-            table = pq.read_table(file).take(rows)
+            table = read_table(file.read()).take(rows)
         columns = {name: table[name] for name in table.column_names} | columns
     columns.pop("status")
     return pa.table(columns)
 
 
 def _row(values: dict[str, Any]) -> Row:
-    """What the sidecar keeps of a sample, places aside, which are others now."""
-    known = {name: values[name] for name in PLAIN if values.get(name) is not None}
-    more = {name: value for name, value in values.items() if not name.startswith(("offset_", "size_"))}
-    columns = {name: value for name, value in more.items() if name not in (*PLAIN, "extras")}
-    return Row(**known, extras=json.loads(values["extras"] or "{}"), columns=columns)
+    """What the sidecar keeps of a sample, places aside, which are others now. Raises FormatError."""
+    known = {name: values[name] for name in PLAIN if values[name] is not None}
+    more = {n: value for n, value in values.items() if not n.startswith(("offset_", "size_"))}
+    columns = {n: value for n, value in more.items() if n not in (*PLAIN, "extras") and value is not None}
+    try:
+        extras = json.loads(values["extras"] or "{}")
+    except ValueError as error:
+        raise FormatError(f"{values['key']}: its extras are no JSON ({error})") from error
+    return Row(**known, extras=extras, columns=columns)

@@ -2,7 +2,9 @@
 decides.
 """
 
+import hashlib
 import io
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -10,14 +12,19 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from loader import make_loader
-from loader.format import MANIFEST, Manifest
+from loader.format import MANIFEST, NULL_CAPTION, Manifest
 from precompute import pack, run, verify
 from precompute.errors import PrecomputeError, RecipeMismatch, UsageError
+from precompute.shards import shared_keys
+from precompute.shards.shared_keys import find_shared_key
 from precompute.shards.unit_writer import UnitWriter
+from tests.loader import test_captions as kinds
 from tests.support.launching import leftovers, tars
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
@@ -194,3 +201,133 @@ def test_stock_datasets_reads_packed_shards(folder: Path, tmp_path: Path) -> Non
     assert read["__key__"] == list(samples(out))
     expected = np.load(io.BytesIO(samples(out)[read[0]["__key__"]]["moments_64.npy"]))
     assert np.array_equal(np.asarray(read[0]["moments_64.npy"], np.float16), expected)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Up to three captions of each of nine samples, bfloat16, of two shapes; a layer of as many captions; and both packed."""
+    root = tmp_path_factory.mktemp("several")
+    for unit, numbers in enumerate((range(5), range(5, 9))):
+        members = []
+        for n in numbers:
+            about = {
+                "caption": [f"{n} {word}" for word in ("a", "b b", "c", "d")[: 1 + n % 4]],
+                "score": n / 2,
+            }
+            members += [
+                (f"{n}.jpg", jpeg(n, (256, 512) if n % 3 == 0 else (256, 256))),
+                (f"{n}.json", json.dumps(about).encode()),
+            ]
+        write_tar(root / "raw" / f"{unit}.tar", members)
+    base, layer, options = root / "base", root / "layer", {**TOYS, "store": "bfloat16"}
+    base_only: dict[str, Any] = {"vae": "toy", "resolutions": (64,), "max_captions": 3, "buckets": 16}
+    run.run(
+        run.Config(
+            "builders/webdataset", base, data_dir=root / "raw", text_encoder=("toy",), **base_only, **options
+        )
+    )
+    run.run(run.Config(output=layer, beside=str(base), text_encoder=(SECOND,), **options))
+    return base, layer, packed(root / "out", base, layer, shuffle=1, samples_per_shard=4)
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Key -> what the sidecars say of a sample, places aside."""
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return {
+        row["key"]: {n: v for n, v in row.items() if not n.startswith(("offset_", "size_"))} for row in rows
+    }
+
+
+def by_caption(path: Any, captions: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """(key, caption) -> what a batch holds of it, of 20 epochs."""
+    extras = ["key", "caption", "caption_kind"]
+    batches = make_loader(path, 1, captions=captions, extras=extras, pooled=True, posterior="mean")
+    found = {}
+    for _ in range(20):
+        for batch in batches:
+            found[batch["key"][0], batch["caption"][0]] = batch
+    batches.close()
+    return found
+
+
+def test_several_captions_are_packed_and_drawn_as_before(several: tuple[Path, Path, Path]) -> None:
+    base, layer, out = several
+    assert not findings(out)
+    ours, theirs, layers = manifest_of(out), manifest_of(base), manifest_of(layer)
+    assert ours.fields == (*theirs.fields, *layers.fields)
+    assert {f.captions for f in ours.fields if f.kind.startswith("caption")} == {3}
+    assert {f.dtype for f in ours.fields} == {"bfloat16"} and ours.recipe["max_captions"] == 3  # type: ignore[typeddict-item]
+    total = sum(min(1 + n % 4, 3) for n in range(9))
+    assert ours.splits["train"].caption_kinds == theirs.splits["train"].caption_kinds == {"caption": total}
+    second, rows = rows_of(layer), rows_of(base)
+    assert rows_of(out) == {
+        key: row | {"caption_tokens_second": second[key]["caption_tokens_second"]}
+        for key, row in rows.items()
+    }
+    assert all(row["crop_64"] and row["captions"] and "score" in row["extras"] for row in rows.values())
+    for captions in ("random", {"caption": 1.0}):
+        drawn, before = by_caption(out, captions), by_caption((base, layer), captions)
+        assert drawn.keys() == before.keys() and len(drawn) == total
+        for one, batch in drawn.items():
+            assert batch.keys() == before[one].keys()
+            for name, value in batch.items():
+                other = before[one][name]
+                assert torch.equal(value, other) if torch.is_tensor(value) else value == other
+
+
+def test_the_empty_caption_is_that_of_all_inputs(several: tuple[Path, Path, Path]) -> None:
+    *inputs, out = several
+    with np.load(out / NULL_CAPTION) as packed_one:
+        for folder in inputs:
+            with np.load(folder / NULL_CAPTION) as one:
+                assert one.files and all(np.array_equal(one[name], packed_one[name]) for name in one.files)
+        assert {packed_one[name].dtype for name in packed_one.files} == {np.dtype(np.uint16)}
+    assert manifest_of(out).null_caption == hashlib.sha256((out / NULL_CAPTION).read_bytes()).hexdigest()
+
+
+def test_captions_are_drawn_by_kind_from_packed_shards_as_before(tmp_path: Path) -> None:
+    folder = kinds.write(tmp_path / "kinds", 40)
+    out = packed(tmp_path / "out", folder, samples_per_shard=10)
+    assert manifest_of(out).splits["train"].caption_kinds == manifest_of(folder).splits["train"].caption_kinds
+    for captions in ("random", {"llava": 0.7, "alt": 0.3}, {"human": 2, "gpt": 1}):
+        one, other = (
+            list(kinds.drawn(kinds.load(path, captions=captions, seed=2))) for path in (folder, out)
+        )
+        assert one == other and {caption for _, caption in one} > {0, 1}
+
+
+def test_shards_from_before_there_were_such_columns_are_packed(tmp_path: Path) -> None:
+    """They may be the first of a folder that a newer version has finished, too: the others' columns are kept."""
+    folder = kinds.write(tmp_path / "old", 40, several=False)
+    sidecar = folder / "train-00000.parquet"
+    new = ["captions", "caption_kinds", "crop_32", "caption_tokens", "caption_tokens_t5"]
+    pq.write_table(pq.read_table(sidecar).drop_columns(new), sidecar)
+    before = rows_of(folder)
+    after = rows_of(packed(tmp_path / "out", folder, samples_per_shard=16))
+    for key, row in after.items():
+        assert {name: row[name] for name in before[key]} == before[key]
+        assert all(row[name] for name in new) == (int(key[1:]) >= 10)
+
+
+def test_bases_that_share_a_key_are_refused_before_any_work(tmp_path: Path) -> None:
+    a, b, c = (
+        kinds.write(tmp_path / name, count, 2, first=first)
+        for name, count, first in (("a", 20, 0), ("b", 8, 20), ("c", 3, 17))
+    )
+    assert len(samples(packed(tmp_path / "both", a, b))) == 28
+    with pytest.raises(UsageError, match=rf"{a} and {c}: both have the key k1[789].*pack them apart") as told:
+        packed(tmp_path / "out", a, b, c)
+    assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
+
+
+def test_shared_keys_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    def column(*numbers: int) -> Any:
+        return pa.array([f"key-{n}" for n in numbers], pa.string())
+
+    monkeypatch.setattr(shared_keys, "SEEN", 4)
+    apart = [(0, column(*range(10))), (1, column(*range(10, 25))), (0, column(*range(25, 30)))]
+    assert find_shared_key(lambda: apart, 30) is None
+    assert find_shared_key(list, 0) is None
+    for n in range(30):
+        one = 0 if n < 10 or n >= 25 else 1
+        assert find_shared_key(lambda n=n: [*apart, (2, column(n))], 31) == (f"key-{n}", one, 2)  # type: ignore[misc]
