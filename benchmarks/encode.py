@@ -30,7 +30,7 @@ from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from precompute.encode.batch_encoder import BatchEncoder, Sample
+from precompute.encode.batch_encoder import BatchEncoder, Encoded, Sample
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.input.pixels import Picture, read_picture
 from precompute.input.records import Record
@@ -155,8 +155,10 @@ class Sleeping(BatchEncoder):
         time.sleep(max(0.0, free - time.monotonic()))
         return [self._made(sample) for sample in samples]
 
-    def _made(self, sample: Sample) -> dict[str, np.ndarray]:
-        return {field.name: np.zeros([n or 1 for n in field.shape], np.float16) for field in self.fields}
+    def _made(self, sample: Sample) -> Encoded:
+        return Encoded(
+            {field.name: np.zeros([n or 1 for n in field.shape], np.float16) for field in self.fields}, {}
+        )
 
 
 def sleep(images: int = 1920, batch: int = 16) -> None:
