@@ -151,7 +151,7 @@ def contents(who: str, number: int, differ: bool) -> bytes:
 
 def marker_of(names: list[str], who: str) -> Marker:
     shards = tuple(Shard(name, 1, 1, 10, "0" * 64, "0" * 64) for name in names)
-    return Marker("train", 0, {}, (), {"units": 1}, shards, {}, {"by": who})
+    return Marker("train", 0, {}, (), {"units": 1}, shards, timings={"by": who})
 
 
 def meet(folder: Path, store: Any, seed: int, differ: bool) -> dict[str, str]:
