@@ -42,8 +42,8 @@ HEAD = f"""# What each `--for` stores
 
 Written by the tests (see CONTRIBUTING, "Add a preset"), which run each preset through `precompute/run.py`, shards and loader, on tiny
 random parts in the pipeline's own classes, with seven hard captions and the empty one, and hold it against that pipeline. **Off by**: the
-largest difference from it, text / picture, in float32 stored as float16; more than the rounding of that (a value's 2048th, for moments
-twice) is a failure.
+largest difference from it, text / picture, computed in float32 and stored as float16; more than that rounding (a 2048th of what is stored,
+for pictures again when they are read) is a failure.
 
 **Stored**: one sample of {EDGE} pixels, one caption, the widths of the published weights; `≤T` tokens where only a caption's own are stored.
 **MB**: of these arrays in float16, captions at their longest, text + picture. M is the repository or `--model`, … the model's template.
@@ -106,10 +106,9 @@ def _short(value: str, elsewhere: str) -> str:
 
 def measured(page: str) -> dict[str, str]:
     """The last column by preset."""
-    cells = [
-        line.split(" | ") for line in page.splitlines() if line.startswith("| `") and "pipeline" not in line
-    ]
-    return {line[0].strip("|` "): line[-1].rstrip("| ") for line in cells}
+    lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    cells = {first.strip("|` "): last.removesuffix(" |") for first, *_, last in lines}
+    return {name: cell for name, cell in cells.items() if name in PRESETS}
 
 
 def render(differences: dict[str, str]) -> str:
