@@ -13,7 +13,7 @@ from precompute.choose import Config
 from precompute.errors import UsageError
 from tests.support.faulty_server import serve
 from tests.support.launching import ROOT, environment
-from tests.support.made_up_shards import write_shards
+from tests.support.made_up_shards import FIELDS, write_layer, write_shards
 
 
 @pytest.fixture
@@ -44,6 +44,38 @@ def test_a_remote_dataset_is_asked_for_its_sidecars_alone(folder: Path, tmp_path
         asked = {Path(request[0]).suffix for request in server.requests}
     assert said.splitlines()[0].split()[:2] == ["all", "50"]
     assert asked == {".json", ".parquet"}
+
+
+def test_samples_that_a_layer_lacks_do_not_count(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [field for field in FIELDS if field.name.startswith("moments")]
+    recipe, kept = {"dataset": {"path": "x"}}, tmp_path / "kept.parquet"
+    base = write_shards(tmp_path / "base", [9, 0, 6], recipe=recipe, fields=images)
+    lost = {"one": ["k000001", "k000012"], "two": ["k000012", "k000015"]}
+    layers = [
+        write_layer(tmp_path / name, base, [field], lost[name])
+        for name, field in (("one", "caption_latents"), ("two", "latents_512"))
+    ]
+    arguments = [
+        str(base),
+        "--layers",
+        *map(str, layers),
+        "--where",
+        "key < 'k000014'",
+        "--output",
+        str(kept),
+    ]
+    monkeypatch.setattr("sys.argv", ["choose.py", *arguments])
+    choose.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["all", "12", "100.00%"] and lines[2].split()[1] == "9"
+    keys = [f"k{n:06d}" for n in (*range(1, 10), *range(12, 18))]
+    whole = [key for key in keys if key not in lost["one"] + lost["two"]]
+    assert pq.read_table(kept)["key"].to_pylist() == [key for key in whole if key < "k000014"]
+    with pytest.raises(UsageError, match="is a layer of other shards") as error:
+        choose.choose(Config(str(folder), layers=(str(layers[0]),)))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
