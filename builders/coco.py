@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.archives.annotation_db import Join, sort_by_name
 from builders.archives.documents import read_document
 from builders.archives.members import stem
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
 from builders.archives.zips import zip_names
+from builders.core.annotation_db import Join, sort_by_name
 from builders.core.base import Row, make_key
 from builders.core.config import SlicedConfig
 

@@ -16,11 +16,11 @@ import datasets
 import pyarrow.compute
 import pyarrow.parquet
 
-from builders.archives.annotation_db import OTHERS, Join, count_others
 from builders.archives.members import all_members, basename, stem
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core import shallow_json
+from builders.core.annotation_db import OTHERS, Join, count_others
 from builders.core.base import Row, make_key
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.errors import ArchiveError, ConfigError

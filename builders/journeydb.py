@@ -23,12 +23,12 @@ from typing import IO, Any, ClassVar
 import datasets
 import huggingface_hub
 
-from builders.archives.annotation_db import OTHERS, Join, count_others
 from builders.archives.members import stem
 from builders.archives.midjourney import without_flags
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core import shallow_json
+from builders.core.annotation_db import OTHERS, Join, count_others
 from builders.core.base import Row, make_key
 from builders.core.captions import LONGEST, clean_captions
 from builders.core.config import NumberedConfig, parse_parts

@@ -50,6 +50,13 @@ class Config:
     caption_cleaning: Literal["none", "light", "deepfloyd"] | None = None
     """How captions are cleaned. Default: the builder's own, and light for datasets that are not ours."""
 
+    captions: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=FILE, a .parquet, .csv or .jsonl, here or hf://, with a column `key`, `url` or `source` and a column `caption` (or
+    a list, `captions`): captions of kind NAME for the records that it names; repeat for several. Only for builders/NAME."""
+
+    captions_order: Literal["front", "behind"] = "front"
+    """Where captions from --captions stand: before the dataset's own, so that the first is the one embedded, or behind."""
+
     prepare: bool = False
     """Build the `datasets` cache first and work on row ranges of it, rather than read the archives in place."""
 

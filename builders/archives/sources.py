@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from builders.archives.annotation_db import Join, open_join
 from builders.archives.members import Member, all_members, is_hidden
 from builders.archives.remote import is_local, open_source, version_of
 from builders.archives.zips import count_zip
 from builders.core.account import TOLD, Left
+from builders.core.annotation_db import Join, open_join
 from builders.core.base import ImageCaptionBuilder, Row, make_key
 from builders.core.errors import ArchiveError, MissingSourceError
 from builders.core.log import logger

@@ -1,5 +1,7 @@
 """The account of a build in words: every reason to reject a row, and what is left out by design."""
 
+import base64
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,13 +51,52 @@ class Left(NamedTuple):
         return cls(len(names), tuple(names[:TOLD]))
 
 
+class Matched:
+    """Which rows of a file have met one of ours, a bit each."""
+
+    def __init__(self, bits: bytes = b"") -> None:
+        self._bits = bytearray(bits)
+
+    @classmethod
+    def from_text(cls, text: str) -> "Matched":
+        return cls(zlib.decompress(base64.b64decode(text)))
+
+    def as_text(self) -> str:
+        return base64.b64encode(zlib.compress(self._bits)).decode()
+
+    def mark(self, row: int) -> None:
+        self._reach(row // 8 + 1)
+        self._bits[row // 8] |= 1 << row % 8
+
+    def add(self, other: "Matched") -> None:
+        self._reach(len(other._bits))
+        for place, bits in enumerate(other._bits):
+            self._bits[place] |= bits
+
+    def count(self) -> int:
+        return int.from_bytes(self._bits).bit_count()
+
+    def _reach(self, size: int) -> None:
+        self._bits.extend(bytes(max(0, size - len(self._bits))))
+
+
 class Account:
-    """What became of the rows and files of a split, or of a part of it: `rows` by outcome, `ok` or a reason; `left` by reason."""
+    """What became of the rows and files of a split, or of a part of it: `rows` by outcome, `ok` or a reason; `left` by reason.
+
+    matched: by NAME of captions from elsewhere, a bit for each row of their file, set where it met a row here.
+    without: by NAME, how many records got none of them.
+    """
 
     def __init__(
-        self, rows: Mapping[str, int] | None = None, left: Mapping[str, Sequence[Any]] | None = None
+        self,
+        rows: Mapping[str, int] | None = None,
+        left: Mapping[str, Sequence[Any]] | None = None,
+        matched: Mapping[str, str] | None = None,
+        without: Mapping[str, int] | None = None,
     ) -> None:
         self.rows = Counter(rows or {})
+        self.matched = {name: Matched.from_text(text) for name, text in (matched or {}).items()}
+        self.without = Counter(without or {})
         self.left = {reason: Left(files, tuple(names)) for reason, (files, names) in (left or {}).items()}
 
     def leave(self, left: Mapping[str, Left]) -> None:
@@ -68,6 +109,26 @@ class Account:
     def add(self, other: "Account") -> None:
         self.rows.update(other.rows)
         self.leave(other.left)
+        self.without.update(other.without)
+        for name, theirs in other.matched.items():
+            self.matched.setdefault(name, Matched()).add(theirs)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "matched": {name: bits.as_text() for name, bits in self.matched.items()}}
+
+    def told_captions(self, files: Mapping[str, int], whole: bool) -> str:
+        """`llava: 3 of 21 rows of the file match no row, 2 records have none`.
+
+        files: rows of each; whole: whether all of a split was read.
+        """
+        told = []
+        for name, rows in files.items():
+            lacking = f"{self.without[name]:,} records have none"
+            if whole:
+                unmatched = rows - self.matched.get(name, Matched()).count()
+                lacking = f"{unmatched:,} of {rows:,} rows of the file match no row, {lacking}"
+            told.append(f"{name}: {lacking}")
+        return "captions from elsewhere: " + "; ".join(told) if told else ""
 
     def told_rows(self) -> str:
         """`9 rows, 7 records, 2 rejected (too_small 2)`"""

@@ -12,6 +12,7 @@ from builders.core.account import Account, Left
 from builders.core.config import ImageCaptionConfig
 from builders.core.counted_examples import CountedExamples
 from builders.core.errors import NoRecordsError
+from builders.core.joined_captions import JoinedCaptions, open_captions
 from builders.core.log import logger
 
 
@@ -35,7 +36,7 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
         ):
             if item[1]:  # the job is done
                 with open(self._account_path(gen_kwargs["split"], job_id), "w", encoding="utf-8") as file:
-                    json.dump(vars(account), file)
+                    json.dump(account.as_json(), file)
             yield item
 
     def _prepare_split(self, split_generator: datasets.SplitGenerator, *args: Any, **kwargs: Any) -> None:
@@ -47,7 +48,7 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             os.remove(path)
             job += 1
         with open(self._account_path(split), "w", encoding="utf-8") as file:
-            json.dump(vars(account), file)
+            json.dump(account.as_json(), file)
         try:
             self._report(split_generator.gen_kwargs, account)
         except (
@@ -88,13 +89,28 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
         """
         return {}
 
+    def _joined_captions(self) -> list[JoinedCaptions]:
+        """The files of captions from elsewhere, each joined on disk by whoever comes first. Raises ConfigError."""
+        files, hashes = self.config.captions_from or {}, self.config.captions_sha256 or {}
+        folder = os.path.join(self._cache_dir_root, "builders_joins")
+        has_url = not {"url", "json"}.isdisjoint(self.info.features)
+        return [
+            open_captions(name, file, hashes[name], folder, self.hash, self.token, has_url)
+            for name, file in files.items()
+        ]
+
     def _report(self, read: Mapping[str, Any], account: Account, resumed: bool = False) -> None:
         """`read`: the gen_kwargs that have been read to the end, of all shards or of some."""
         summary = f"{self.name}/{self.config.name} {read['split']}: "
+        whole = len(read["shards"]) == read["num_shards"] and not resumed
         told = [account.told_left()]
-        if not self.config.keep_rejected:  # whoever asks for the rejected rows counts them
+        # Whoever asks for the rejected rows counts them, and reads part by part.
+        if whole or not self.config.keep_rejected:
+            files = {file.name: len(file.join) for file in self._joined_captions()}
+            told.append(account.told_captions(files, whole))
+        if not self.config.keep_rejected:
             told.insert(0, account.told_rows())
-            if not account.rows["ok"] and len(read["shards"]) == read["num_shards"] and not resumed:
+            if not account.rows["ok"] and whole:
                 raise NoRecordsError(f"no records. {summary}{told[0]}")
         if any(told):
             logger.warning(summary + "; ".join(filter(None, told)))

@@ -18,11 +18,12 @@ import datasets
 from datasets.builder import Key
 
 from builders.core import images
-from builders.core.account import Account
+from builders.core.account import Account, Matched
 from builders.core.accounted import AccountedBuilder
 from builders.core.cache_key import code_hash, folder_fingerprint
 from builders.core.captions import clean_captions
 from builders.core.config import ImageCaptionConfig
+from builders.core.joined_captions import JoinedCaptions, check_files, hash_files, merge
 from builders.core.rgb_image import RGB_IMAGES, restore_rgb_image
 
 
@@ -67,6 +68,9 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
             data_dir = os.path.abspath(os.path.expanduser(data_dir))
             if os.path.isdir(data_dir):
                 kwargs["data_fingerprint"] = folder_fingerprint(data_dir)
+        if (files := kwargs.get("captions_from")) is not None:
+            check_files(files, self.CAPTION_KIND)
+            kwargs["captions_sha256"] = hash_files(files, kwargs.get("token"))
         super().__init__(*args, data_dir=data_dir, hash=code_hash(type(self)), **kwargs)
         restore_rgb_image(
             self.info, self.config.color_profile
@@ -104,6 +108,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         return info
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        self._joined_captions()  # a file that cannot be joined is told before anything is read
         # Only `shards` is a list, so that datasets splits the work by it; a list of its own for the total would split too.
         return [
             datasets.SplitGenerator(
@@ -121,13 +126,19 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
     def _generate_examples(
         self, shards: list[Any], split: str, account: Account | None = None, **whole: Any
     ) -> Iterator[tuple[Key, dict[str, Any]]]:
+        files = self._joined_captions()
         for index, shard in enumerate(shards):
             seen: set[str] = set()
             for number, row in enumerate(self._rows(shard)):
+                row = _with_joined(row, files, account, self.CAPTION_KIND, self.config.captions_order)
                 reason, record = ("duplicate_key", self._blank(row)) if row.key in seen else self._judge(row)
                 seen.add(row.key)
                 if account is not None:
                     account.rows[reason or "ok"] += 1
+                    kinds = () if reason else record["caption_kinds"]
+                    account.without.update(
+                        file.name for file in files if not reason and file.name not in kinds
+                    )
                 if self.config.keep_rejected:
                     record["reject"] = reason
                 elif reason is not None:
@@ -170,7 +181,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         if not images.is_whole(data, info.format, config.check_pixels):
             return "undecodable", record
         if config.max_image_size is not None and min(info.width, info.height) > config.max_image_size:
-            return self._shrunk(data, record, config.max_image_size)
+            return _shrunk(data, record, config.max_image_size, config)
         return None, record
 
     def _blank(self, row: Row) -> dict[str, Any]:
@@ -178,16 +189,6 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         record: dict[str, Any] = dict.fromkeys(self._raw_features)
         record.update(row.extras, key=row.key, source=row.source.encode("utf-8", "replace").decode())
         return record
-
-    def _shrunk(self, data: bytes, record: dict[str, Any], edge: int) -> tuple[str | None, dict[str, Any]]:
-        config = self.config
-        try:
-            small = images.shrink(data, edge, config.lossless, config.color_profile)
-        except images.UndecodableImage:
-            return "undecodable", record
-        info = images.probe(small)
-        record.update(image={"bytes": small, "path": None}, width=info.width, height=info.height)
-        return None, record
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -199,3 +200,34 @@ def make_key(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") + f"-{digest}"
+
+
+def _with_joined(
+    row: Row, files: Sequence[JoinedCaptions], account: Account | None, own_kind: str, order: str
+) -> Row:
+    """The row with its captions from elsewhere."""
+    joined = {}
+    for file in files:
+        if found := file.find(row.key, row.source, row.extras):
+            number, joined[file.name] = found
+            if account is not None:
+                account.matched.setdefault(file.name, Matched()).mark(number)
+    if not any(joined.values()):
+        return row
+    own = row.captions or ()
+    captions, kinds = merge(own, row.kinds or [own_kind] * len(own), joined, order)
+    # What its own caption lacks is not missed any longer.
+    reject = None if row.reject == "unreadable_text" else row.reject
+    return row._replace(captions=captions, kinds=kinds, reject=reject)
+
+
+def _shrunk(
+    data: bytes, record: dict[str, Any], edge: int, config: ImageCaptionConfig
+) -> tuple[str | None, dict[str, Any]]:
+    try:
+        small = images.shrink(data, edge, config.lossless, config.color_profile)
+    except images.UndecodableImage:
+        return "undecodable", record
+    info = images.probe(small)
+    record.update(image={"bytes": small, "path": None}, width=info.width, height=info.height)
+    return None, record

@@ -26,6 +26,9 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     color_profile     "srgb": colours of another profile become sRGB where pixels are decoded; "ignore": the numbers as stored
     check_pixels      decode every picture at the gate: damaged in its middle is undecodable, no error later
     keep_rejected     yield rejected rows too, in order, with their reason in column `reject`; `error` says what a reader said
+    captions_from     {NAME: FILE}: captions of kind NAME of a .parquet, .csv or .jsonl, joined by its key, url or source
+    captions_order    "front": joined captions come before a row's own; "behind": after them
+    captions_sha256   of each of these files; set by the builder so that a changed file is joined anew
     data_fingerprint  names, sizes and times of the files in data_dir; set by the builder so that changed files are read anew
     """
 
@@ -36,6 +39,9 @@ class ImageCaptionConfig(datasets.BuilderConfig):
     color_profile: str = "srgb"
     check_pixels: bool = False
     keep_rejected: bool = False
+    captions_from: dict[str, str] | None = None
+    captions_order: str = "front"
+    captions_sha256: dict[str, str] | None = None
     data_fingerprint: str | None = None
 
     def check(self) -> None:
@@ -52,6 +58,7 @@ class ImageCaptionConfig(datasets.BuilderConfig):
                 raise ConfigError(f"{name}={value!r} is of type {kind}: give {_describe(hints[name])}")
         self._choose("caption_cleaning", *PROFILES)
         self._choose("color_profile", *COLOR_PROFILES)
+        self._choose("captions_order", "front", "behind")
         self._at_least("min_image_size", 1)
         if self.max_image_size is not None:
             self._at_least("max_image_size", self.min_image_size, "min_image_size, ")

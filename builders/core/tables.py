@@ -6,7 +6,7 @@ an error with file and line, as pandas and `datasets`' imagefolder have it.
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import pyarrow.parquet
@@ -15,20 +15,34 @@ from builders.core import shallow_json
 from builders.core.errors import ConfigError
 from builders.core.text_file import encoding_of
 
-__all__ = ["read_table"]
+__all__ = ["column_names", "read_table"]
 
 _LONGEST_FIELD = 2**24  # characters of a CSV field
 
 
-def read_table(path: str, encoding: str | None = None) -> Iterator[dict[str, Any]]:
+def column_names(path: str) -> list[str]:
+    """The columns of a .csv or .parquet; of a .jsonl the names in its first row. Raises ConfigError as `read_table` does."""
+    if not path.endswith(".parquet"):
+        return list(next(read_table(path), {}))
+    try:
+        return list(pyarrow.parquet.read_schema(path).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise ConfigError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def read_table(
+    path: str, encoding: str | None = None, columns: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a .csv, .jsonl or .parquet. Raises ConfigError naming the file, and the line where there is one.
 
-    encoding: of a text without a byte order mark; default UTF-8.
+    encoding: of a text without a byte order mark; default UTF-8. columns: those of a Parquet file to read; default all.
     """
     line = 0
     try:
         if path.endswith(".parquet"):
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(columns=columns):
                 yield from batch.to_pylist()
             return
         with open(path, "rb") as raw:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,23 @@ def parse_options(options: Iterable[str]) -> dict[str, Any]:
     if values.pop("trust_remote_code", False):
         raise UsageError("--options trust_remote_code=...: no code of a dataset is run; leave it out")
     return values
+
+
+def captions_options(captions: Sequence[str], order: str) -> dict[str, Any]:
+    """--captions and --captions-order as options of a builder. Raises UsageError."""
+    files: dict[str, str] = {}
+    for given in captions:
+        name, separator, file = given.partition("=")
+        if not (name and separator and file):
+            raise UsageError(
+                f"--captions {given}: write it as NAME=FILE, for example llava=recaptions.parquet"
+            )
+        if name in files:
+            raise UsageError(
+                f"--captions {given}: there is a {name} already; give each file a NAME of its own"
+            )
+        files[name] = file
+    return {"captions_from": files, "captions_order": order} if files else {}
 
 
 def portable(option: str) -> str:

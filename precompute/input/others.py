@@ -35,6 +35,11 @@ class OtherRecords(Records):
         return self.source.caption_cleaning or "light"
 
     def _options(self) -> dict[str, Any]:
+        if self.source.captions:
+            raise UsageError(
+                f"--captions {self.source.captions[0]}: only for builders/NAME, not for {self.source.dataset}; read its files by "
+                "builders/folder or builders/webdataset"
+            )
         return {}
 
     def _checked(self, dataset: Any) -> Any:

@@ -11,12 +11,14 @@ import datasets
 import builders  # noqa: F401  registers "builders/<name>" with datasets
 from precompute.errors import UsageError
 from precompute.input.faults import innermost
+from precompute.input.options import captions_options
 from precompute.input.records import Record, Records
 from precompute.input.row_values import image_bytes, jsonable, short_hash
 from precompute.input.units import Unit
 from precompute.shards.unit_writer import Row
 
 COMMON = ("key", "image", "caption", "captions", "caption_kinds", "width", "height", "source", "reject")
+JOINED = "captions_from_files"  # in a recipe
 # Fields of a builder's config that determine no value; `links` is where the archives are for some days. What `check_pixels`
 # finds, the decoder of a run finds too.
 NO_VALUE = {
@@ -29,6 +31,9 @@ NO_VALUE = {
     "check_pixels",
     "keep_rejected",
     "data_fingerprint",
+    "captions_from",
+    "captions_order",
+    "captions_sha256",
     "links",
 }
 # Of them, those that the command sets by flags of its own.
@@ -52,7 +57,7 @@ class OurRecords(Records):
                 f"--image-column, --caption-column: {source.dataset} has its own; leave them out"
             )
         cleaning = {"caption_cleaning": source.caption_cleaning} if source.caption_cleaning else {}
-        return {"keep_rejected": True, **cleaning}
+        return {"keep_rejected": True, **cleaning, **captions_options(source.captions, source.captions_order)}
 
     def _checked(self, dataset: Any) -> Any:
         return dataset
@@ -90,6 +95,7 @@ class OurRecords(Records):
             "name": builder.config.name,
             "version": str(builder.info.version),
             **json.loads(json.dumps(config, default=str)),
+            **_joined(builder.config),
         }
 
     def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
@@ -117,3 +123,10 @@ class OurRecords(Records):
         config = datasets.load_dataset_builder(self.source.dataset, self.source.name).config
         fields = {field.name for field in dataclasses.fields(config)} - SET_BY_FLAGS
         return f"--options {name}=...: {self.source.dataset} has no such option; it has {', '.join(sorted(fields))}"
+
+
+def _joined(config: Any) -> dict[str, Any]:
+    """What the recipe says of captions from elsewhere: the files by their contents, and whether they come first."""
+    if not config.captions_from:
+        return {}
+    return {JOINED: {"order": config.captions_order, "sha256": config.captions_sha256}}

@@ -14,11 +14,12 @@ from loader.format import Manifest
 from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.input.open_records import OURS, open_records
+from precompute.input.ours import JOINED
 from precompute.input.records import Records, Source
 
 FOREIGN = ("image_column", "caption_column", "caption_cleaning")
 PLAIN_OPTION = re.compile(r'\w+=("[\w,+ -]*"|[\d.eE+-]+|true|false|null)')
-NO_OPTION = {"path", "name", "version", "options", *FOREIGN}
+NO_OPTION = {"path", "name", "version", "options", JOINED, *FOREIGN}
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,16 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
     options = recipe.get("options", [])
     if name.startswith(OURS):
         given = {k: v for k, v in recipe.items() if k not in NO_OPTION} | {"parts": plan.get("parts")}
+        given |= {"captions_order": recipe[JOINED]["order"]} if JOINED in recipe else {}
         options = [f"{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
         columns = {"caption_cleaning": recipe.get("caption_cleaning")}
     else:
         columns = {column: recipe[column] for column in FOREIGN if column in recipe}
+    if JOINED in recipe and not any(option.startswith("captions_from=") for option in where.options):
+        names = ", ".join(f'"{printable(name)}": "FILE"' for name in recipe[JOINED]["sha256"])
+        raise UsageError(
+            f"--options: captions of these shards are joined from files; name them: 'captions_from={{{names}}}'"
+        )
     if not where.is_named:
         _refuse_what_only_the_recipe_names(name, options)
     records = open_records(

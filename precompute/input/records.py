@@ -68,6 +68,8 @@ class Source:
     image_column: str = "image"
     caption_column: str = "caption"
     caption_cleaning: str | None = None
+    captions: tuple[str, ...] = ()
+    captions_order: str = "front"
     prepare: bool = False
     limit: int | None = None
     samples_per_shard: int = 4096

@@ -1,5 +1,6 @@
 """What `--beside BASE` makes of the other flags: a layer is read, cropped and dealt out as its base was."""
 
+import json
 from dataclasses import fields, replace
 from typing import Any, Literal, cast
 
@@ -9,6 +10,7 @@ from precompute.config import Config
 from precompute.errors import UsageError
 from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
+from precompute.input.options import captions_options
 from precompute.input.recorded_source import Where, open_source
 
 # The base decides them.
@@ -69,6 +71,7 @@ def layer_records(config: Config, base: Base, with_images: bool) -> BaseRecords:
             ("DATASET", config.dataset),
             ("--data-dir", config.data_dir),
             ("--options", config.options),
+            ("--captions", config.captions),
         ):
             if value:
                 raise UsageError(f"{flag} {value}: the captions lie in --beside {base.url}; leave it out")
@@ -78,7 +81,10 @@ def layer_records(config: Config, base: Base, with_images: bool) -> BaseRecords:
             f"--beside {base.url}: its samples were packed, so their images are in no one source; "
             "make the layer beside the shards that they were packed of"
         )
-    where = Where(config.dataset or None, config.data_dir, config.options)
+    # Where they stand, the recipe says.
+    files = captions_options(config.captions, config.captions_order).get("captions_from")
+    joined = [f"captions_from={json.dumps(files)}"] if files else []
+    where = Where(config.dataset or None, config.data_dir, (*config.options, *joined))
     return BaseRecords(base, open_source(base.manifest, base.split, where))
 
 

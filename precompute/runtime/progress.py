@@ -77,6 +77,9 @@ def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
     rows += [(f"  {reason}", count) for reason, count in sorted(split.rejected.items())]
     rows += [("left out, no rows", sum(split.left_out.values()))] if split.left_out else []
     rows += [(f"  {reason}", count) for reason, count in sorted(split.left_out.items())]
+    if len(split.caption_kinds) > 1:
+        rows += [("captions embedded", sum(split.caption_kinds.values()))]
+        rows += [(f"  {kind}", count) for kind, count in split.caption_kinds.items()]
     lines = [f"{name:<22}{count:>10,}" for name, count in rows]
     if split.rejected:
         lines += [f"  (which, and why: the .parquet beside each tar, or `{command('preview')}`)"]

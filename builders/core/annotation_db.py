@@ -21,9 +21,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from builders.core.errors import AnnotationError, ArchiveError, BuilderError, DiskFullError
+from builders.core.errors import AnnotationError, ArchiveError, BuilderError, ConfigError, DiskFullError
 
 OTHERS = "others"  # the part whose one value is how many rows were not picked
+_REPEATED = "SELECT name, COUNT(*) FROM rows GROUP BY part, name HAVING COUNT(*) > 1 LIMIT 1"
 _Rows = Iterable[tuple[str, str, Any]]
 # What readers raise on annotations that are cut short, damaged, or something else.
 _UNREADABLE = (
@@ -50,10 +51,18 @@ class Join:
 
     def get(self, part: str, name: str) -> Any:
         """The value of the first row of that name, or None."""
+        found = self.find(part, name)
+        return None if found is None else found[1]
+
+    def find(self, part: str, name: str) -> tuple[int, Any] | None:
+        """The number of the first row of that name, from 0, and its value; or None."""
         row = self._db.execute(
-            "SELECT value FROM rows WHERE part = ? AND name = ? LIMIT 1", (part, name)
+            "SELECT rowid, value FROM rows WHERE part = ? AND name = ? LIMIT 1", (part, name)
         ).fetchone()
-        return None if row is None else json.loads(row[0])
+        return None if row is None else (row[0] - 1, json.loads(row[1]))
+
+    def __len__(self) -> int:
+        return int(self._db.execute("SELECT MAX(rowid) FROM rows").fetchone()[0] or 0)
 
     def items(self, part: str) -> Iterator[tuple[str, Any]]:
         """Names and values of a part, by name."""
@@ -65,17 +74,20 @@ class Join:
         return dict(self._db.execute("SELECT part, COUNT(*) FROM rows GROUP BY part"))
 
 
-def open_join(folder: str, source: str, identity: str, rows: Callable[[], _Rows]) -> Join:
+def open_join(
+    folder: str, source: str, identity: str, rows: Callable[[], _Rows], unique: bool = False
+) -> Join:
     """The join named by `identity`, made from `rows()` of (part, name, JSON value) if it is not there yet.
 
-    Raises AnnotationError, naming `source`, where `rows()` cannot make sense of it.
+    Raises AnnotationError, naming `source`, where `rows()` cannot make sense of it, and ConfigError as `rows()` does or where
+    `unique` names are not.
     """
     path = os.path.join(folder, hashlib.sha256(identity.encode()).hexdigest()[:24] + ".sqlite")
     os.makedirs(folder, exist_ok=True)
     with FileLock(path + ".lock"):
         if not os.path.exists(path):
             with _told(source, folder):
-                _build(path, rows())
+                _build(path, rows(), source if unique else None)
     return _opened(path, os.getpid())
 
 
@@ -102,6 +114,8 @@ def count_others(join: Join, read: set[str]) -> int:
 def _told(source: str, folder: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError:  # which says all that is to be said
+        raise
     except sqlite3.OperationalError as error:
         raise DiskFullError(
             f"{folder} or the temporary folder: {error}, while {source} was sorted. Make room, or set cache_dir= and TMPDIR"
@@ -120,7 +134,8 @@ def _opened(path: str, pid: int) -> Join:
     return Join(path)
 
 
-def _build(path: str, rows: _Rows) -> None:
+def _build(path: str, rows: _Rows, unique: str | None) -> None:
+    """unique: the file to name where two rows have one name; None where they may."""
     unfinished = path + ".tmp"
     if os.path.exists(unfinished):
         os.remove(unfinished)
@@ -130,6 +145,10 @@ def _build(path: str, rows: _Rows) -> None:
         dumps = ((part, name, json.dumps(value)) for part, name, value in rows)
         db.executemany("INSERT INTO rows VALUES (?, ?, ?)", dumps)
         db.execute("CREATE INDEX by_name ON rows (part, name)")
+        if unique and (again := db.execute(_REPEATED).fetchone()):
+            raise ConfigError(
+                f"{unique}: {again[1]:,} rows of {again[0]!r}; keep one of them, with a list in `captions` for several"
+            )
         db.commit()
     os.replace(unfinished, path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.archives.annotation_db import OTHERS, count_others, open_join, sort_by_name
+from builders.core.annotation_db import OTHERS, count_others, open_join, sort_by_name
 from builders.core.errors import AnnotationError, DiskFullError
 
 ROWS = [
@@ -46,7 +46,7 @@ def test_a_join_is_built_once_and_another_identity_is_another(tmp_path):
 def test_a_build_that_died_is_begun_again(tmp_path):
     def dies():
         yield ROWS[0]
-        raise OSError("network")
+        raise OSError(104, "network")
 
     with pytest.raises(OSError, match="network"):
         open_join(str(tmp_path), "table", "one", dies)
@@ -116,7 +116,7 @@ def test_processes_build_it_once_between_them(tmp_path):
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     code = """
 import sys
-from builders.archives.annotation_db import open_join
+from builders.core.annotation_db import open_join
 count = int(sys.argv[2])
 rows = (("", f"sa_{i * 7919 % count}", "The image features a man beside a bicycle on a street. " * 5) for i in range(count))
 assert open_join(sys.argv[1], "table", str(count), lambda: rows).get("", "sa_3")
