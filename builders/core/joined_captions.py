@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import huggingface_hub
+from huggingface_hub.utils import httpx
 
 from builders.core.annotation_db import Join, open_join
 from builders.core.captions import whole
@@ -62,8 +63,9 @@ def locate(file: str | os.PathLike[str], token: str | bool | None) -> str:
                 revision=place.revision,
                 token=token,
             )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"captions_from: {path}: cannot be fetched: {error}") from error
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(f"captions_from: {path}: cannot be fetched: {why}") from error
     if "://" in path:
         raise ConfigError(f"captions_from: {path}: give a local file, or one of the Hub as hf://datasets/...")
     path = os.path.abspath(os.path.expanduser(path))
