@@ -182,8 +182,6 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
 
     Raises FormatError where one lacks a column, or says of a member that it lies outside its tar.
     """
-    rows = pa.array(source.whole(number)[samples])
-    columns: dict[str, Any] = {}
     for place, part in enumerate(source.parts):
         members = [*(field.name for field in part.fields), *(() if place else TEXTS)]
         try:
@@ -192,6 +190,11 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
             raise FormatError(
                 f"{part.files.url}/{part.names[number]}.parquet has no column {error}"
             ) from error
+        except FormatError as error:
+            raise FormatError(f"{part.files.url}/{error}") from error
+    rows = pa.array(source.whole(number)[samples])
+    columns: dict[str, Any] = {}
+    for part in source.parts:
         with os.fdopen(part.open_sidecar(number), "rb") as file:
             table = read_table(file.read()).take(rows)
         columns = {name: table[name] for name in table.column_names} | columns

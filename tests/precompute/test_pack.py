@@ -20,7 +20,7 @@ import torch
 from loader import make_loader
 from loader.format import MANIFEST, NULL_CAPTION, Manifest
 from precompute import pack, run, verify
-from precompute.errors import PrecomputeError, RecipeMismatch, UsageError
+from precompute.errors import PrecomputeError, RecipeMismatch, SourceError, UsageError
 from precompute.shards import shared_keys
 from precompute.shards.shared_keys import find_shared_key
 from precompute.shards.unit_writer import UnitWriter
@@ -331,3 +331,37 @@ def test_shared_keys_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch
     for n in range(30):
         one = 0 if n < 10 or n >= 25 else 1
         assert find_shared_key(lambda n=n: [*apart, (2, column(n))], 31) == (f"key-{n}", one, 2)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("offset_latents_32", 1 << 40, "latents_32 that ends behind the .* bytes of the tar"),
+        ("size_json", 1 << 40, "json that ends behind the .* bytes of the tar"),
+        ("caption_tokens_t5", [-1], "caption_tokens_t5 that is less than 0"),
+        ("offset_json", None, "ok row without offset_json"),
+    ],
+)
+def test_a_sidecar_that_lies_is_refused_before_any_work(
+    tmp_path: Path, column: str, value: Any, message: str
+) -> None:
+    folder = kinds.write(tmp_path / "damaged", 6, 1)
+    change(folder / "train-00000.parquet", column, value)
+    with pytest.raises(UsageError, match=f"^{folder}/train-00000.parquet.*{message}") as told:
+        packed(tmp_path / "out", folder)
+    assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
+
+
+def test_extras_that_are_no_json_are_told(tmp_path: Path) -> None:
+    folder = kinds.write(tmp_path / "damaged", 6, 1)
+    change(folder / "train-00000.parquet", "extras", "{")
+    with pytest.raises(SourceError, match=r"unit 0: an input is damaged .*k0: its extras are no JSON"):
+        packed(tmp_path / "out", folder)
+
+
+def change(sidecar: Path, column: str, value: Any) -> None:
+    """Another value in the first row."""
+    table = pq.read_table(sidecar)
+    at, kind = table.column_names.index(column), table.schema.field(column)
+    values = [value, *table[column].to_pylist()[1:]]
+    pq.write_table(table.set_column(at, kind, pa.array(values, kind.type)), sidecar)
