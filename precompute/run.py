@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import diffusers
 import transformers
 
+from loader.format import Split
 from precompute import push
 from precompute.cloud.place import open_output
 from precompute.commands import parse
@@ -28,10 +29,13 @@ from precompute.encode.devices import is_main, processes_here
 from precompute.encode.presets import DEFAULT
 from precompute.errors import PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
+from precompute.input.open_records import open_records
+from precompute.input.ours import OurRecords
 from precompute.runtime.disk_budget import DiskBudget
+from precompute.runtime.joined import told_of_captions
 from precompute.runtime.leases import Gate, Leases
 from precompute.runtime.progress import progress_bar, summary
-from precompute.runtime.session import Session, models_of
+from precompute.runtime.session import Session, models_of, source_of
 from precompute.runtime.stats import Stats
 from precompute.shards.destination import Destination
 
@@ -96,14 +100,26 @@ def work(session: "Session | RaySession") -> None:
 
         stats = session.work(leases, on_batch, on_commit=keeper.keep_fresh)
         manifest = keeper.refresh()
+        split, new = manifest.splits[config.split], keeper.samples_since(before)
+        joined = joined_of(session, split) if is_main() and new is not None else ""
     if is_main():
-        new = keeper.samples_since(before)
-        split = manifest.splits[config.split]
         print(summary(split, new, stats, time.monotonic() - started), flush=True)
+        if joined:
+            print(joined, flush=True)
         if not split.samples:
             raise PrecomputeError(
                 f"{config.beside or config.dataset}: no row of split {config.split} became a sample; the reasons stand above"
             )
+
+
+def joined_of(session: "Session | RaySession", split: Split) -> str:
+    """What became of captions from elsewhere, once all units are there."""
+    config = session.config
+    if not config.captions or config.beside or not split.complete:
+        return ""
+    records = session.records if isinstance(session, Session) else open_records(source_of(config))
+    files = records.joined if isinstance(records, OurRecords) else []
+    return told_of_captions(files, session.destination, split.shards)
 
 
 def pushing(config: Config) -> push.Config | None:

@@ -89,7 +89,7 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
         """
         return {}
 
-    def _joined_captions(self) -> list[JoinedCaptions]:
+    def joined_captions(self) -> list[JoinedCaptions]:
         """The files of captions from elsewhere, each joined on disk by whoever comes first. Raises ConfigError."""
         files, hashes = self.config.captions_from or {}, self.config.captions_sha256 or {}
         folder = os.path.join(self._cache_dir_root, "builders_joins")
@@ -106,7 +106,7 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
         told = [account.told_left()]
         # Whoever asks for the rejected rows counts them, and reads part by part.
         if whole or not self.config.keep_rejected:
-            files = {file.name: len(file.join) for file in self._joined_captions()}
+            files = {file.name: len(file.join) for file in self.joined_captions()}
             told.append(account.told_captions(files, whole))
         if not self.config.keep_rejected:
             told.insert(0, account.told_rows())

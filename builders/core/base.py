@@ -108,7 +108,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         return info
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        self._joined_captions()  # a file that cannot be joined is told before anything is read
+        self.joined_captions()  # a file that cannot be joined is told before anything is read
         # Only `shards` is a list, so that datasets splits the work by it; a list of its own for the total would split too.
         return [
             datasets.SplitGenerator(
@@ -126,7 +126,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
     def _generate_examples(
         self, shards: list[Any], split: str, account: Account | None = None, **whole: Any
     ) -> Iterator[tuple[Key, dict[str, Any]]]:
-        files = self._joined_captions()
+        files = self.joined_captions()
         for index, shard in enumerate(shards):
             seen: set[str] = set()
             for number, row in enumerate(self._rows(shard)):

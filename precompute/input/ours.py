@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 import builders  # noqa: F401  registers "builders/<name>" with datasets
+from builders.core.joined_captions import JoinedCaptions
 from precompute.errors import UsageError
 from precompute.input.faults import innermost
 from precompute.input.options import captions_options
@@ -66,6 +67,8 @@ class OurRecords(Records):
         """A hash of what makes up each shard, wherever it lies."""
         stream = builder.as_streaming_dataset(split=self.source.split)
         self._builder, self._shards = builder, stream._ex_iterable.kwargs["shards"]
+        # The files of captions from elsewhere.
+        self.joined: list[JoinedCaptions] = builder.joined_captions()
         return short_hash(builder.identity(self._shards))
 
     def left_out(self, unit: Unit) -> Mapping[str, int]:

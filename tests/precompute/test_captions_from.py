@@ -28,9 +28,10 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
         members += [(f"{key}.txt", f"own {key}".encode()) for key in keys if key != "h"]
         write_tar(root / "raw" / f"{number}.tar", sorted(members))
     rows = [{"key": f"{KEYS.index(key) // 4}-{key}", "caption": text} for key, text in JOINED.items()]
-    (root / "re.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in [*rows, {"key": "x", "caption": "x"}])
-    )
+    # One of a row that is rejected, alone in its unit, and one of none.
+    write_tar(root / "raw" / "2.tar", [("z.jpg", b"no picture"), ("z.txt", b"own z")])
+    others = [{"key": "2-z", "caption": "z"}, {"key": "x", "caption": "x"}]
+    (root / "re.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *others]))
     return root
 
 
@@ -58,6 +59,7 @@ def test_the_loader_draws_joined_captions_by_their_name(raw, tmp_path, monkeypat
     told = run_here(monkeypatch, capsys, *flags(raw, output, raw / "re.jsonl"), "--max-captions", "2")
     lines = {tuple(line.split()) for line in told.splitlines()}
     assert {("written", "8"), ("llava", "4"), ("caption", "7")} <= lines
+    assert "captions from elsewhere: llava: 1 of 6 rows of the file match no row, 4 records have none" in told
     own = [f"own {key}" for key in KEYS if key not in JOINED]
     assert drawn(output, captions={"llava": 1}) == sorted([*JOINED.values(), *own])
     assert drawn(output) == sorted([*JOINED.values(), *own])
@@ -65,8 +67,8 @@ def test_the_loader_draws_joined_captions_by_their_name(raw, tmp_path, monkeypat
         [JOINED["h"], *(f"own {key}" for key in KEYS[:-1])]
     )
     rows = [row for path in sorted(output.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    assert Counter(kind for row in rows for kind in row["caption_kinds"]) == {"llava": 4, "caption": 7}
-    # The same file elsewhere is the same recipe; another file is another one.
+    assert Counter(kind for row in rows for kind in row["caption_kinds"]) == {"llava": 5, "caption": 8}
+    # With those of the rejected row. The same file elsewhere is the same recipe; another file is another one.
     before = tars(output)
     copy = shutil.copy(raw / "re.jsonl", tmp_path / "copy.jsonl")
     assert "nothing was left to do" in run_here(
