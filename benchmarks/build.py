@@ -2,11 +2,11 @@
 
     python benchmarks/build.py --records 20000 --folder /tmp/build-benchmark
 
-Each measurement is a process of its own. The plain loop opens the archive with `tarfile` or `zipfile`, reads every member and par
-parses the JSON, and does nothing else: no gate, no cleaning, no accounting. The builders run as a user runs them, through
-`load_dataset(streaming=True)`, bytes passed through; what they keep beside the cache is made anew each time. Bars: at least 70 %
-of the plain loop's rows a second; memory flat in the number of records; with max_image_size=512 at least 2.5 times the reference'
-reference's way (full decode, bicubic resize, JPEG).
+Each measurement is a process of its own. The plain loop opens the archive with `tarfile` or `zipfile`, reads every member and parses
+the JSON, and does nothing else: no gate, no cleaning, no accounting. The builders run as a user runs them, through
+`load_dataset(streaming=True)`, bytes passed through; what they keep beside the cache is made anew each time. Bars: at least 70 % of
+the plain loop's rows a second; memory flat in the number of records; with max_image_size=512 at least 2.5 times the reference's way
+(full decode, bicubic resize, JPEG).
 
     python benchmarks/build.py --join 10000000 --folder /tmp/build-benchmark
 
@@ -45,8 +45,7 @@ CAPTIONS = (
 )
 LAYOUTS = {"tar": "cc12m", "zip": "coco", "zips": "diffusiondb", "tgz": "journeydb"}
 
-# --- the archives, generated once
-# ---------------------------------------------------------------------------------------------------
+# --- the archives, generated once ---------------------------------------------------------------------------------------------------
 
 
 def photographs(count: int, quality: int) -> Iterator[bytes]:
@@ -142,8 +141,7 @@ def make_tgz(root: Path, count: int, quality: int) -> None:
     )
 
 
-# --- the two ways to read them
-# ---------------------------------------------------------------------------------------------------------
+# --- the two ways to read them ---------------------------------------------------------------------------------------------------------
 
 
 def plain_tar(root: Path) -> int:
@@ -256,8 +254,7 @@ def in_a_process(way: str, layout: str, root: Path) -> list[float]:
     return [float(word) for word in result.stdout.split()]
 
 
-# --- the join
-# -------------------------------------------------------------------------------------------------------------------------------
+# --- the join -------------------------------------------------------------------------------------------------------------------------------
 
 
 def make_join(root: Path, count: int) -> None:
@@ -297,8 +294,7 @@ def join(root: Path, count: int) -> bool:
     return memory <= 1024
 
 
-# --- shrinking
-# ----------------------------------------------------------------------------------------------------------------------------
+# --- shrinking ----------------------------------------------------------------------------------------------------------------------------
 
 
 def reference_shrink(data: bytes, shorter_edge: int) -> bytes:

@@ -1,13 +1,12 @@
-"""A cold epoch over a network, side by side: the same 4,000 samples behind a server with 20 ms of latency, one table for each lin
-line.
+"""A cold epoch over a network, side by side: the same 4,000 samples behind a server with 20 ms of latency, one table for each line.
 
     pip install "latentmill[bench]"
     python benchmarks/remote.py                    # --samples 4000 --latency 20 --rates 0 100 --workers 0
 
 Data and batches are those of benchmarks/loader.py. The server is a process of its own on this machine: it waits before each
-answer, shares a rate (MB/s, 0: none) among all its connections, and counts what it sends. Latentmill and webdataset (by curl, as
-is its way) read http; MosaicML and litData speak S3 to it. Each run is a process with an empty cache. `bytes` is what crossed the
-wire against the size of the data; `two` is the rate of the slower of two such loaders on one cache, against half the rate of one.
+answer, shares a rate (MB/s, 0: none) among all its connections, and counts what it sends. Latentmill and webdataset (by curl, as is
+its way) read http; MosaicML and litData speak S3 to it. Each run is a process with an empty cache. `bytes` is what crossed the wire
+against the size of the data; `two` is the rate of the slower of two such loaders on one cache, against half the rate of one.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     photos = builders.load_dataset("builders/demo", split="train")
 
 A package of yours adds `builders/NAME` by an entry point of the group `latentmill.builders`, whose value is the module that
-holds the builder's class. `datasets` 5 refuses dataset scripts, so the import wraps the one function that turns a path into a bui
-builder; every other path goes on as before. Importing is enough, as for Gymnasium's environments; the wrap is idempotent.
+holds the builder's class. `datasets` 5 refuses dataset scripts, so the import wraps the one function that turns a path into a builder;
+every other path goes on as before. Importing is enough, as for Gymnasium's environments; the wrap is idempotent.
 """
 
 import functools

@@ -1,5 +1,4 @@
-"""Twenty real photographs and pictures that ship inside the scikit-image wheel, captioned by hand: the main job without a downloa
-download.
+"""Twenty real photographs and pictures that ship inside the scikit-image wheel, captioned by hand: the main job without a download.
 
 load_dataset("builders/demo", split="train")        # 22 rows, 20 records; two pages of text are too small for the gate
 """

@@ -180,9 +180,7 @@ def _is_hidden(path: str) -> bool:
 def _list_files(
     root: str, listed: Mapping[str, Collection[object]]
 ) -> tuple[list[_File], dict[str, list[str]]]:
-    """All images, caption files without an image, and table rows without one, in the order of their paths; and all other files.""
-    files.
-    """
+    """All images, caption files without an image, and table rows without one, in the order of their paths; and all other files."""
     left: dict[str, list[str]] = {"hidden": [], "not_image_or_caption": [], "second_caption_file": []}
     paths = set(listed)
     for path in walk_files(root):

@@ -4,11 +4,10 @@
     load_dataset("builders/journeydb", caption_field="caption")                # the sentence instead of the prompt
     load_dataset("builders/journeydb", "small")                                # the first two tgz of each split
 
-4,189,737 labelled images in train, 234,156 in validation; the test split has questions but no captions and is left out. Annotatio
-Annotations lie in one file a split, in no order of the archives, and are joined on disk. Source rows are the images of the chosen
-archives and the annotations that name them; an annotation that names no archive counts as missing_image with archive 0. Midjourne
-Midjourney's own flags at the end of a prompt (--ar 2:3 --v 4 --no people) are cut off, but for caption_cleaning="none"; column `p
-`prompt` keeps them.
+4,189,737 labelled images in train, 234,156 in validation; the test split has questions but no captions and is left out. Annotations
+lie in one file a split, in no order of the archives, and are joined on disk. Source rows are the images of the chosen
+archives and the annotations that name them; an annotation that names no archive counts as missing_image with archive 0. Midjourney's own
+flags at the end of a prompt (--ar 2:3 --v 4 --no people) are cut off, but for caption_cleaning="none"; column `prompt` keeps them.
 """
 
 import json

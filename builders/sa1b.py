@@ -3,8 +3,8 @@
     load_dataset("builders/sa1b", data_dir="raw/sa1b")                   # the sa_*.tar and SA1B_caption.tar.gz that are there
     load_dataset("builders/sa1b", links="links.txt", parts="20-22")      # Meta's list of links, as you got it for your acceptance
 
-11,185,362 images in 1,000 tars of 10.5 GB; about one in ten has no caption. Meta's links expire after some days. The captions are
-ten million files of another archive in another order, so the first use joins them on disk.
+11,185,362 images in 1,000 tars of 10.5 GB; about one in ten has no caption. Meta's links expire after some days. The captions are ten
+million files of another archive in another order, so the first use joins them on disk.
 """
 
 import os

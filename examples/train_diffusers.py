@@ -1,9 +1,9 @@
 """Train a diffusers model on latent shards: SDXL's UNet or SD3's transformer, whichever the config names. Of ours it imports the
 loader only.
 
-    accelerate launch examples/train_diffusers.py latents/cc12m --model stabilityai/stable-diffusion-xl-base-1.0 --output runs/sdx
-    runs/sdxl accelerate launch examples/train_diffusers.py latents/cc12m --layers latents/cc12m-t5 --model sd3.json --output runs
-    runs/sd3 accelerate launch examples/train_diffusers.py latents/cc12m --model ... --output runs/sdxl --resume
+    accelerate launch examples/train_diffusers.py latents/cc12m --model stabilityai/stable-diffusion-xl-base-1.0 --output runs/sdxl
+    accelerate launch examples/train_diffusers.py latents/cc12m --layers latents/cc12m-t5 --model sd3.json --output runs/sd3
+    accelerate launch examples/train_diffusers.py latents/cc12m --model ... --output runs/sdxl --resume
 
 The UNet learns the noise (DDPM), the transformer a velocity (rectified flow with logit-normal times, Esser et al. 2024). Dropped
 captions are the empty caption's embedding, as the pipelines guide. Some samples are held out, by the hash of their key, and tell

@@ -30,11 +30,10 @@ def as_webdataset(
     """A `webdataset.WebDataset` over the shards of `path`, members decoded: `sample["moments_256.npy"]`, `sample["txt"]`.
 
     Members of other names stay bytes: do not add `.decode()`, which unpickles some of them.
-    path: a tuple is a folder and the layers beside it; a sample has the members of all, and those that are not whole are left out
-    out. storage_options: of fsspec's file system for s3:// and its like. options: as of WebDataset; shardshuffle is False unless
-    given. Its latents are raw: scaling is up to you. Fields of bfloat16 are arrays of uint16: `torch.from_numpy(a).view(torch.bfl
-    `torch.from_numpy(a).view(torch.bfloat16)`. Several captions of a sample lie end to end, as `sample["json"]` says in caption_t
-    caption_tokens.
+    path: a tuple is a folder and the layers beside it; a sample has the members of all, and those that are not whole are left out.
+    storage_options: of fsspec's file system for s3:// and its like. options: as of WebDataset; shardshuffle is False unless given.
+    Its latents are raw: scaling is up to you. Fields of bfloat16 are arrays of uint16: `torch.from_numpy(a).view(torch.bfloat16)`.
+    Several captions of a sample lie end to end, as `sample["json"]` says in caption_tokens.
     """
     folder = cache_folder()
     files = [

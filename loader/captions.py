@@ -63,8 +63,8 @@ class CaptionChoice:
 class Embedded:
     """The captions of a shard whose states are stored, one row after another.
 
-    first: number of the first of each row, and of the end. row: of each caption. number: of each in its row. is_drawn: whether al
-    all encoders have it.
+    first: number of the first of each row, and of the end. row: of each caption. number: of each in its row. is_drawn: whether all
+    encoders have it.
     """
 
     first: I64
@@ -114,8 +114,6 @@ class Parts:
         return cls(first, np.cumsum([0, *lengths]))
 
     def find(self, rows: I64, captions: I64) -> tuple[I64, I64, I64]:
-        """Find for some rows of the sidecar, and a caption of each, where it begins and ends in the array, and where the array en
-        ends.
-        """
+        """Find for some rows of the sidecar, and a caption of each, where it begins and ends in the array, and where the array ends."""
         begin, at = self.ends[self.first[rows]], self.first[rows] + captions
         return self.ends[at] - begin, self.ends[at + 1] - begin, self.ends[self.first[rows + 1]] - begin

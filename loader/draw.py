@@ -28,9 +28,9 @@ def noise(seed: int, epoch: int, position: int, shape: Sequence[int]) -> npt.NDA
 class Draw:
     """What is random in a sample.
 
-    caption_drop_prob: of all encoders at once, or of each that is read by its name. null: the empty caption's arrays by field nam
-    name, which stand for dropped ones; where there are none zeros do. mark_padding: whether a batch says which samples only fill
-    it up. caption: which one of a sample's.
+    caption_drop_prob: of all encoders at once, or of each that is read by its name. null: the empty caption's arrays by field name, which
+    stand for dropped ones; where there are none zeros do. mark_padding: whether a batch says which samples only fill it up.
+    caption: which one of a sample's.
     """
 
     seed: int

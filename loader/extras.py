@@ -1,7 +1,6 @@
 """What a batch tells of its samples beside arrays: keys, captions and their kinds, sizes, any column of the sidecar or extra.
 
-All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` i
-is.
+All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` is.
 """
 
 import json
@@ -124,9 +123,7 @@ def _kind(table: Table, row: int, number: int) -> str:
 
 
 def target_size(image: Field, bucket: str) -> tuple[int, int]:
-    """Height and width in pixels of the pictures that were encoded: of a bucket `1024x768` (+ those of other resolutions) its own
-    own.
-    """
+    """Height and width in pixels of the pictures that were encoded: of a bucket `1024x768` (+ those of other resolutions) its own."""
     resolution = resolution_of(image)
     sizes = [tuple(map(int, size.split("x"))) for size in bucket.split("+")] if bucket else []
     width, height = min(
@@ -140,8 +137,7 @@ def _sizes(
 ) -> tuple[float, ...]:
     """Original height and width, top and left of the crop, target height and width, in pixels, as SDXL takes them.
 
-    The crop is told in the picture as it is shrunk to be cropped to the target; of a mirrored one, as cut out of the mirror image
-    image.
+    The crop is told in the picture as it is shrunk to be cropped to the target; of a mirrored one, as cut out of the mirror image.
     """
     table = shard.table
     width, height = table.value("width", row), table.value("height", row)

@@ -49,9 +49,7 @@ class Scan:
     size: dict[str, I64]
 
     def table(self, members: Sequence[str], columns: Sequence[str]) -> Table:
-        """The samples that have all of `members`, and a caption if that is among the columns; others are not whole, and not there
-        there.
-        """
+        """The samples that have all of `members`, and a caption if that is among the columns; others are not whole, and not there."""
         names = [*members, "txt"] if "caption" in columns else members
         lacking = np.full(len(self.keys), -1)
         places = {name: self.offset.get(name, lacking) for name in names}

@@ -143,9 +143,7 @@ class JoinedSource:
         return any(gone)
 
     def _columns_of(self, part: ManifestSource, columns: Sequence[str]) -> list[str]:
-        """Those of the columns that are read from a part: what they say of a field from the one that has it, the others of the ba
-        base.
-        """
+        """Those of the columns that are read from a part: what they say of a field from the one that has it, the others of the base."""
         described = [described_columns([field.name for field in one.fields]) for one in self.parts]
         owner = {name: next((n for n, known in enumerate(described) if name in known), 0) for name in columns}
         return [name for name in columns if self.parts[owner[name]] is part]

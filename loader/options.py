@@ -37,8 +37,7 @@ class Options(TypedDict, total=False):
     captions: which caption, where the shards have several of a sample. "first"; "random": one of them, drawn anew each epoch; or
         weights by kind, {"llava": 0.7, "alt": 0.3}: of the kinds that a sample has each in proportion to its weight, of several
         captions of that kind each as likely, and of one that has none of these kinds any caption. Only the drawn one is read.
-    extras: what else of the samples, one or several of "key", "caption" (the drawn one), "caption_kind", "size_conditioning" (B,
-    6):
+    extras: what else of the samples, one or several of "key", "caption" (the drawn one), "caption_kind", "size_conditioning" (B, 6):
         original height and width, top and left of the crop, target height and width, as SDXL takes them; a column of the sidecars
         (width, source, ...), or one of their extras by name. All but the sizes are lists of B.
     posterior: "sample": (mean + std * noise - shift) * scale; "mean": without noise. Of `moments` only.

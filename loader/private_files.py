@@ -1,7 +1,6 @@
 """Files of this user alone, in folders that others may write to as well: no link is followed, nothing is readable by others.
 
-Who else may write to a folder can lay links under names that are known beforehand; what is opened here is a plain file or an erro
-error.
+Who else may write to a folder can lay links under names that are known beforehand; what is opened here is a plain file or an error.
 """
 
 import os

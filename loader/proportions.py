@@ -56,8 +56,9 @@ def cut_into_parts(
 
 
 def mix_in(index: I64, weights: Sequence[int]) -> tuple[I64, I64]:
-    """(group, how many times the group came before) of each index. Any stretch of n holds `n * weight / total` of a group, give o
-    or take one or two.
+    """(group, how many times the group came before) of each index.
+
+    Any stretch of n holds `n * weight / total` of a group, give or take one or two.
 
     A group takes its share of the whole as evenly as integers allow (Bresenham's line), the next its share of the rest, ...
     """

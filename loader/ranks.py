@@ -1,6 +1,4 @@
-"""Which rank this process is, of how many: asked again whenever iteration begins, for a process group may come later than the loa
-loader.
-"""
+"""Which rank this process is, of how many: asked again whenever iteration begins, for a process group may come later than the loader."""
 
 import logging
 import os

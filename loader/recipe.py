@@ -15,8 +15,8 @@ MOST_ENCODERS = 1000
 class Recipe(TypedDict, total=False):
     """Everything that determines a value of a dataset's shards. A key that a recipe lacks is one that its makers had not.
 
-    dataset: its path, version and options. image_encoder, text_encoders, features: model, commit, weights, scale, length and so o
-    on. crop, bucket_step, resize, color_profile, version: how pixels are made (precompute/input/pixels.py).
+    dataset: its path, version and options. image_encoder, text_encoders, features: model, commit, weights, scale, length and so on.
+    crop, bucket_step, resize, color_profile, version: how pixels are made (precompute/input/pixels.py).
     store: dtype of what is stored; without it float16. base: of a layer, the fingerprint of the shards that it lies beside.
     """
 

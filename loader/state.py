@@ -1,5 +1,4 @@
-"""The state of a loader: a few integers that say where it is, in which order of which shards; and how another set of shards diffe
-differs.
+"""The state of a loader: a few integers that say where it is, in which order of which shards; and how another set of shards differs.
 
 A state keeps the shards' hash, and which units of work they are of as runs of numbers: two integers for a dataset that is
 whole. From these a larger set of shards can tell whether it holds all the old ones, and which were added.

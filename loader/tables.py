@@ -13,9 +13,7 @@ MOST = 256
 
 
 class Tables:
-    """Threads share it. find: the source of a shard of the order, and its number there. chosen: of each shard the samples read.""
-    read.
-    """
+    """Threads share it. find: the source of a shard of the order, and its number there. chosen: of each shard the samples read."""
 
     def __init__(
         self,

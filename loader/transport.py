@@ -62,9 +62,7 @@ class Transport(Protocol):
 
 
 class HttpTransport:
-    """Files below an http(s) address. token: sent to that address alone, not to where it redirects; a login in the address likewi
-    likewise.
-    """
+    """Files below an http(s) address. token: sent to that address alone, not to where it redirects; a login in the address likewise."""
 
     def __init__(self, url: str, base: str, token: str | None = None) -> None:
         parts = urllib.parse.urlsplit(base)

@@ -1,6 +1,4 @@
-"""Which files of a cache are believed to be what their names say: ours, where nobody else may write; others once they are hashed.
-hashed.
-"""
+"""Which files of a cache are believed to be what their names say: ours, where nobody else may write; others once they are hashed."""
 
 import hashlib
 import os

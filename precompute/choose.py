@@ -3,8 +3,8 @@
     python precompute/choose.py latents/cc12m --where "width >= 512 and aesthetic > 5" --subset 0 0.99
     python precompute/choose.py latents/cc12m --keys reviewed.csv --output kept.parquet
 
-Its name is not `select`, which is a module of Python that a script beside it would hide. The same `where=`, `keys=` and `subset=`
-go to `make_loader`; `kept.parquet` goes to its `keys=`.
+Its name is not `select`, which is a module of Python that a script beside it would hide. The same `where=`, `keys=`
+and `subset=` go to `make_loader`; `kept.parquet` goes to its `keys=`.
 """
 
 import dataclasses

@@ -51,9 +51,7 @@ def room_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of everything of ours that a file imports, at any depth of its code; a name out of a package counts with it.""
-    it.
-    """
+    """Dotted names of everything of ours that a file imports, at any depth of its code; a name out of a package counts with it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,7 +1,7 @@
 """Annotation documents too large for memory: the lists of one JSON object, element by element.
 
-`json.JSONDecoder.raw_decode` over a window that slides along the file takes about 1 µs an element, whatever the size of the file,
-in the memory of its largest element.
+`json.JSONDecoder.raw_decode` over a window that slides along the file takes about 1 µs an element, whatever the size of the file, in
+the memory of its largest element.
 """
 
 import codecs

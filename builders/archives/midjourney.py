@@ -2,8 +2,7 @@
 
 without_flags("a cat, Spider -man --no people, dogs --ar 2:3 --v 4")  ->  "a cat, Spider -man"
 
-Only flags that Midjourney has, with two dashes (or the one long dash that phones make of them), and only at the end, where it tak
-takes them.
+Only flags that Midjourney has, with two dashes (or the one long dash that phones make of them), and only at the end, where it takes them.
 """
 
 import re

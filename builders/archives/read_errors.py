@@ -1,7 +1,7 @@
 """What it means that a file cannot be read: gone, refused, or something that may pass.
 
-The readers below us say it in many ways, one inside the other: fsspec calls every failure to ask for a file's size FileNotFoundEr
-FileNotFoundError, the Hub's file system a repository that hides from us, too. So the whole chain of causes is looked at.
+The readers below us say it in many ways, one inside the other: fsspec calls every failure to ask for a file's size FileNotFoundError,
+the Hub's file system a repository that hides from us, too. So the whole chain of causes is looked at.
 """
 
 import errno

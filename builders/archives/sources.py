@@ -1,7 +1,7 @@
 """What a dataset fetches, declared once: it serves a local folder, a download and a stream alike.
 
-A dataset's `_sources` names its archives and annotation files with their published names. With `data_dir` they are taken from the
-there; else `datasets` downloads them into its cache, or streams them in place. The records are the same whichever way.
+A dataset's `_sources` names its archives and annotation files with their published names. With `data_dir` they are taken from there;
+else `datasets` downloads them into its cache, or streams them in place. The records are the same whichever way.
 """
 
 import abc

@@ -1,8 +1,7 @@
 """Tar members from any file that can seek: POSIX.1-1988 (ustar), pax, GNU long names and sizes, hard and symbolic links.
 
-GNU tar is the judge of it, with two differences. It tells nothing of a file that ends before its end mark, which here is damage:
-a tar cut short between two members looks no other way. And it stops at the first end mark, where here the next tar is read on, if
-one follows.
+GNU tar is the judge of it, with two differences. It tells nothing of a file that ends before its end mark, which here is damage: a tar
+cut short between two members looks no other way. And it stops at the first end mark, where here the next tar is read on, if one follows.
 """
 
 import functools
@@ -75,9 +74,7 @@ def iter_tar(file: IO[bytes], max_size: int) -> Iterator[TarEntry]:
 
 
 class _Targets:
-    """Remembers where the contents of the members lie that links may name. Made at the first link, so that others cost no memory.
-    memory.
-    """
+    """Remembers where the contents of the members lie that links may name. Made at the first link, so that others cost no memory."""
 
     def __init__(self, file: IO[bytes], stop: int) -> None:
         self._file, self._is_packed = file, GzipFile in type(file).__mro__
@@ -110,9 +107,7 @@ class _Targets:
 
 
 def _headers(file: IO[bytes]) -> Iterator[_Header]:
-    """All members from here on. Wherever the caller has read meanwhile, the next one is looked for behind the last one's content.
-    content.
-    """
+    """All members from here on. Wherever the caller has read meanwhile, the next one is looked for behind the last one's content."""
     at, hole = file.tell(), 0
     extensions: dict[str, str] = {}
     while True:
@@ -151,9 +146,7 @@ def _is_padding(zeros: int, end: int) -> bool:
 
 
 def _past_zeros(file: IO[bytes], at: int, zeros: int) -> tuple[int, int, bytes]:
-    """The first block behind a run of zeros: offset behind it, bytes of zeros before it, the block; it is empty at the file's end
-    end.
-    """
+    """The first block behind a run of zeros: offset behind it, bytes of zeros before it, the block; it is empty at the file's end."""
     if not zeros:
         raise ArchiveError("it ends without an end mark: empty, or cut short")
     while chunk := _read(file, 2**16):
@@ -272,9 +265,7 @@ def _exactly(file: IO[bytes], length: int) -> bytes:
 
 
 def _go_to(file: IO[bytes], offset: int) -> None:
-    """Forward by reading where that is faster. A place behind the end of the file passes unnoticed; the next read finds nothing."
-    nothing.
-    """
+    """Forward by reading where that is faster. A place behind the end of the file passes unnoticed; the next read finds nothing."""
     try:
         if 0 < (gap := offset - file.tell()) <= _SEEK_FROM:
             _read(file, gap)

@@ -1,7 +1,7 @@
 """Zip directories and members from any file that can seek (APPNOTE.TXT 4.3, with zip64).
 
-The number of entries comes from the last bytes, a range of them from one walk over the directory's raw bytes: `zipfile` would mak
-make an object of each of a hundred thousand entries for every range.
+The number of entries comes from the last bytes, a range of them from one walk over the directory's raw bytes: `zipfile` would make an
+object of each of a hundred thousand entries for every range.
 """
 
 import functools
@@ -47,9 +47,7 @@ def zip_names(file: IO[bytes]) -> Iterator[str]:
 def iter_zip(
     file: IO[bytes], index: int, count: int, max_size: int
 ) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Name and reader of each file in the `index`-th of `count` ranges; what is damaged or over `max_size` bytes reads as nothing
-    nothing.
-    """
+    """Name and reader of each file in the `index`-th of `count` ranges; what is damaged or over `max_size` bytes reads as nothing."""
     total, length, offset = _zip_end(file)
     for entry in _zip_entries(file, length, offset, total * index // count, total * (index + 1) // count):
         if not entry.name.endswith("/"):

@@ -24,8 +24,7 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
         {}
     )  # split -> its account, of those that this build found empty
 
-    # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them
-    # ---------------
+    # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them ---------------
 
     def _prepare_split_single(
         self, gen_kwargs: dict[str, Any], *args: Any, job_id: int, **kwargs: Any

@@ -1,7 +1,7 @@
 """Annotations too many for memory, kept beside the cache: (part, name) -> values, in one SQLite file a source.
 
-Built once, in one pass and flat memory (10 million captions: a minute or two, 4 GB of disk), by whichever process comes first; th
-the others wait for it. The name of the file holds what it was made from, so a changed source or changed code is a new file.
+Built once, in one pass and flat memory (10 million captions: a minute or two, 4 GB of disk), by whichever process comes first; the
+others wait for it. The name of the file holds what it was made from, so a changed source or changed code is a new file.
 """
 
 import contextlib
@@ -92,9 +92,7 @@ def open_join(
 
 
 def sort_by_name(rows: Iterable[tuple[Any, Any, str]]) -> Iterator[tuple[Any, list[tuple[Any, str]]]]:
-    """Group (name, rank, text), which come in any order, by name: each with its (rank, text), None first, then by rank. In flat m
-    memory, on disk.
-    """
+    """Group (name, rank, text), which come in any order, by name: None first, then by rank. In flat memory, on disk."""
     with contextlib.closing(sqlite3.connect("")) as db:  # a file without a name, gone when closed
         _no_journal(db)
         db.execute("CREATE TABLE rows (name, rank, text)")

@@ -1,9 +1,8 @@
 """What all builders share: the record, the gate, and the account of every source row.
 
-A dataset says where its rows are (`_shards`) and what they are (`_rows`); everything after that happens here. Each source row bec
-becomes one record or one rejection with a reason out of REASONS, and the counts are shown at the end of a build. A source row is
-an image in an archive that is read, or an annotation whose image should be in one and is not. `image` holds the source's bytes an
-and decodes as RGB.
+A dataset says where its rows are (`_shards`) and what they are (`_rows`); everything after that happens here. Each source row becomes
+one record or one rejection with a reason out of REASONS, and the counts are shown at the end of a build. A source row is an image in an
+archive that is read, or an annotation whose image should be in one and is not. `image` holds the source's bytes and decodes as RGB.
 """
 
 import abc

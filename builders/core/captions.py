@@ -3,8 +3,8 @@
     clean_caption("A <b>caf&eacute;</b> &amp; bar  http://x.com", "light")  ->  "A café & bar"
 
 Three profiles. `none` only strips. `light` repairs mojibake, unescapes HTML, drops tags and URLs and normalises whitespace; case,
-punctuation and every script stay, and cleaning twice changes nothing. `deepfloyd` gives, byte for byte, what the caption cleaning
-of `diffusers`' IFPipeline gives when it is applied twice, as the DeepFloyd IF recipe does: lower case, no CJK, no product codes.
+punctuation and every script stay, and cleaning twice changes nothing. `deepfloyd` gives, byte for byte, what the caption cleaning of
+`diffusers`' IFPipeline gives when it is applied twice, as the DeepFloyd IF recipe does: lower case, no CJK, no product codes.
 (micro_diffusion, the paper's code, strips its result once more: 2 alt texts of 10,000 end in another sign there.)
 """
 
@@ -55,16 +55,13 @@ def clean_captions(
 
 
 def whole(text: str) -> str:
-    """The text with `?` for each half a character (a lone surrogate), which JSON can hold and nothing else, and without a byte or
-    order mark.
-    """
+    """The text with `?` for each half a character (a lone surrogate), which only JSON can hold, and without a byte order mark."""
     text = text.removeprefix("\ufeff")
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def says_something(text: str) -> bool:
-    """True where a letter or digit of any script, or an emoji, is in the text: punctuation and signs (©, €, +, →) alone are no ca
-    caption.
+    """True where a letter or digit of any script, or an emoji, is in the text: punctuation and signs (©, €, +, →) alone are no caption.
 
     An emoji is a symbol of category So from U+2600 on, which is where Unicode has the pictographs.
     """

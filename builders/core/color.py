@@ -1,7 +1,7 @@
 """Colours as a screen shows them: pixels of another colour profile become sRGB, by Little CMS.
 
-Without this a wide-gamut photograph comes out pale, a CMYK one garish: 14 of 255 grey levels on average, for some colours 100. Wh
-What has no profile, or one that cannot be used, counts as sRGB. A profile is parsed once and kept.
+Without this a wide-gamut photograph comes out pale, a CMYK one garish: 14 of 255 grey levels on average, for some colours 100. What has
+no profile, or one that cannot be used, counts as sRGB. A profile is parsed once and kept.
 """
 
 import functools
@@ -17,9 +17,7 @@ _SRGB = ImageCms.createProfile("sRGB")
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """The image in sRGB, as RGB or RGBA; itself where its profile asks for nothing. Bitmaps and palettes are as their colours are
-    are.
-    """
+    """The image in sRGB, as RGB or RGBA; itself where its profile asks for nothing. Bitmaps and palettes are as their colours are."""
     profile = image.info.get("icc_profile")
     if not isinstance(profile, bytes) or not profile:
         return image
@@ -42,9 +40,7 @@ def is_for_rgb(profile: bytes | None) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Make the transform of pixels of that mode and profile to sRGB; None where the profile is broken, for other pixels, or sRGB
-    itself.
-    """
+    """Make the transform of pixels of that mode and profile to sRGB; None where the profile is broken, for other pixels, or sRGB itself."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if source.profile.xcolor_space.strip() != _SPACES[mode]:

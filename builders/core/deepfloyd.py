@@ -1,9 +1,9 @@
 """The caption cleaning of DeepFloyd IF, as `diffusers`' IFPipeline does it twice: lower case, no CJK, no product codes.
 
-The values are theirs, byte for byte; the time is not: every step takes time in proportion to the length of the caption, where fou
-four of their patterns take the square of it (a caption of 100,000 characters of `<a ` took minutes). Two absurd kinds of text com
-come out otherwise: where the number of `<` times the length is over 2**18, tags are cut out by a pattern instead of by BeautifulS
-BeautifulSoup, and of combining marks 30 in a row are kept.
+The values are theirs, byte for byte; the time is not: every step takes time in proportion to the length of the caption, where four of
+their patterns take the square of it (a caption of 100,000 characters of `<a ` took minutes). Two absurd kinds of text come out
+otherwise: where the number of `<` times the length is over 2**18, tags are cut out by a pattern instead of by BeautifulSoup, and of
+combining marks 30 in a row are kept.
 """
 
 import html
@@ -18,8 +18,8 @@ from builders.core.marks import without_piles
 
 __all__ = ["clean"]
 
-# Each step is (needs, pattern, replacement): the pattern runs only where one of the characters or words in `needs` occurs, which
-# is what makes this several times as fast as running all of them on every caption. The order is part of the definition.
+# Each step is (needs, pattern, replacement): the pattern runs only where one of the characters or words in `needs` occurs, which is
+# what makes this several times as fast as running all of them on every caption. The order is part of the definition.
 
 _TLD = r"(?:com|co|ru|net|org|edu|gov|it)"
 _DASHES = (
@@ -132,8 +132,7 @@ def _run(steps: list[_Step], text: str) -> str:
     return text
 
 
-# --- links: what `\b(?:SCHEME|[a-zA-Z0-9.\-]+[.]TLD[\w/-]*\b\/?(?!@))` matches, found in one pass
-# --------------------------------------
+# --- links: what `\b(?:SCHEME|[a-zA-Z0-9.\-]+[.]TLD[\w/-]*\b\/?(?!@))` matches, found in one pass --------------------------------------
 
 _SCHEMES = [
     ("http", re.compile(r"\bhttps?:(?:/{1,3}|[a-zA-Z0-9%])")),
@@ -162,9 +161,7 @@ def _without_links(scheme: re.Pattern[str], text: str) -> str:
 
 
 def _next_host(text: str, at: int) -> tuple[int, int] | None:
-    """Find where the first host begins and ends. In a run of its characters it begins at the first edge of a word, and has the la
-    last end that fits.
-    """
+    """Find where the first host begins and ends: at the first edge of a word in a run of its characters, at the last end that fits."""
     while run := _RUN.search(text, at):
         at = run.end()
         edge = _EDGE.search(text, run.start(), at)
@@ -176,8 +173,7 @@ def _next_host(text: str, at: int) -> tuple[int, int] | None:
     return None
 
 
-# --- markup
-# -----------------------------------------------------------------------------------------------------------------------
+# --- markup -----------------------------------------------------------------------------------------------------------------------
 
 _MOST_MARKUP = 2**18  # `<` times characters: html.parser reads on to the end for each that is not closed
 _TAG = re.compile(r"<[a-z/!?][^<>]*>")

@@ -72,9 +72,7 @@ def has_end(data: bytes, kind: str) -> bool:
 
 
 def jpeg_parts(data: bytes) -> tuple[int, int]:
-    """Offsets of the frame header (any SOF) and of the first scan, found by walking the segments; -1 where the walk leads nowhere
-    nowhere.
-    """
+    """Offsets of the frame header (any SOF) and of the first scan, found by walking the segments; -1 where the walk leads nowhere."""
     at, last, frame = 2, len(data) - 3, -1
     while at < last and data[at] == 0xFF:
         marker = data[at + 1]

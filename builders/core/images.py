@@ -1,8 +1,7 @@
 """Image bytes: what they are, whether they are whole, their pixels, and a smaller copy. Pure functions, nothing is cached.
 
-The gate reads headers only (about 6 µs for a JPEG): format by magic bytes, size after EXIF rotation, and the format's trailer, wh
-which a truncated file lacks; of a PNG all checksums. Pixels are decoded only where that does not tell, or where `check_pixels` as
-asks for it.
+The gate reads headers only (about 6 µs for a JPEG): format by magic bytes, size after EXIF rotation, and the format's trailer, which a
+truncated file lacks; of a PNG all checksums. Pixels are decoded only where that does not tell, or where `check_pixels` asks for it.
 """
 
 import contextlib
@@ -50,8 +49,7 @@ _TURNS = {
 }
 _LONGEST_EDGE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a file of the format can hold
 
-# Pillow warns of broken metadata and of large images; the gate has its own say on both. Not catch_warnings: that is not
-# thread-safe.
+# Pillow warns of broken metadata and of large images; the gate has its own say on both. Not catch_warnings: that is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -100,8 +98,8 @@ def probe(data: bytes) -> ImageInfo:
 def is_whole(data: bytes, kind: str, check_pixels: bool = False) -> bool:
     """False for a truncated file, and a damaged PNG: its trailer is missing or a checksum wrong, and its pixels do not decode.
 
-    With `check_pixels` no file is taken at its trailer's word: damage in the middle of a JPEG or WebP is found too, by decoding,
-    of a JPEG at an eighth of its size (2 ms for 512 x 512, of a lossless WebP 19).
+    With `check_pixels` no file is taken at its trailer's word: damage in the middle of a JPEG or WebP is found too, by decoding, of a
+    JPEG at an eighth of its size (2 ms for 512 x 512, of a lossless WebP 19).
     """
     if not check_pixels and has_end(data, kind):
         return True
@@ -155,9 +153,8 @@ def orientation_of(image: Image.Image) -> int:
 def shrink(data: bytes, shorter_edge: int, lossless: bool = False, color_profile: str = "srgb") -> bytes:
     """A copy whose shorter edge has `shorter_edge` pixels: upright RGB, bicubic, JPEG of quality 95.
 
-    With `lossless`, sources that are not JPEG are stored losslessly (PNG as PNG, the others as WebP), so that they suffer no seco
-    second lossy generation. What is too long for its format becomes a PNG. A colour profile is kept where it is not applied, if i
-    it is for RGB.
+    With `lossless`, sources that are not JPEG are stored losslessly (PNG as PNG, the others as WebP), so that they suffer no second
+    lossy generation. What is too long for its format becomes a PNG. A colour profile is kept where it is not applied, if it is for RGB.
     """
     image = decode_rgb(data, shorter_edge, color_profile)
     scale = shorter_edge / min(image.size)

@@ -69,9 +69,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _clean_once(text: str) -> str:
-    """Entities first, then tags, then URLs: the address in a link's tag goes with the tag, and the words between the tags stay.""
-    stay.
-    """
+    """Entities first, then tags, then URLs: the address in a link's tag goes with the tag, and the words between the tags stay."""
     for _ in range(_MAX_PASSES):
         if "&" not in text or (unescaped := _ENTITY.sub(_unescape, text)) == text:
             break

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 
 
 def walk_files(root: str) -> Iterator[str]:
-    """Paths of all files relative to the root, with `/`, in order, hidden ones too. A link that leads back to where it lies is pa
-    passed.
-    """
+    """Paths of all files relative to the root, with `/`, in order, hidden ones too. A link that leads back to where it lies is passed."""
     yield from _walk(root, "", (os.path.realpath(root),))
 
 

@@ -11,8 +11,7 @@ from builders.core.images import decode_rgb
 
 
 class RgbImage(datasets.Image):
-    """`datasets.Image` that decodes as `images.decode_rgb`: first frame, upright, in sRGB, transparency on white, 16-bit greys sc
-    scaled.
+    """`datasets.Image` that decodes as `images.decode_rgb`: first frame, upright, in sRGB, transparency on white, 16-bit greys scaled.
 
     Stored as `Image(mode="RGB")`, so that a dataset saved or pushed loads without this package; it then decodes as that does.
     For the pixels in the source's own mode: `cast_column("image", datasets.Image())`.

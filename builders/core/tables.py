@@ -1,7 +1,7 @@
 """Tables of file names and captions, row by row: CSV, JSON lines or Parquet.
 
-A table is read as it is or not at all: a comma in an unquoted caption would cut it, so a CSV row that does not fit its header is
-an error with file and line, as pandas and `datasets`' imagefolder have it.
+A table is read as it is or not at all: a comma in an unquoted caption would cut it, so a CSV row that does not fit its header is an
+error with file and line, as pandas and `datasets`' imagefolder have it.
 """
 
 import csv

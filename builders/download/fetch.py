@@ -1,8 +1,7 @@
 """Files over HTTP: resumed at the byte, retried with patience, checked, and named only when whole.
 
-A file appears under its name only when its size and checksum, where known, are right; until then it is NAME.part. Beside it NAME.
-NAME.part.of says of which version of the file it is a part (its ETag or time), so that yesterday's half is never joined to today'
-today's.
+A file appears under its name only when its size and checksum, where known, are right; until then it is NAME.part. Beside it NAME.part.of
+says of which version of the file it is a part (its ETag or time), so that yesterday's half is never joined to today's.
 """
 
 import contextlib

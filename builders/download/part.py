@@ -1,6 +1,4 @@
-"""A file that has arrived in part: NAME.part, and NAME.part.of beside it, which says of which version of the file it is a part.""
-part.
-"""
+"""A file that has arrived in part: NAME.part, and NAME.part.of beside it, which says of which version of the file it is a part."""
 
 import contextlib
 import hashlib

@@ -35,9 +35,7 @@ class StoredImages(Protocol):
     def encode(
         self, pixels: torch.Tensor, keys: Sequence[str], view: "View", dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """Make what is stored, 16 bits a value, of uint8 (B, 3, H, W) on the device, of the first `len(keys)`. dtype: compute in
-        this one.
-        """
+        """Make what is stored, 16 bits a value, of uint8 (B, 3, H, W) on the device, of the first `len(keys)`. dtype: to compute in."""
         ...
 
     def forget(self, dtype: torch.dtype) -> None:

@@ -1,7 +1,7 @@
 """Text encoders: captions -> hidden states, one way of running any of them.
 
-What `--text-encoder` may say stands in precompute/encode/text_spec.py. The first encoder writes `caption_latents`, one called NAM
-NAME `caption_latents_NAME`.
+What `--text-encoder` may say stands in precompute/encode/text_spec.py. The first encoder writes `caption_latents`, one called NAME
+`caption_latents_NAME`.
 """
 
 import copy

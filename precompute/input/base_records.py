@@ -16,8 +16,7 @@ LOST = "bad_archive"
 class BaseRecords:
     """The rows of a base in the same units, each for the shard that it has there.
 
-    source: gives the images, held by key; None where none are needed. Raises UsageError where it is not what the base was made of
-    of.
+    source: gives the images, held by key; None where none are needed. Raises UsageError where it is not what the base was made of.
     """
 
     def __init__(self, base: Base, source: Records | None) -> None:

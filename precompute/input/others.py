@@ -62,9 +62,7 @@ class OtherRecords(Records):
         return dataset
 
     def _typed(self, dataset: Any) -> Any:
-        """The dataset with the types of its columns, which a stream of CSV or JSON only knows by its first rows. Raises UsageErro
-        UsageError.
-        """
+        """The dataset with the types of its columns, which a stream of CSV or JSON only knows by its first rows. Raises UsageError."""
         try:
             return dataset._resolve_features()
         except StopIteration:

@@ -72,9 +72,7 @@ class OurRecords(Records):
         return short_hash(builder.identity(self._shards))
 
     def left_out(self, unit: Unit) -> Mapping[str, int]:
-        """Count what is left out: of a dataset that is prepared all of it with the first unit, and none of a unit that --limit cu
-        cuts.
-        """
+        """Count what is left out: of a dataset that is prepared all of it with the first unit, and none of a unit that --limit cuts."""
         split = self.source.split
         if self.source.prepare:
             left = self._builder.account(split).left if unit.index == 0 else {}

@@ -84,8 +84,7 @@ def read_picture(
     the picture's own shape, or to `shape`, (width, height). features: for each name what size it wants of a crop of some shape,
     which is that of the largest resolution; without resolutions of `shape`, or square. covering: resolutions for which it is
     decoded in enough detail, so that values are those of a run that makes them too.
-    Raises UnfitImage where the bytes are no readable image (`undecodable`, `unsupported_format`) or a decompression bomb (`too_la
-    (`too_large`).
+    Raises UnfitImage where the bytes are no readable image (`undecodable`, `unsupported_format`) or a decompression bomb (`too_large`).
     """
     try:
         _, width, height = probe(data)

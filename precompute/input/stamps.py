@@ -11,8 +11,8 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Stamp:
-    """Stamps the local files that a unit is read from. sizes: hash of names and sizes. times: hash of their times of change; newe
-    newest: the last of these, in ns."""
+    """Stamps the local files that a unit is read from. sizes: hash of names and sizes. times: hash of their times of change; newest:
+    the last of these, in ns."""
 
     sizes: str
     times: str

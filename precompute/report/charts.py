@@ -12,8 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 38, 8, 22, 26
 
 
 def histogram(values: npt.NDArray[Any], unit: str, bins: int = 32, mark: float | None = None) -> str:
-    """Bars between rounded ends, so that nearly all are seen well; what lies far above is counted in a note. The median is marked
-    marked.
+    """Bars between rounded ends, so that nearly all are seen well; what lies far above is counted in a note. The median is marked.
 
     mark: a limit to draw, such as the number of tokens that an encoder keeps.
     """

@@ -48,8 +48,8 @@ from precompute.shards.manifest import ManifestKeeper
 class Session:
     """A run as one process holds it. Where engines deal the units, each worker has its own, and they agree by the recipe.
 
-    resolutions: of the pictures that are encoded. features: the size of the picture that each is made of, by the shape of its cro
-    crop. recipe: everything that determines a value; reopened: how many finished units --retry-rejected has taken up again;
+    resolutions: of the pictures that are encoded. features: the size of the picture that each is made of, by the shape of its crop.
+    recipe: everything that determines a value; reopened: how many finished units --retry-rejected has taken up again;
     sources: by unit what its files look like now; changed: what is to be said of those that were edited, if anything.
     """
 

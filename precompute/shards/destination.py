@@ -1,7 +1,7 @@
 """Where a run's shards go, and how its processes meet there: what leases, manifest and unit writer ask of it.
 
-A folder is one (precompute/shards/output_folder.py), an object store another (precompute/cloud/output_store.py). Names of control
-files are seen by processes alone; names of finished files are the dataset's. What is finished appears whole or not at all.
+A folder is one (precompute/shards/output_folder.py), an object store another (precompute/cloud/output_store.py). Names of
+control files are seen by processes alone; names of finished files are the dataset's. What is finished appears whole or not at all.
 """
 
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping

@@ -32,8 +32,8 @@ SHARE = 0.01  # of a process's time may go into them: ten thousand markers take 
 
 SAME = "Use the same flags as then, or another folder"
 GROWN = (
-    "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both "
-    "as one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another folder"
+    "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both as "
+    "one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another folder"
 )
 Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done again
 

@@ -24,8 +24,8 @@ REQUEST = 32 << 20  # bytes asked of the Hub at once
 class Sample:
     """arrays: by field name, as numbers that numpy knows. facts: the json member, with width, height, crop, source, extras.
 
-    captions: those that are embedded, `caption` the first. tokens: of each of them, by text field; none of a field whose member i
-    is one caption's.
+    captions: those that are embedded, `caption` the first. tokens: of each of them, by text field; none of a field whose member is
+    one caption's.
     """
 
     stem: str

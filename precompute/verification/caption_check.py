@@ -30,9 +30,7 @@ def check_texts(samples: Sequence[Sample], records: Mapping[str, Record]) -> Ite
 def check_captions(
     samples: Sequence[Sample], encoder: TextEncoder, fields: Sequence[Field]
 ) -> Iterator[Finding]:
-    """Encode the captions again: each embedding must be that of its own caption, not of another, of the sample's or of others'.""
-    others'.
-    """
+    """Encode the captions again: each embedding must be that of its own caption, not of another, of the sample's or of others'."""
     captions = [(sample, number, text) for sample in samples for number, text in enumerate(sample.captions)]
     if not captions:
         return

@@ -1,6 +1,4 @@
-"""What can be wrong inside a shard: its sidecar, its tar, the values of its members. As precompute/verification/check_folder.py,
-pure functions.
-"""
+"""What can be wrong inside a shard: its sidecar, its tar, the values of its members. Pure functions, as those of check_folder.py."""
 
 import hashlib
 import json
@@ -253,9 +251,7 @@ def _captions_fault(spec: Field, rows: int, row: SidecarRow) -> str:
 
 
 def value_fault(array: np.ndarray[Any, Any], spec: Field) -> str:
-    """Values that no encoder gives: not finite, a standard deviation that is negative or nothing, one value everywhere, no token.
-    token.
-    """
+    """Values that no encoder gives: not finite, a standard deviation that is negative or nothing, one value everywhere, no token."""
     if not array.size:
         return "holds no token" if spec.kind == "caption_latents" else "is empty"
     array = as_numbers(array, spec.dtype)

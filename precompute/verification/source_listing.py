@@ -1,8 +1,7 @@
-"""What lies at a source of the user's own, by a listing of its own: not by the reader that wrote the shards, which may have passe
-passed files by.
+"""What lies at a source of the user's own, by a listing of its own: not by the reader that wrote the shards, which may have missed files.
 
-Of `builders/folder` and `builders/webdataset`, whole: each file of the folder, and each member of its tars as Python's tarfile li
-lists them, is the source of a row, a caption beside one, a table of captions, or among those that the markers count as left out.
+Of `builders/folder` and `builders/webdataset`, whole: each file of the folder, and each member of its tars as Python's tarfile lists them,
+is the source of a row, a caption beside one, a table of captions, or among those that the markers count as left out.
 """
 
 import os

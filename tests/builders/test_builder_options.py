@@ -25,8 +25,7 @@ def raw(tmp_path):
     return make
 
 
-# --- parts
-# ---------------------------------------------------------------------------------------------------------------------------
+# --- parts ---------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,8 +68,7 @@ def test_missing_archives_are_told(build, raw, caplog):
     assert "cc12m: split train has 2 of 2,176 archives in data_dir" in caplog.text
 
 
-# --- archives that are damaged as a whole
-# --------------------------------------------------------------------------------------------
+# --- archives that are damaged as a whole --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", [coco, cc12m, diffusiondb, journeydb, sa1b, textcaps])
@@ -107,8 +105,7 @@ def test_an_html_page_named_tar_is_a_bad_archive(build, raw):
     assert rows[0]["reject"] == "bad_archive" and rows[1]["key"].startswith("0001")
 
 
-# --- caches
-# ---------------------------------------------------------------------------------------------------------------------------
+# --- caches ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_changed_archive_or_table_is_read_anew(build, raw):
@@ -188,8 +185,7 @@ def test_small_reads_the_first_slice(build, raw):
     assert [row["key"] for row in rows] == ["COCO_train2014_000000000000", "COCO_train2014_000000000001"]
 
 
-# --- diffusiondb
-# -----------------------------------------------------------------------------------------------------------------------
+# --- diffusiondb -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_safety_threshold(build, raw):
@@ -214,8 +210,7 @@ def test_diffusiondb_extras(build, raw):
     assert row["image_nsfw"] == pytest.approx(0.1) and row["prompt_nsfw"] == pytest.approx(0.05)
 
 
-# --- journeydb
-# -------------------------------------------------------------------------------------------------------------------------
+# --- journeydb -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_journeydb_caption_field(build, raw):
@@ -262,8 +257,7 @@ def test_sa1b_says_where_its_links_come_from(build, tmp_path):
         build("sa1b", links=str(tmp_path / "links.txt"), streaming=True)
 
 
-# --- webdataset
-# ------------------------------------------------------------------------------------------------------------------------
+# --- webdataset ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_webdataset_fields_are_chosen_by_name(build, raw):
@@ -293,8 +287,7 @@ def test_webdataset_without_tars_is_an_error(build, tmp_path):
         build("webdataset", streaming=True)
 
 
-# --- without anything on disk
-# ----------------------------------------------------------------------------------------------------------
+# --- without anything on disk ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,8 +329,7 @@ def test_small_is_about_one_percent(name, shards, monkeypatch):
     )
 
 
-# --- options that are wrong
-# ------------------------------------------------------------------------------------------------------------
+# --- options that are wrong ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -387,8 +379,7 @@ def test_options_that_stand_for_others_are_taken(build, raw, tmp_path):
     assert [row["key"] for row in rows] == ["sa_1543967"]
 
 
-# --- what is left out by design
-# ---------------------------------------------------------------------------------------------------------
+# --- what is left out by design ---------------------------------------------------------------------------------------------------------
 
 
 def told(caplog, call):
@@ -448,8 +439,7 @@ def test_karpathy_annotations_of_the_other_zip_are_counted(build, raw, caplog):
     assert told(caplog, lambda: build("coco", "karpathy", **options)) == ["archive_absent 1"]
 
 
-# --- annotations that are damaged
-# --------------------------------------------------------------------------------------------------------
+# --- annotations that are damaged --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["truncated", "html"])

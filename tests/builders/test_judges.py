@@ -1,6 +1,4 @@
-"""The account of files adds up to what other programs list: GNU tar, zipinfo, find; and `imagefolder` knows no picture that we do
-not.
-"""
+"""The account of files adds up to what other programs list: GNU tar, zipinfo, find; and `imagefolder` knows no picture that we do not."""
 
 import importlib
 import os

@@ -1,8 +1,7 @@
-"""Coverage-guided fuzzing of what reads strangers' bytes, by hand: `python tests/fuzz/run.py TARGET [CORPUS] [-max_total_time=600
-[-max_total_time=600]`.
+"""Coverage-guided fuzzing of what reads strangers' bytes, by hand: `python tests/fuzz/run.py TARGET [CORPUS] [-max_total_time=600]`.
 
-Needs `atheris` in an environment of its own. TARGET is one of tar, zip, image, json, captions, table. Anything but the errors tha
-that a reader may raise is a find; so is a run of more than ten seconds.
+Needs `atheris` in an environment of its own. TARGET is one of tar, zip, image, json, captions, table. Anything but the errors that a
+reader may raise is a find; so is a run of more than ten seconds.
 """
 
 import io

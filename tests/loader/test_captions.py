@@ -1,6 +1,4 @@
-"""One caption of several: the drawn one alone is read, by exact shares, the same whatever the ranks, the workers and the breaks."
-breaks.
-"""
+"""One caption of several: the drawn one alone is read, by exact shares, the same whatever the ranks, the workers and the breaks."""
 
 import gc
 import itertools

@@ -1,6 +1,4 @@
-"""`where=`, `keys=` and `subset=`: the right samples, exactly once, whatever the shards; held against DuckDB and pyarrow on the s
-sidecars.
-"""
+"""`where=`, `keys=` and `subset=`: the right samples, exactly once, whatever the shards; held against DuckDB and pyarrow on the sidecars."""
 
 import json
 from pathlib import Path

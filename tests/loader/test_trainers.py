@@ -1,6 +1,4 @@
-"""Trainers that nobody here wrote: each key of an epoch exactly once, every epoch whole, and a checkpoint goes on where it was.""
-was.
-"""
+"""Trainers that nobody here wrote: each key of an epoch exactly once, every epoch whole, and a checkpoint goes on where it was."""
 
 import json
 import os

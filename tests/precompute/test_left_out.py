@@ -1,6 +1,4 @@
-"""What is left out of a source is told by the command, kept in marker and manifest, and held against a listing of its own by veri
-verify.
-"""
+"""What is left out of a source is told by the command, kept in marker and manifest, and held against a listing of its own by verify."""
 
 import re
 from collections.abc import Callable

@@ -1,6 +1,4 @@
-"""`pack`: shards and layers as one dataset; the same members byte for byte, each sample once, in an order that only the seed deci
-decides.
-"""
+"""`pack`: shards and layers as one dataset; the same members byte for byte, each sample once, in an order that only the seed decides."""
 
 import hashlib
 import io

@@ -141,8 +141,7 @@ class Simulation:
 class SimulatedStore:
     """Control and finished files of one split in memory. Every request takes its time, and is counted.
 
-    slow: the share of requests that take up to a minute. kinds: requests by method; seconds: by second; looks: listings by second
-    second.
+    slow: the share of requests that take up to a minute. kinds: requests by method; seconds: by second; looks: listings by second.
     """
 
     split = "train"

@@ -157,8 +157,7 @@ def test_padding_as_writers_have_it_is_whole(tree: Path, tmp_path: Path, records
     assert len(data) - len(data.rstrip(b"\0")) < LONGEST_END
 
 
-# --- damage
-# ----------------------------------------------------------------------------------------------------------------------------
+# --- damage ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_any_flipped_bit_of_a_header_is_seen_as_gnu_tar_sees_it(tmp_path: Path):

@@ -31,9 +31,7 @@ needs_magick = pytest.mark.skipif(not has_magick(), reason="needs ImageMagick")
 
 
 def matrix_profile(space: bytes = b"RGB ", gamma: float = 2.2, swap: bool = True) -> bytes:
-    """A profile with a gamma curve; for RGB with the primaries of sRGB, red and green changed over, so that its colours are far o
-    off.
-    """
+    """A profile with a gamma curve; for RGB with the primaries of sRGB, red and green changed over, so that its colours are far off."""
 
     def s15(value: float) -> bytes:
         return struct.pack(">i", round(value * 65536))
@@ -155,8 +153,7 @@ def test_a_jpeg_scaled_while_decoded_has_the_same_colours() -> None:
     assert far(scaled, decode_rgb(data).resize(scaled.size, Image.Resampling.BOX)) < 3
 
 
-# --- orientation: as Pillow, and `imagefolder` with it, turns a picture
-# ----------------------------------------------------------------
+# --- orientation: as Pillow, and `imagefolder` with it, turns a picture ----------------------------------------------------------------
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -256,8 +253,7 @@ def test_size_and_pixels_are_turned_alike_wherever_the_orientation_stands(write,
     assert (picture.width, picture.height) == size
 
 
-# --- damage and formats
-# ----------------------------------------------------------------------------------------------------------------
+# --- damage and formats ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])

@@ -1,6 +1,4 @@
-"""`--features`: the tokens are those of the library's own model behind its own image processor, and what the loader gives back.""
-back.
-"""
+"""`--features`: the tokens are those of the library's own model behind its own image processor, and what the loader gives back."""
 
 import json
 from pathlib import Path
