@@ -24,7 +24,7 @@ class Slow:
     def address(self, name: str) -> str:
         return name
 
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
         self.connections += 1
         if self.connections > 1:
             yield b"y" * 8
@@ -56,7 +56,7 @@ def test_outages_that_are_over_do_not_add_up(tmp_path: Path, clock: Clock) -> No
     """A hundred in a row, each of them within the patience, and a byte between any two."""
 
     class Stutters(Slow):
-        def stream(self, name: str, start: int) -> Iterator[bytes]:
+        def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
             self.connections += 1
             yield b"x"
             if self.connections <= 100:
