@@ -29,7 +29,6 @@ from builders.core.images import (
 MARGIN = 1.2  # a scaled edge that is hardly larger than the resolution costs sharpness: 36 dB at 1.02, 41 dB at 1.2
 
 CENTER = (0.5, 0.5)
-CROPS = ("center", "random")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Place = tuple[float, float]  # of a crop in its picture: 0 at the left or top, 1 at the right or bottom

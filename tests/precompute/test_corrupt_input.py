@@ -84,6 +84,8 @@ class Overflowing(torch.nn.Module):
     def encode(self, x: torch.Tensor) -> SimpleNamespace:
         mean = torch.nn.functional.conv2d(x, self.weight, stride=8)
         mean = mean * 1e5 / 1e5 + torch.relu(mean - 0.99) * 1e9
+        # Two channels: no autoencoder makes one value of a flat picture, which verify would tell.
+        mean = torch.cat([mean, mean / 2], dim=1)
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, std=torch.ones_like(mean)))
 
 
@@ -160,9 +162,7 @@ def test_ledger_says_which_rows_and_why(tmp_path: Path, monkeypatch: pytest.Monk
     assert counts.pop("ok") == train.samples
     assert train.rejected == counts
     assert set(counts) == {*REASONS, "non_finite"}, "every reason there is"
-    faults = list(verify(Config(str(output)), Report(str(output), "all")))
-    # The stand-in makes a flat picture one value, which verify tells, for no autoencoder does.
-    assert all("for every value" in fault.what for fault in faults)
+    assert not list(verify(Config(str(output)), Report(str(output), "all")))
 
 
 @pytest.mark.usefixtures("flagged")
