@@ -61,8 +61,8 @@ class Cache:
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self.busy: set[str] = set()  # what this process is fetching
-        self.stop = threading.Event()
-        self.reclaim: Callable[[], None] = lambda: None  # lets go of files that are held but not being read
+        self._stop = threading.Event()
+        self._let_go: Callable[[], None] = lambda: None
         self._verified: set[str] = set()
         self.room, self._trust, self._exceeded = Room(self.folder, limit), Trust(self.folder), False
         with _CACHES_LOCK:
@@ -105,6 +105,23 @@ class Cache:
                 return False
             os.close(descriptor)
         return True
+
+    def share(self, let_go: Callable[[], None]) -> None:
+        """Call `let_go`, which closes files that are held but not being read, where another one needs their room."""
+        self._let_go = let_go
+
+    def begin(self) -> None:
+        """Fetch again after `stop`, or in another process. Who waits since before is not waited for."""
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Have all that fetch or wait raise Stopped."""
+        self._stop.set()
+
+    def check(self, what: str, seconds: float = 0.0) -> None:
+        """Pause. Raises Stopped, at once, where the loader was closed."""
+        if self._stop.wait(seconds) if seconds else self._stop.is_set():
+            raise Stopped(what)
 
     def count(self, what: str, number: int = 1) -> None:
         with self._counting:
@@ -191,7 +208,7 @@ class Cache:
 
     def _lock(self, descriptor: int, part: Path, whole: Path, name: str, wait: bool) -> bool:
         """Become the one who fetches. Waits for another that does, as long as it lives; False if that one has finished."""
-        for _ in _waiting(f"another process to fetch {name}", self.stop):
+        for _ in _waiting(f"another process to fetch {name}", self._stop):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -212,7 +229,7 @@ class Cache:
 
         Who waits does so for a moment: then even that goes, and in the end the limit.
         """
-        for waited in _waiting(f"room in the cache for {name}", self.stop):
+        for waited in _waiting(f"room in the cache for {name}", self._stop):
             removed = self.room.take(part, size, planned=waited > PATIENCE)
             if removed is not None:
                 self.count("cache_evictions", removed)
@@ -222,7 +239,7 @@ class Cache:
             with _CACHES_LOCK:
                 beside = [cache for cache in _CACHES if cache.folder == self.folder]
             for cache in beside:
-                cache.reclaim()
+                cache._let_go()
             if waited > STANDSTILL and not self.busy:
                 if not self._exceeded:
                     log.warning(

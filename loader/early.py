@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from loader.batch import Shards, Work
-from loader.cache import Cache, Stopped
+from loader.cache import Cache
 from loader.format import FormatError
 from loader.joined import Source
 from loader.order import I64
@@ -112,8 +112,7 @@ class FirstBatches:
 
     def _read_later(self, work: Work) -> dict[int, OpenShard]:
         while not self.first_is_here.wait(0.1):
-            if self._reader.cache.stop.is_set():
-                raise Stopped("the first batch")
+            self._reader.cache.check("the first batch")
         return self._read(work, first=False)
 
     def _read(self, work: Work, first: bool) -> dict[int, OpenShard]:

@@ -50,7 +50,7 @@ class BatchReader:
     ) -> None:
         self.order, self.select, self.draw, self.cache = order, select, draw, cache
         self.buffers = Buffers(pin_memory)
-        cache.reclaim = self.let_go
+        cache.share(self.let_go)
         self._sources, self._on_error, self._chosen = sources, on_error, chosen
         self.tables = Tables(self.source, select.members, select.columns, chosen)
         self._lock = threading.Lock()

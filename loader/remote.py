@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loader import border
-from loader.cache import Cache, Fetch, Stopped
+from loader.cache import Cache, Fetch
 from loader.folders import LARGEST_MANIFEST, Files, LocalFolder
 from loader.format import FormatError
 from loader.http_ranges import Span
@@ -80,8 +80,7 @@ class RemoteFolder:
             name, start, _ = span
             wanted[name].put(start, data)
             self.cache.count("fetched_bytes", len(data))
-            if self.cache.stop.is_set():
-                raise Stopped(name)
+            self.cache.check(name)
 
         spans = [(name, *span) for name, partial in wanted.items() for span in partial.spans]
         self.cache.count("ranges", len(spans))
@@ -139,8 +138,7 @@ class RemoteFolder:
                 for chunk in self.transport.stream(name, have(), end if end < size else 0):
                     failures, last = 0, time.monotonic()
                     yield chunk
-                    if self.cache.stop.is_set():
-                        raise Stopped(name)
+                    self.cache.check(name)
                 if end and have() < end:
                     raise Interrupted(f"ended after {have()} of {end} bytes")
                 return
@@ -156,8 +154,7 @@ class RemoteFolder:
                 wait = min(max(wait, error.after or 0.0), max(patience - idle, 0.0) + 0.1)
                 log.warning("%s/%s: %s; trying again in %.1f s", self.url, name, printable(error), wait)
                 self.cache.count("retries")
-                if self.cache.stop.wait(wait):
-                    raise Stopped(name) from error
+                self.cache.check(name, seconds=wait)
 
 
 def open_files(

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import diffusers
 import transformers
 
+from builders.archives import backoff
 from loader.format import Split
 from precompute import push
 from precompute.cloud.place import open_output
@@ -49,7 +51,7 @@ def run(config: Config) -> None:
     destination = open_output(config.output, config.split, config.scratch, config.store_option)
     if is_main() and (config.for_model or config.model):
         print(f"--for {config.for_model or DEFAULT}:\n{models_of(config)}", flush=True)
-    with opened(config, destination) as session:
+    with backoff.until(threading.Event()), opened(config, destination) as session:
         if is_main():
             done = session.keeper.manifest().splits[config.split].units_done
             what = config.beside or config.dataset

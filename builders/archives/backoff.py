@@ -5,15 +5,17 @@ An outage that passes must not end a job of days; one that stays must end it, an
 
 import contextlib
 import email.utils
+import functools
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 from builders.core.log import logger
 
 PATIENCE = 1800  # seconds of pauses in all
 _LONGEST = 60  # seconds of one pause
 _LONGEST_ASKED = 600  # seconds, however long a server's Retry-After
-ENOUGH = threading.Event()  # set by whoever is about to stop: all who wait give up at once
 PASSING = {408, 425, 429}  # HTTP statuses that may pass, beside those of 500 and above
 
 
@@ -24,7 +26,7 @@ class Patience:
         self._pause, self._spent = 1.0, 0.0
 
     def wait(self, what: str, asked: str | None = None) -> bool:
-        """Say `what` failed, and pause before the next try; False, at once, when patience is over or it is `ENOUGH`.
+        """Say `what` failed, and pause before the next try; False, at once, when patience is over or others `give_up`.
 
         asked: the server's Retry-After, which is honoured up to ten minutes and never beyond what patience is left.
         """
@@ -33,7 +35,37 @@ class Patience:
         pause = min(max(self._pause, min(_LONGEST_ASKED, _seconds(asked or ""))), PATIENCE - self._spent)
         self._pause, self._spent = min(_LONGEST, 2 * self._pause), self._spent + pause
         logger.warning(f"{what}. Trying again in {pause:.0f} s")
-        return not ENOUGH.wait(pause)
+        return not cut_short(pause)
+
+
+_stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
+
+
+@contextlib.contextmanager
+def until(stop: threading.Event) -> Iterator[None]:
+    """All who wait within, and in threads that `follow` from within, give up at once when `stop` is set."""
+    token = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
+
+
+def give_up() -> None:
+    """Set the `stop` that holds here, if there is one: its owner is about to end."""
+    if (stop := _stop.get()) is not None:
+        stop.set()
+
+
+def follow() -> Callable[[], object]:
+    """Make what a thread calls first that works for this one, so that the same `stop` holds in it."""
+    return functools.partial(_stop.set, _stop.get())
+
+
+def cut_short(seconds: float) -> bool:
+    """Sleep; True, and at once, where it is time to give up."""
+    stop = _stop.get() or threading.Event()
+    return stop.wait(seconds)
 
 
 def may_pass(status: int) -> bool:

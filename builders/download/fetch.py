@@ -17,7 +17,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.utils import httpx
 
-from builders.archives.backoff import ENOUGH, Patience, may_pass
+from builders.archives import backoff
+from builders.archives.backoff import Patience, may_pass
 from builders.archives.read_errors import refusal, without_query
 from builders.archives.sources import Source
 from builders.core.errors import DownloadError
@@ -54,13 +55,14 @@ class Downloader:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def fetch_all(self, sources: list[Source], num_threads: int) -> None:
-        ENOUGH.clear()
-        with ThreadPoolExecutor(num_threads) as pool:
+        with (
+            backoff.until(self.stopping),
+            ThreadPoolExecutor(num_threads, initializer=backoff.follow()) as pool,
+        ):
             try:
                 list(pool.map(self._fetch_or_note, sources))
             except BaseException:  # Ctrl-C: nobody waits out an outage now
                 self.stopping.set()
-                ENOUGH.set()
                 raise
 
     def _fetch_or_note(self, source: Source) -> None:
@@ -92,10 +94,9 @@ class Downloader:
                 size = part.size
                 patience, had = Patience() if size > had else patience, size
                 what = f"{source.path}: {without_query(error) or type(error).__name__}"
-                if self.stopping.is_set():
-                    raise DownloadError(f"{what}. Run again to go on") from None
-                if not patience.wait(what, getattr(error, "asked", None)):
-                    raise DownloadError(f"{what}, for half an hour. Run again to go on") from None
+                if self.stopping.is_set() or not patience.wait(what, getattr(error, "asked", None)):
+                    long = "" if self.stopping.is_set() else ", for half an hour"
+                    raise DownloadError(f"{what}{long}. Run again to go on") from None
             except (httpx.HTTPError, httpx.InvalidURL) as error:  # too many redirects, an odd encoding
                 raise DownloadError(
                     f"{source.path}: {type(error).__name__}: {without_query(error)}"

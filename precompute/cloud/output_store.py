@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from builders.archives import backoff
 from precompute.cloud.client import Client
 from precompute.cloud.scratch import Scratch
 from precompute.cloud.store_controls import StoreControls
@@ -53,7 +54,7 @@ class OutputStore(StoreControls):
         return found[0] if found else None
 
     def get_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
-        with ThreadPoolExecutor(READERS, thread_name_prefix="get") as pool:
+        with ThreadPoolExecutor(READERS, "get", initializer=backoff.follow()) as pool:
             yield from pool.map(self.get, names)
 
     def entry(self, name: str) -> Entry | None:

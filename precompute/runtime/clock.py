@@ -1,5 +1,6 @@
 """Time as the scheduler of a process lives it: waits and threads too, so that a simulation can have its own."""
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
@@ -32,8 +33,8 @@ class Clock:
                 return
 
     def start(self, work: Callable[[], None], name: str) -> Joined:
-        """Begin work beside the caller's."""
-        thread = threading.Thread(target=work, name=name, daemon=True)
+        """Begin work beside the caller's, in a copy of its context: what stops its waits stops those of the work."""
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
         thread.start()
         return thread
 

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from builders.archives import backoff
+
 
 class Commits:
     """Runs what makes a unit visible. behind: how many may be under way when `add` returns; 0: it is done by then.
@@ -14,7 +16,9 @@ class Commits:
     def __init__(self, behind: int, on_error: Callable[[BaseException], None]) -> None:
         self._on_error = on_error
         self._free = threading.Semaphore(behind) if behind else None
-        self._pool = ThreadPoolExecutor(max(1, behind), thread_name_prefix="commit")
+        self._pool = ThreadPoolExecutor(
+            max(1, behind), thread_name_prefix="commit", initializer=backoff.follow()
+        )
 
     def add(self, job: Callable[[], None]) -> None:
         """Start it, once there is room."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from builders.archives import backoff as patience
+from builders.archives import backoff
 from precompute.encode.batch_encoder import BatchEncoder, Sample
 from precompute.errors import PrecomputeError
 from precompute.input.base_records import BaseRecords
@@ -68,7 +68,6 @@ class Pipeline:
         """Raises whatever a thread raised; units not committed by then are left for the next run."""
         started = time.monotonic()
         self._encoder.clock.reset()
-        patience.ENOUGH.clear()
         with ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode") as decoders:
             threads = [self._thread(self._read, decoders), self._thread(self._write)]
             try:
@@ -204,7 +203,10 @@ class Pipeline:
             self._put(self._encoded, batch)
 
     def _thread(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
+        follow = backoff.follow()
+
         def guarded() -> None:
+            follow()
             try:
                 work(*arguments)
             except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
@@ -218,7 +220,7 @@ class Pipeline:
         if not self._failed.is_set():
             self._failure = error
             self._failed.set()
-            patience.ENOUGH.set()
+            backoff.give_up()
 
     def _put(self, channel: queue.Queue[Any], item: Any) -> None:
         while not self._failed.is_set():

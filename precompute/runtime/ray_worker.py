@@ -7,8 +7,10 @@ import contextlib
 import dataclasses
 import os
 import socket
+import threading
 from dataclasses import dataclass
 
+from builders.archives import backoff
 from loader.format import Field
 from loader.recipe import Plan, Recipe
 from precompute.cloud.place import open_output
@@ -45,7 +47,7 @@ class Worker:
         threads = config.num_threads or threads_here(gpu=config.ray_workers is None)
         self._config = dataclasses.replace(config, num_threads=threads)
         self._stats = Stats()
-        self._is_stopped = False
+        self._is_stopped, self._enough = False, threading.Event()
 
     def start(self) -> str:
         """The machine, as soon as Ray has found room for this actor."""
@@ -53,7 +55,10 @@ class Worker:
 
     def open(self) -> About:
         """Load records and models. Raises PrecomputeError."""
-        config = self._config
+        with backoff.until(self._enough):
+            return self._opened(self._config)
+
+    def _opened(self, config: Config) -> About:
         destination = open_output(config.output, config.split, config.scratch, config.store_option)
         self._session = session = self.session(config, destination)
         self._open = contextlib.ExitStack()
@@ -76,7 +81,7 @@ class Worker:
 
     def work(self) -> Stats:
         """Work on what is dealt until `end` or `stop`, and say what was done. Raises what stopped the work before."""
-        with self._open, contextlib.suppress(_Stopped):
+        with backoff.until(self._enough), self._open, contextlib.suppress(_Stopped):
             self._stats = self._session.work(self._leases, self._see)
         return self._stats
 

@@ -61,7 +61,7 @@ def opened(server: Server) -> Open:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that would have been slept."""
     slept: list[float] = []
-    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", slept.append)
+    monkeypatch.setattr("builders.archives.backoff.cut_short", slept.append)
     return slept
 
 

@@ -64,7 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def wait(self: backoff.Patience, what: str, asked: str | None = None) -> bool:
         self._spent += 1.0
-        return self._spent < 100 and not backoff.ENOUGH.wait(0.01)
+        return self._spent < 100 and not backoff.cut_short(0.01)
 
     monkeypatch.setattr(backoff.Patience, "wait", wait)
 

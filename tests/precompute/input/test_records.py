@@ -100,7 +100,7 @@ def test_recipe_holds_no_signature_of_a_link(tmp_path: Path, monkeypatch: pytest
 
 def test_patience_begins_anew_with_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outages that are over do not add up, however many there are in a unit that takes days."""
-    monkeypatch.setattr("builders.archives.backoff.ENOUGH.wait", lambda seconds: False)
+    monkeypatch.setattr("builders.archives.backoff.cut_short", lambda seconds: False)
     monkeypatch.setattr("builders.archives.backoff.PATIENCE", 3.0)
     write_tar(
         tmp_path / "raw.tar",

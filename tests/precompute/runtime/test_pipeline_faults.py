@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from builders.archives.backoff import Patience
+from builders.archives.backoff import Patience, until
 from loader.format import Marker
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.image import open_image_encoder
@@ -356,7 +356,7 @@ def test_a_reader_that_waits_out_an_outage_is_not_waited_for(
 
     waiting = threading.Event()
     monkeypatch.setattr(BatchEncoder, "launch", after(1, BatchEncoder.launch, stop))
-    with pytest.raises(SystemExit):
+    with until(threading.Event()), pytest.raises(SystemExit):
         work(Made(rows, units=1))
     assert not (tmp_path / "out" / WORK).exists()
 
