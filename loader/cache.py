@@ -16,27 +16,22 @@ import contextlib
 import fcntl
 import logging
 import os
-import threading
 import time
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from loader.cache_room import Room, open_part
+from loader.counts import Counts
 from loader.format import SHA256, FormatError
 from loader.printable import printable
 from loader.private_files import make_private_folder, open_private
+from loader.stopping import Stop
 from loader.trust import Trust, digest
 
 log = logging.getLogger("loader")
 
 Fetch = Callable[[int], None]  # completes the file of a descriptor, from the bytes that it holds already
-POLL = 0.05  # seconds
-STALL = 30.0  # seconds of waiting before a line in the log
-PATIENCE = 1.5  # seconds to wait for room, before even what is planned to be read is removed
-STANDSTILL = 5.0  # seconds to wait for room, before the limit is exceeded
 
 
 def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
@@ -44,29 +39,16 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
     return Path(given or os.environ.get("LATENTMILL_CACHE") or "~/.cache/latentmill").expanduser()
 
 
-class Stopped(Exception):
-    """The loader was closed while a file was being fetched."""
-
-
-# Of this process: each lets go of files if another needs the room.
-_CACHES: "weakref.WeakSet[Cache]" = weakref.WeakSet()
-_CACHES_LOCK = threading.Lock()
-
-
 class Cache:
     """limit: bytes on disk; None: no limit."""
 
     def __init__(self, folder: Path, limit: int | None) -> None:
         self.folder, self.limit = folder / "files", limit
-        self._counts: Counter[str] = Counter()
-        self._counting = threading.Lock()
+        self.counts = Counts()
         self.busy: set[str] = set()  # what this process is fetching
-        self._stop = threading.Event()
-        self._let_go: Callable[[], None] = lambda: None
+        self.stop = Stop()
         self._verified: set[str] = set()
-        self.room, self._trust, self._exceeded = Room(self.folder, limit), Trust(self.folder), False
-        with _CACHES_LOCK:
-            _CACHES.add(self)
+        self.room, self._trust = Room(self.folder, limit), Trust(self.folder)
 
     def open(self, sha256: str, size: int, name: str, fetch: Fetch) -> int:
         """A descriptor of the file, which nobody removes while it is open; fetched first if need be.
@@ -76,9 +58,9 @@ class Cache:
         check_name(sha256)
         descriptor = self._open_whole(sha256)
         if descriptor is not None:
-            self.count("cache_hits")
+            self.counts.add("cache_hits")
             return descriptor
-        self.count("cache_misses")
+        self.counts.add("cache_misses")
         found = self._fetch(sha256, size, name, fetch, wait=True)
         assert found is not None
         return found
@@ -90,8 +72,8 @@ class Cache:
         if (self.folder / sha256).exists() or part.exists():
             return True
         make_private_folder(self.folder)
-        removed = self.room.take(part, size, planned=False)
-        self.count("cache_evictions", removed or 0)
+        removed = self.room.take(part, size)
+        self.counts.add("cache_evictions", removed or 0)
         return removed is not None
 
     def prefetch(self, sha256: str, size: int, name: str, fetch: Fetch) -> bool:
@@ -105,33 +87,6 @@ class Cache:
                 return False
             os.close(descriptor)
         return True
-
-    def share(self, let_go: Callable[[], None]) -> None:
-        """Call `let_go`, which closes files that are held but not being read, where another one needs their room."""
-        self._let_go = let_go
-
-    def begin(self) -> None:
-        """Fetch again after `stop`, or in another process. Who waits since before is not waited for."""
-        self._stop = threading.Event()
-
-    def stop(self) -> None:
-        """Have all that fetch or wait raise Stopped."""
-        self._stop.set()
-
-    def check(self, what: str, seconds: float = 0.0) -> None:
-        """Pause. Raises Stopped, at once, where the loader was closed."""
-        if self._stop.wait(seconds) if seconds else self._stop.is_set():
-            raise Stopped(what)
-
-    def count(self, what: str, number: int = 1) -> None:
-        with self._counting:
-            self._counts[what] += number
-
-    def take_counts(self) -> Counter[str]:
-        """What was counted since the last call."""
-        with self._counting:
-            counts, self._counts = self._counts, Counter()
-        return counts
 
     def discard(self, sha256: str) -> bool:
         """Remove the file if it is damaged; True if it is gone, so that opening it again fetches it."""
@@ -175,8 +130,11 @@ class Cache:
         part, whole = self.folder / f"{sha256}.{size}.part", self.folder / sha256
         make_private_folder(self.folder)
         while True:
-            if not self._make_room(part, size, name, wait):
+            waited = self.stop.waiting(f"room in the cache for {name}") if wait else None
+            removed = self.room.take(part, size, waited, self.busy)
+            if removed is None:
                 return None
+            self.counts.add("cache_evictions", removed)
             descriptor = open_part(part)
             try:
                 if self._lock(descriptor, part, whole, name, wait):
@@ -208,7 +166,7 @@ class Cache:
 
     def _lock(self, descriptor: int, part: Path, whole: Path, name: str, wait: bool) -> bool:
         """Become the one who fetches. Waits for another that does, as long as it lives; False if that one has finished."""
-        for _ in _waiting(f"another process to fetch {name}", self._stop):
+        for _ in self.stop.waiting(f"another process to fetch {name}"):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -222,31 +180,6 @@ class Cache:
             ):  # it became whole before we made this part, an empty one
                 part.unlink()
             return _is(part, descriptor)
-        return False
-
-    def _make_room(self, part: Path, size: int, name: str, wait: bool) -> bool:
-        """Lay the part, which takes the room; False: not `wait`, and there is none but for what loaders plan to read.
-
-        Who waits does so for a moment: then even that goes, and in the end the limit.
-        """
-        for waited in _waiting(f"room in the cache for {name}", self._stop):
-            removed = self.room.take(part, size, planned=waited > PATIENCE)
-            if removed is not None:
-                self.count("cache_evictions", removed)
-                return True
-            if not wait:
-                return False
-            with _CACHES_LOCK:
-                beside = [cache for cache in _CACHES if cache.folder == self.folder]
-            for cache in beside:
-                cache._let_go()
-            if waited > STANDSTILL and not self.busy:
-                if not self._exceeded:
-                    log.warning(
-                        "the cache exceeds its limit of %s bytes: all of it is in use; raise it", self.limit
-                    )
-                self._exceeded = True
-                return True
         return False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -268,17 +201,3 @@ def _is(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def _waiting(what: str, stop: threading.Event) -> Iterator[float]:
-    """Seconds waited so far, again and again; with a line in the log every now and then."""
-    begin = time.monotonic()
-    line = begin + STALL
-    while True:
-        now = time.monotonic()
-        if now > line:
-            log.warning("waiting for %s since %.0f s", what, now - begin)
-            line += STALL
-        yield now - begin
-        if stop.wait(POLL):
-            raise Stopped(what)

@@ -7,18 +7,29 @@ what every other one needs, and a process that died is forgotten within HORIZON 
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from loader.private_files import NotPlain, open_private
+
+log = logging.getLogger("loader")
 
 PART = re.compile(r"[0-9a-f]{64}\.(\d{1,18})\.part")
 HORIZON = 15.0  # seconds that a plan holds, unless it is renewed
 SIDECAR = 1 << 20  # bytes that a file of unknown size is taken for, until it is there
 LONG_AGO = 3e8  # seconds
+PATIENCE = 1.5  # seconds to wait for room, before even what is planned to be read is removed
+STANDSTILL = 5.0  # seconds to wait for room, before the limit is exceeded
+
+# Of this process: each lets go of files if another needs the room.
+_ROOMS: "weakref.WeakSet[Room]" = weakref.WeakSet()
+_ROOMS_LOCK = threading.Lock()
 
 
 class Room:
@@ -28,8 +39,42 @@ class Room:
         self._files, self._limit = files, limit
         self._unknown = min(SIDECAR, (limit or 0) // 32)
         self._order: dict[str, int] = {}
+        self._let_go: Callable[[], None] = lambda: None
+        self._exceeded = False
+        with _ROOMS_LOCK:
+            _ROOMS.add(self)
 
-    def take(self, part: Path, size: int, planned: bool) -> int | None:
+    def share(self, let_go: Callable[[], None]) -> None:
+        """Call `let_go`, which closes files that are held but not being read, where another one needs their room."""
+        self._let_go = let_go
+
+    def take(
+        self, part: Path, size: int, waiting: Iterable[float] | None = None, busy: Set[str] = frozenset()
+    ) -> int | None:
+        """Make room for `size` bytes and lay the part, which takes it. Files removed for that; None: there is none but for what
+        loaders plan to read.
+
+        waiting: seconds waited so far, of who waits for room: after a moment even what is planned goes, and in the end, if
+        nobody is `busy` fetching, the limit.
+        """
+        for waited in waiting or (0.0,):
+            removed = self._take(part, size, planned=waited > PATIENCE)
+            if removed is not None or waiting is None:
+                return removed
+            with _ROOMS_LOCK:
+                beside = [room for room in _ROOMS if room._files == self._files]
+            for room in beside:
+                room._let_go()
+            if waited > STANDSTILL and not busy:
+                if not self._exceeded:
+                    log.warning(
+                        "the cache exceeds its limit of %s bytes: all of it is in use; raise it", self._limit
+                    )
+                self._exceeded = True
+                return 0
+        return None
+
+    def _take(self, part: Path, size: int, planned: bool) -> int | None:
         """Make room for `size` bytes and lay the part, which takes it. Files removed for that; None: there is no room.
 
         planned: remove even what loaders plan to read, the last of it first; of our own plan, only what is needed later.

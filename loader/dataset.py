@@ -196,7 +196,7 @@ class LatentDataset(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         self.begin()
-        self._assembly.cache.begin()
+        self._assembly.cache.stop.begin()
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         if worker and self._unfinished:  # of what this copy has read, nobody knows how much was taken
@@ -247,21 +247,21 @@ class LatentDataset(IterableDataset[Batch]):
                 made.chosen,
             )  # fmt: skip
             self._reader = os.getpid(), reader
-            made.cache.begin()
+            made.cache.stop.begin()
         return self._reader[1]
 
     def fetch_ahead(self, first: int = 0, step: int = 1) -> FetchAhead | None:
         """Begin to fetch what the batches number first, first + step, ... need, one window ahead. None if all is local."""
         if not (made := self._assembly).remote:
             return None
-        made.cache.begin()
+        made.cache.stop.begin()
         steps = -(-made.order.window * len(made.order.groups) // (made.order.stride * made.order.unit))
         distance, processes = steps // step + 1, step * processes_here(self._rank.world_size)
         return FetchAhead(self.reader, self.turns(first, step), distance, processes)
 
     def stop_fetching(self) -> None:
         """Let those who wait for remote shards wait no longer."""
-        self._assembly.cache.stop()
+        self._assembly.cache.stop.set()
 
     def being_fetched(self) -> list[str]:
         """Files that this process is fetching now."""

@@ -112,7 +112,7 @@ class FirstBatches:
 
     def _read_later(self, work: Work) -> dict[int, OpenShard]:
         while not self.first_is_here.wait(0.1):
-            self._reader.cache.check("the first batch")
+            self._reader.cache.stop.check("the first batch")
         return self._read(work, first=False)
 
     def _read(self, work: Work, first: bool) -> dict[int, OpenShard]:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from loader.cache import Stopped
 from loader.format import FormatError
 from loader.printable import printable
 from loader.reader import BatchReader
+from loader.stopping import Stopped
 
 log = logging.getLogger("loader")
 

@@ -50,7 +50,7 @@ class BatchReader:
     ) -> None:
         self.order, self.select, self.draw, self.cache = order, select, draw, cache
         self.buffers = Buffers(pin_memory)
-        cache.share(self.let_go)
+        cache.room.share(self.let_go)
         self._sources, self._on_error, self._chosen = sources, on_error, chosen
         self.tables = Tables(self.source, select.members, select.columns, chosen)
         self._lock = threading.Lock()
@@ -96,7 +96,7 @@ class BatchReader:
             failed = work.fill(np.array(list(failed)), attempt)
         if failed:
             raise DataError(f"no readable sample in {ATTEMPTS} other places: {next(iter(failed.values()))}")
-        return work.finish(), work.counts + self.cache.take_counts()
+        return work.finish(), work.counts + self.cache.counts.take()
 
     def open(self, number: int) -> OpenShard:
         """Shard `number` of the order. A failure is raised again without another try, until the next epoch."""

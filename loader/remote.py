@@ -79,11 +79,11 @@ class RemoteFolder:
         def put(span: Span, data: bytes) -> None:
             name, start, _ = span
             wanted[name].put(start, data)
-            self.cache.count("fetched_bytes", len(data))
-            self.cache.check(name)
+            self.cache.counts.add("fetched_bytes", len(data))
+            self.cache.stop.check(name)
 
         spans = [(name, *span) for name, partial in wanted.items() for span in partial.spans]
-        self.cache.count("ranges", len(spans))
+        self.cache.counts.add("ranges", len(spans))
         self.transport.read_spans(spans, put)
 
     def hold(self, name: str, partial: Partial) -> None:
@@ -118,7 +118,7 @@ class RemoteFolder:
             kept = memoryview(chunk)[: (end or LARGEST_SIDECAR) - have]
             if kept:
                 os.pwrite(descriptor, kept, have)
-                self.cache.count("fetched_bytes", len(kept))
+                self.cache.counts.add("fetched_bytes", len(kept))
             if len(kept) < len(chunk) and not end:
                 os.truncate(descriptor, 0)
                 raise FormatError(f"{self.url}/{name} is larger than {LARGEST_SIDECAR} bytes")
@@ -138,7 +138,7 @@ class RemoteFolder:
                 for chunk in self.transport.stream(name, have(), end if end < size else 0):
                     failures, last = 0, time.monotonic()
                     yield chunk
-                    self.cache.check(name)
+                    self.cache.stop.check(name)
                 if end and have() < end:
                     raise Interrupted(f"ended after {have()} of {end} bytes")
                 return
@@ -153,8 +153,8 @@ class RemoteFolder:
                 # However long a server asks to wait: not beyond what the user has patience for.
                 wait = min(max(wait, error.after or 0.0), max(patience - idle, 0.0) + 0.1)
                 log.warning("%s/%s: %s; trying again in %.1f s", self.url, name, printable(error), wait)
-                self.cache.count("retries")
-                self.cache.check(name, seconds=wait)
+                self.cache.counts.add("retries")
+                self.cache.stop.check(name, seconds=wait)
 
 
 def open_files(

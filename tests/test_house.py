@@ -147,10 +147,9 @@ LONG_FILES = {
     "loader/format.py": 398,
 }
 LONG_CLASSES = {
-    "loader/cache.py:Cache": 188,
     "loader/dataset.py:LatentDataset": 244,
     "precompute/hub/hub_dataset.py:Target": 154,
-    "precompute/runtime/pipeline.py:Pipeline": 192,
+    "precompute/runtime/pipeline.py:Pipeline": 190,
 }
 
 

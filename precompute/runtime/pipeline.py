@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 from builders.archives import backoff
@@ -203,16 +204,13 @@ class Pipeline:
             self._put(self._encoded, batch)
 
     def _thread(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
-        follow = backoff.follow()
-
         def guarded() -> None:
-            follow()
             try:
                 work(*arguments)
             except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
                 self._fail(error)
 
-        thread = threading.Thread(target=guarded, name=work.__name__)
+        thread = threading.Thread(target=copy_context().run, args=(guarded,), name=work.__name__)
         thread.start()
         return thread
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-import loader.cache
 import loader.early
 import loader.partial
 import loader.remote
 from loader import make_loader
 from loader.format import Field
+from loader.stopping import Stopped
 from tests.support.faulty_server import Fault, Handler, Server, ignore_range, serve, status, wrong_bytes
 from tests.support.made_up_shards import FIELDS, write_shards
 from tests.support.waiting import wait_until
@@ -245,7 +245,7 @@ def test_close_while_the_first_batch_is_on_its_way(server: Server) -> None:
     ended = threading.Event()
 
     def take() -> None:
-        with pytest.raises(loader.cache.Stopped):
+        with pytest.raises(Stopped):
             next(iter(batches))
         ended.set()
 

@@ -16,8 +16,8 @@ from typing import Any
 import fsspec
 import pytest
 
-import loader.cache
 import loader.remote
+import loader.stopping
 import loader.transport
 from loader import DataError, make_loader
 from loader.cache import Cache
@@ -247,7 +247,7 @@ def test_what_is_in_use_is_never_removed(tmp_path: Path) -> None:
 def test_a_full_cache_in_use_elsewhere_is_waited_for_with_a_line_in_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loader.cache, "STALL", 0.2)
+    monkeypatch.setattr(loader.stopping, "STALL", 0.2)
     cache = Cache(tmp_path, limit=150)
     held = tmp_path / "files" / "held"
     held.parent.mkdir()
