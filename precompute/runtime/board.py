@@ -4,8 +4,10 @@ A look lists every file there, so it is rare, and what it told is acted on until
 that start at one moment know the same and want the same: whoever loses a race picks at random among more units.
 """
 
+import itertools
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from precompute.input.units import Unit
@@ -14,6 +16,7 @@ from precompute.runtime.clock import Clock
 from precompute.shards.destination import stem_of
 
 LOOKERS = 32  # of all processes, as many at most look at any one time, on average
+WATCHERS = 128  # look within half a time-out though they know of free units
 SHARE = 0.05  # of a waiting process's time may go into looks
 KEPT = 256  # units that a process remembers as free
 SPREAD = 4  # times as many units to pick from after each lost race
@@ -40,6 +43,7 @@ class Board:
         self._timeout, self._clock, self._rng = timeout, clock, rng
         self._free: list[Free] = []
         self._others = self._window = 1
+        self._passed, self._behind = 0, list[Unit]()  # units that looks came to; the unfinished of them
         self._looked, self._took = -math.inf, 0.0
         self.finished: set[int] = set()
 
@@ -59,28 +63,31 @@ class Board:
         return self._free.pop(self._rng.randrange(min(self._window, len(self._free))))
 
     def lost_race(self) -> None:
-        self._window = min(SPREAD * self._window, len(self._units))
+        self._window = min(SPREAD * self._window, SPREAD * max(KEPT, self._others))
 
     def won_race(self) -> None:
         self._window = max(1, self._window // 2)
 
     def is_old(self) -> bool:
-        """Whether it is time for another look though free units are known: to see which leases stand still."""
+        """Whether it is time for another look though free units are known: to see which leases stand still.
+
+        Of any number of processes WATCHERS do in half a time-out: while there is other work, one of them is enough.
+        """
         age = self._clock.now() - self._looked
-        return not 0 <= age < max(self._timeout / 2, self.interval)
+        return not 0 <= age < max(self._timeout / 2 * max(1.0, self._others / WATCHERS), self.interval)
 
     def look(self) -> None:
         """See what is finished, and who is at what."""
         began = self._clock.now()
         self.finished, turns = self._output.finished(), self._claims.survey()
         mine = {claim.name for claim in self._claims.held}
-        self._others = max(1, sum(turn.alive for turn in turns.values()) - len(mine))
+        # Those that wait for the last units hold none, and are there all the same.
+        self._others = max(self._others, sum(turn.alive for turn in turns.values()) - len(mine))
         near: list[Free] = []
-        for unit in self._units:
-            if unit.index in self.finished or (stem := stem_of(self._output.split, unit.index)) in mine:
-                continue
+        for unit in self._unfinished():
+            stem = stem_of(self._output.split, unit.index)
             turn = turns.get(stem)
-            if turn is None or not turn.alive:
+            if stem not in mine and (turn is None or not turn.alive):
                 near.append(Free(unit, turn.number + 1 if turn else 1))
                 if len(near) >= max(KEPT, self._window):
                     break
@@ -88,3 +95,15 @@ class Board:
         self._free = sorted(chosen, key=lambda one: one.unit.index)
         self._looked = self._clock.now()
         self._took = max(0.0, self._looked - began)
+
+    def _unfinished(self) -> Iterator[Unit]:
+        """Units in their order. One that was seen finished is passed once, unless in the end its marker is not there."""
+        if self._passed == len(self._units) and not self._behind and not self.is_complete:
+            self._passed = 0
+        self._behind = [unit for unit in self._behind if unit.index not in self.finished]
+        yield from tuple(self._behind)
+        for unit in itertools.islice(self._units, self._passed, None):
+            self._passed += 1
+            if unit.index not in self.finished:
+                self._behind.append(unit)
+                yield unit

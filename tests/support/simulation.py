@@ -11,7 +11,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Set
 from typing import TypeVar
 
 from precompute.runtime.clock import Clock
@@ -32,8 +32,7 @@ class Task:
         self._simulation, self._work = simulation, work
         self.turn = threading.Lock()
         self.turn.acquire()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         self.turn.acquire()
@@ -45,7 +44,7 @@ class Task:
         except BaseException as error:  # noqa: BLE001  raised by `Simulation.run`
             self._simulation.failure = self._simulation.failure or error
         self.done = True
-        self._simulation.main.release()
+        self._simulation.next().release()
 
     def join(self) -> None:
         while not self.done:
@@ -81,14 +80,15 @@ class Machine(Clock):
 
 
 class Simulation:
-    """The time of all machines, and whose turn it is."""
+    """The time of all machines, and whose turn it is: a thread hands over to the one that is due next, and to nobody between."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
         self.failure: BaseException | None = None
-        self.main = threading.Lock()
-        self.main.acquire()
+        self._main = threading.Lock()
+        self._main.acquire()
+        self._until = float("inf")
         self._order = itertools.count()
         self._due: list[tuple[float, int, Task]] = []
         self._current: Task | None = None
@@ -104,38 +104,68 @@ class Simulation:
         assert task is not None
         if not task.machine.dead:
             self._schedule(task, seconds)
-            self.main.release()
-            task.turn.acquire()
+            turn = self.next()
+            if turn is not task.turn:
+                turn.release()
+                task.turn.acquire()
         if task.machine.dead:
             raise Died
 
     def run(self, until: float = float("inf")) -> None:
         """Until nothing is left to do. Raises what a task raised first."""
-        while self._due and self.failure is None and self.now <= until:
+        self._until = until
+        self._resume()
+        hung = self.failure is None and bool(self._due)
+        self._until = float("inf")
+        failure, self.failure = self.failure, None
+        for _, _, task in self._due:
+            task.machine.dead = True
+        self._resume()
+        if failure is not None:
+            raise failure
+        assert not hung, f"work was left after {until} s"
+
+    @property
+    def machine(self) -> Machine:
+        """The one whose turn it is."""
+        assert self._current is not None
+        return self._current.machine
+
+    def next(self) -> threading.Lock:
+        """Go on in time to whoever is due first: what it waits for, or `run` where nobody is, or somebody has failed."""
+        while self._due and self.failure is None and self.now <= self._until:
             at, _, task = heapq.heappop(self._due)
             if not task.machine.dead and at < task.machine.until:
                 heapq.heappush(self._due, (task.machine.until, next(self._order), task))
                 continue
-            self.now = max(self.now, at)
-            self._resume(task)
-        hung = self.failure is None and bool(self._due)
-        while self._due:
-            task = heapq.heappop(self._due)[2]
-            task.machine.dead = True
-            self._resume(task)
-        if self.failure is not None:
-            raise self.failure
-        assert not hung, f"work was left after {until} s"
+            self.now, self._current = max(self.now, at), task
+            return task.turn
+        return self._main
 
     def _schedule(self, task: Task, seconds: float) -> None:
         heapq.heappush(self._due, (self.now + max(0.0, seconds), next(self._order), task))
 
-    def _resume(self, task: Task) -> None:
-        self._current = task
-        task.turn.release()
-        self.main.acquire()
-        if task.done:
-            task.thread.join()
+    def _resume(self) -> None:
+        turn = self.next()
+        if turn is not self._main:
+            turn.release()
+            self._main.acquire()
+
+
+class Finished(Set[int]):
+    """Units that were finished at some moment: the first so many of a log that others go on writing."""
+
+    def __init__(self, log: dict[int, int]) -> None:
+        self._log, self._length = log, len(log)
+
+    def __contains__(self, unit: object) -> bool:
+        return self._log.get(unit, self._length) < self._length  # type: ignore[call-overload]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._log, self._length)
 
 
 class SimulatedStore:
@@ -155,6 +185,8 @@ class SimulatedStore:
         self._controls: dict[str, tuple[int, bytes]] = {}
         self._revoked: dict[str, int] = {}
         self._versions = itertools.count(1)
+        self._log: dict[int, int] = {}
+        self._first: Counter[Machine] = Counter()
 
     # --- control files ---
 
@@ -186,9 +218,15 @@ class SimulatedStore:
 
     # --- units ---
 
-    def finished(self) -> set[int]:
-        """A unit's tar, parquet and marker lie in the same listing."""
-        return self._request("list", lambda: set(self.marked), 1 + 3 * len(self.marked) // PAGE)
+    def finished(self) -> Set[int]:
+        """Listed from the first unit on that this machine does not know to be finished: of each tar, parquet and marker."""
+        machine = self._simulation.machine
+        finished = self._request(
+            "list", lambda: Finished(self._log), 1 + 3 * (len(self._log) - self._first[machine]) // PAGE
+        )
+        while self._first[machine] in finished:
+            self._first[machine] += 1
+        return finished
 
     def is_finished(self, unit: int) -> bool:
         return self._request("is_finished", lambda: unit in self.marked)
@@ -203,6 +241,7 @@ class SimulatedStore:
             if self._revoked.get(stem, 0) > turn:
                 raise FileNotFoundError(stem)
             self.marked[unit] += 1
+            self._log.setdefault(unit, len(self._log))
 
         self._request("mark", mark)
 

@@ -30,7 +30,7 @@ class Workers:
         self.rng = random.Random(seed)
         self.store = SimulatedStore(self.simulation, LATENCY, slow)
         self.units = [Unit(index, index) for index in range(units)]
-        self.unit_seconds = unit_seconds
+        self.workers, self.unit_seconds = workers, unit_seconds
         self.lost = 0
         self.ended: list[Machine] = []
         self.machines: list[Machine] = []
@@ -74,8 +74,9 @@ class Workers:
 
     def trouble(self) -> None:
         """Kill, freeze or put forward the clock of one after another, until all units are finished."""
-        while len(self.store.marked) < len(self.units):
-            self.simulation.sleep(self.rng.expovariate(1.0) * 20 * self.unit_seconds / len(self.machines))
+        while left := len(self.units) - len(self.store.marked):
+            at_work = min(self.workers, left)
+            self.simulation.sleep(self.rng.expovariate(1.0) * 20 * self.unit_seconds / at_work)
             machine = self.rng.choice(self.machines)
             what = self.rng.choice(("kill", "stall", "jump"))
             if what == "kill" and not machine.dead:
@@ -106,14 +107,19 @@ def test_deaths_stalls_clock_steps_and_slow_stores(workers: int, units: int) -> 
 
 
 def test_requests_grow_with_the_work_and_not_with_the_workers() -> None:
-    few, many = (Workers(workers, 20 * workers, seed=workers, unit_seconds=60.0) for workers in (5, 40))
-    for work in (few, many):
+    """LATENTMILL_SIMULATE's largest number of workers, ten units for each, and a tenth and a hundredth of them."""
+    most = max(workers for workers, _ in SIZES)
+    for workers in (most // 100, most // 10, most):
+        if workers < 2:
+            continue
+        work = Workers(workers, 10 * workers, seed=workers, unit_seconds=60.0)
         work.run()
-    a_unit = [work.store.kinds.total() / len(work.units) for work in (few, many)]
-    assert a_unit[1] < 1.3 * a_unit[0], a_unit
-    assert few.store.kinds["create"] < 1.2 * len(few.units) and many.store.kinds["create"] < 1.5 * len(
-        many.units
-    )
+        kinds, units = work.store.kinds, len(work.units)
+        assert kinds.total() < 50 * units, (workers, kinds)
+        assert kinds["create"] < 5 * units and kinds["list"] < 12 * units, (workers, kinds)
+        # Once all have found work, and until the first finds none: of each second, for each worker.
+        steady = [work.store.seconds[second] for second in range(90, 450)]
+        assert sum(steady) / len(steady) < 0.8 * workers and max(steady) < 5 * workers, (workers, steady)
 
 
 def test_no_herd_at_the_start_or_at_the_end() -> None:
