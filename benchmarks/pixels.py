@@ -7,14 +7,18 @@ below the first would have a scaled edge that is barely larger than 512, where s
 """
 
 import io
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from skimage import data
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from precompute.input.pixels import read_picture
 
