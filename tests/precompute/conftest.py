@@ -12,5 +12,5 @@ from tests.support.processes import start  # noqa: F401  a fixture
 def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo through one process: 20 samples at 256 and 512 in four shards. Read only."""
     output = tmp_path_factory.mktemp("demo") / "shards"
-    run_precompute("builders/demo", "--output", output, *TOY)
+    run_precompute("builders/demo", "--output", output, *TOY, launcher=True)
     return output

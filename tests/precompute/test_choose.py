@@ -1,7 +1,5 @@
 """The command: how many samples of what, and a file of keys that the loader, pandas and DuckDB read."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import duckdb
@@ -12,7 +10,7 @@ from precompute import choose
 from precompute.choose import Config
 from precompute.errors import UsageError
 from tests.support.faulty_server import serve
-from tests.support.launching import ROOT, environment
+from tests.support.forked import run_command
 from tests.support.made_up_shards import FIELDS, write_layer, write_shards
 
 
@@ -94,7 +92,6 @@ def test_what_cannot_be_is_one_line(folder: Path, options: dict[str, object], me
 
 
 def test_from_the_shell(folder: Path) -> None:
-    command = [sys.executable, "precompute/choose.py", str(folder), "--subset", "0", "0.5"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=120)
+    done = run_command("precompute/choose.py", folder, "--subset", "0", "0.5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("together")

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from loader.format import Manifest
 from precompute import make, preview, push, run, verify
 from precompute.hub import permissions
 from precompute.input.options import parse_option
-from tests.support.launching import ROOT, environment
+from tests.support.forked import run_command
+from tests.support.launching import ROOT
 
 DEMO = """
 [flags]
@@ -40,8 +42,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def run_make(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "precompute/make.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+    return run_command("precompute/make.py", *arguments)
 
 
 def test_shipped_recipe_names_the_datasets_of_the_paper() -> None:
@@ -184,25 +185,50 @@ def test_readmes_lines_can_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert config.plan or not list(make.lacks(config, recipe))
 
 
-def test_recipe_runs_to_the_end_and_again(recipe: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def make_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """make.py in this process; what it starts are processes, forked from one that has imported it all."""
+
+    def step(command: list[str]) -> subprocess.CompletedProcess[str]:
+        python, *words = command
+        assert python == sys.executable
+        done = run_command(*words)
+        print(done.stdout, done.stderr)
+        return done
+
+    monkeypatch.setattr(make.subprocess, "run", step)
+
+    def make_here(*arguments: str | Path) -> None:
+        monkeypatch.setattr("sys.argv", ["precompute/make.py", *map(str, arguments)])
+        make.main()
+
+    return make_here
+
+
+def test_recipe_runs_to_the_end_and_again(
+    recipe: Path, tmp_path: Path, make_here: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = (recipe, "--stream", "--launch", sys.executable, "--latents", tmp_path / "latents")
-    first = run_make(*arguments)
-    assert first.returncode == 0, first.stderr
+    make_here(*arguments)
     manifest = Manifest.from_json((tmp_path / "latents" / "demo" / "manifest.json").read_bytes())
     assert manifest.splits["train"].complete
     assert [field.name for field in manifest.fields][-2:] == ["caption_latents", "caption_latents_second"]
-    again = run_make(*arguments)
-    assert again.returncode == 0
-    assert "4 of 4 units finished before" in again.stdout
+    capsys.readouterr()
+    make_here(*arguments)
+    assert "4 of 4 units finished before" in capsys.readouterr().out
 
 
-def test_a_step_that_fails_stops_the_recipe(recipe: Path, tmp_path: Path) -> None:
-    done = run_make(
-        recipe, "--stream", "--launch", sys.executable, "--latents", tmp_path, "--flags=--resolutions 250"
-    )
-    assert done.returncode == 1
-    assert "error: demo: precompute train ended with exit code" in done.stderr
-    assert "== demo: verify" not in done.stdout
+def test_a_step_that_fails_stops_the_recipe(
+    recipe: Path, tmp_path: Path, make_here: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_here(
+            recipe, "--stream", "--launch", sys.executable, "--latents", tmp_path, "--flags=--resolutions 250"
+        )
+    told = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "error: demo: precompute train ended with exit code" in told.err
+    assert "== demo: verify" not in told.out
 
 
 def test_plan_is_measured(recipe: Path, tmp_path: Path) -> None:

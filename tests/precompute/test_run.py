@@ -20,7 +20,8 @@ import webdataset
 
 import builders
 from loader.format import Manifest, Marker, Split
-from tests.support.launching import ROOT, TOY, environment, launch, leftovers, run_precompute, tars
+from tests.support.forked import Forked
+from tests.support.launching import ROOT, TOY, environment, leftovers, run_precompute, tars
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 
@@ -132,33 +133,19 @@ def test_tar_lists_the_shards(demo_shards: Path) -> None:
     assert listed.stdout.split() == [f"{key}.{member}" for key in keys for member in MEMBERS]
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_write_the_same_bytes(demo_shards: Path, tmp_path: Path, processes: int) -> None:
-    run_precompute("builders/demo", "--output", tmp_path / "out", *TOY, processes=processes)
+def test_two_processes_of_accelerate_write_the_same_bytes(demo_shards: Path, tmp_path: Path) -> None:
+    run_precompute("builders/demo", "--output", tmp_path / "out", *TOY, processes=2, launcher=True)
     assert tars(tmp_path / "out") == tars(demo_shards)
     assert not leftovers(tmp_path / "out")
 
 
 def test_three_independent_processes_write_the_same_bytes(demo_shards: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "precompute/run.py", "builders/demo", "--output", str(tmp_path / "out"), *TOY]
-    started = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        for _ in range(3)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
+    command = ("precompute/run.py", "builders/demo", "--output", tmp_path / "out", *TOY)
+    for process in [Forked(*command) for _ in range(3)]:
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
     assert tars(tmp_path / "out") == tars(demo_shards)
     assert not leftovers(tmp_path / "out")
-
-
-def test_torchrun_writes_the_same_bytes(demo_shards: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "precompute/run.py"]
-    command += ["builders/demo", "--output", str(tmp_path / "out"), *TOY]
-    subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=300)
-    assert tars(tmp_path / "out") == tars(demo_shards)
 
 
 def test_torchrun_starts_a_killed_worker_anew_and_all_is_done(demo_shards: Path, tmp_path: Path) -> None:
@@ -185,18 +172,11 @@ def test_killed_half_way_and_run_again_writes_the_same_bytes(demo_shards: Path, 
     output = tmp_path / "out"
     # One image a batch and one thread: slow enough to be caught in the middle.
     slow = [*TOY[:-1], "1", "--num-threads", "1"]
-    arguments = ["precompute/run.py", "builders/demo", "--output", str(output), *slow]
-    killed = subprocess.Popen(
-        [*launch(), *arguments],
-        cwd=ROOT,
-        env=environment(),
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
+    killed = Forked("precompute/run.py", "builders/demo", "--output", output, *slow)
     deadline = time.monotonic() + 120
     while not list(output.glob("train-*.json")) and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.killpg(killed.pid, signal.SIGKILL)
+    killed.process.kill()
     killed.wait()
     finished = {path.name: path.stat().st_mtime_ns for path in output.glob("train-*.json")}
     assert 0 < len(finished) < 4, "the process was to be killed in the middle"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import Forked
+
 ROOT = Path(__file__).parents[2]
 TOY = ("--vae", "toy", "--text-encoder", "toy", "--dtype", "float32", "--batch-size", "4")
 
@@ -27,11 +29,25 @@ def launch(processes: int = 1) -> list[str]:
 
 
 def run_precompute(
-    *arguments: str | Path, processes: int = 1, check: bool = True
+    *arguments: str | Path, processes: int = 1, check: bool = True, launcher: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """The command, as a user types it, from the repository's root."""
-    command = [*launch(processes), "precompute/run.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+    """The command, from the repository's root, in processes of its own; `launcher`: as a user types it, by `accelerate launch`."""
+    script = ["precompute/run.py", *map(str, arguments)]
+    if launcher:
+        done = subprocess.run(
+            [*launch(processes), *script],
+            cwd=ROOT,
+            env=environment(),
+            text=True,
+            capture_output=True,
+            timeout=300,
+        )
+    else:
+        ranks = range(processes)
+        worlds = [{"RANK": f"{r}", "LOCAL_RANK": f"{r}", "WORLD_SIZE": f"{processes}"} for r in ranks]
+        started = [Forked(*script, environment=world if processes > 1 else None) for world in worlds]
+        ended = [process.wait() for process in started]
+        done = next((process for process in ended if process.returncode), ended[0])
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done

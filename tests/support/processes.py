@@ -1,7 +1,5 @@
 """Processes of a run, forked from a server that has imported everything: each is there in milliseconds."""
 
-import multiprocessing
-import os
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -9,17 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.launching import ROOT, environment
+from tests.support.forked import forking
 from tests.support.worker import work
 
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Any]:
     """Start a process on a folder. All that still run at the end are killed."""
-    os.environ["PYTHONPATH"] = str(ROOT)
-    os.environ["HF_HUB_OFFLINE"] = environment()["HF_HUB_OFFLINE"]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.worker"])
+    context = forking()
     started: list[BaseProcess] = []
 
     def start(output: Path, data: Path, **options: Any) -> BaseProcess:

@@ -341,7 +341,7 @@ def test_an_error_that_is_not_of_memory_is_raised(toy: ImageEncoder, monkeypatch
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
 def test_a_compiled_encoder_gives_the_same_latents_whatever_came_before(tmp_path: Path) -> None:
     """Batches of any size, in any order, by one compiled graph: units come to a process in no certain order."""
-    name = str(tiny_models.save_kl(tmp_path))
+    name = str(tiny_models.save_tiny(tmp_path))  # few kernels: each costs seconds of a C++ compiler
     eager, compiled = open_image_encoder(name), open_image_encoder(name)
     compiled.compile()
     torch._dynamo.utils.counters.clear()

@@ -24,6 +24,7 @@ from precompute.shards.tars import BadTar, tar_members
 from precompute.shards.unit_writer import Row
 from precompute.verification.check_folder import Finding
 from tests.support import made_shards
+from tests.support.forked import run_command
 from tests.support.made_shards import (
     FIELDS,
     RECIPE,
@@ -387,13 +388,7 @@ def test_a_key_in_two_shards(tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = Path(verify.__file__)
-    return subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(script.parents[1]), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
-    )
+    return run_command("precompute/verify.py", *arguments)
 
 
 def test_the_command_ends_with_0_or_1_and_says_why(shards: Path) -> None:
