@@ -84,7 +84,7 @@ def captions(count: int) -> list[str]:
 class Captioned(Photographs):
     def rows(self, unit: Any) -> Iterator[Any]:
         for record, caption in zip(super().rows(unit), captions(self._per_unit), strict=False):
-            yield replace(record, row=replace(record.row, caption=f"{caption} of {unit.index}"))
+            yield replace(record, caption=f"{caption} of {unit.index}")
 
 
 def synchronize(device: torch.device) -> None:

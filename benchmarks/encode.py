@@ -30,17 +30,16 @@ from skimage import data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from precompute.encode.batch_encoder import BatchEncoder, Encoded, Sample
+from builders.core.record import Record
+from precompute.encode.batch_encoder import BatchEncoder, Encoded, EncoderInput
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.input.pixels import Picture, read_picture
-from precompute.input.records import Record
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
 from precompute.shards.output_folder import OutputFolder
-from precompute.shards.unit_writer import Row
 
 CPU = torch.device("cpu")
 
@@ -66,7 +65,7 @@ class Photographs:
     def rows(self, unit: Unit) -> Iterator[Record]:
         jpegs = photographs(self._size)
         for index in range(min(self._per_unit, self._rows - unit.index * self._per_unit)):
-            yield Record(Row(f"{unit.index:05d}-{index:05d}", "a caption"), jpegs[index % len(jpegs)])
+            yield Record(f"{unit.index:05d}-{index:05d}", "a caption", jpegs[index % len(jpegs)])
 
 
 def run(
@@ -155,7 +154,7 @@ class Sleeping(BatchEncoder):
         time.sleep(max(0.0, free - time.monotonic()))
         return [self._made(sample) for sample in samples]
 
-    def _made(self, sample: Sample) -> Encoded:
+    def _made(self, sample: EncoderInput) -> Encoded:
         return Encoded(
             {field.name: np.zeros([n or 1 for n in field.shape], np.float16) for field in self.fields}, {}
         )

@@ -28,7 +28,7 @@ from loader.joined import rows_hash
 from precompute import pack
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 SHARD = 1000
 LATENTS = Field("latents_256", "latents", "float16", (4, 32, 32))
@@ -51,7 +51,9 @@ def write(folder: Path, count: int, fields: list[Field], base: Path | None = Non
         names = [*(field.name for field in fields), *others]
         writer = UnitWriter(OutputFolder(folder), unit, names, SHARD, "bench")
         for number in range(unit * SHARD, min(count, (unit + 1) * SHARD)):
-            writer.write(Row(f"{number:08d}", "a cat in a cup", 640, 480), {**ready[number % 16], **others})
+            writer.write(
+                SidecarRow(f"{number:08d}", "a cat in a cup", 640, 480), {**ready[number % 16], **others}
+            )
         markers.append(writer.commit(recipe, fields, plan, {}))
         writer.discard()
     write_file(folder / MANIFEST, manifest_of(recipe, fields, markers).to_json().encode())

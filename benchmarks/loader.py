@@ -52,7 +52,7 @@ def write_tars(folder: Path, count: int, captions: int = 1) -> None:
     from loader.format import MANIFEST, Field, npy_bytes
     from precompute.shards.markers import manifest_of
     from precompute.shards.output_folder import OutputFolder, write_file
-    from precompute.shards.unit_writer import Row, UnitWriter
+    from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
     kinds = {"latents_256": "latents", "latents_512": "latents", "caption_latents": "caption_latents"}
     fields = [
@@ -66,7 +66,7 @@ def write_tars(folder: Path, count: int, captions: int = 1) -> None:
         for number in range(unit * SHARD, min(count, (unit + 1) * SHARD)):
             arrays = sample(number)
             arrays["caption_latents"] = np.tile(arrays["caption_latents"], (captions, 1))
-            row = Row(f"{number:08d}", columns=tokens)
+            row = SidecarRow(f"{number:08d}", columns=tokens)
             writer.write(row, {f"{n}.npy": npy_bytes(a) for n, a in arrays.items()})
         markers.append(writer.commit({}, fields, {"units": units}, {}))
         writer.discard()

@@ -12,7 +12,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from precompute.shards.output_folder import OutputFolder
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 SAMPLES = 200
 SDXL_TEXT = {"caption_latents": (77, 768), "caption_latents_2": (77, 1280), "caption_pooled_2": (1280,)}
@@ -36,7 +36,7 @@ def bytes_of(fields: dict[str, tuple[int, ...]]) -> float:
         arrays = {f"{name}.npy": np.zeros(shape, np.float16) for name, shape in fields.items()}
         writer = UnitWriter(OutputFolder(Path(folder)), 0, [*fields, "txt", "json"], SAMPLES, "benchmark")
         for index in range(SAMPLES):
-            row = Row(f"{index:09d}", "a" * 100, 512, 512, "00000.tar/00000.jpg")
+            row = SidecarRow(f"{index:09d}", "a" * 100, 512, 512, "00000.tar/00000.jpg")
             writer.write(row, {**arrays, "txt": b"a" * 100, "json": b"{" + b" " * 150 + b"}"})
         writer.commit({}, [], {}, {})
         (tar,) = Path(folder).glob("*.tar")

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.loader import import_mosaic
 from precompute.shards.output_folder import OutputFolder
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 FIELDS = {"moments_256": (8, 32, 32), "moments_512": (8, 64, 64), "caption_latents": (77, 1024)}
 PER_SHARD = 1000
@@ -49,7 +49,7 @@ def ours(folder: Path, count: int) -> None:
     for key, arrays, caption, facts in samples(count):
         members: dict[str, Any] = {f"{name}.npy": array for name, array in arrays.items()}
         members |= {"txt": caption.encode(), "json": json.dumps(facts).encode()}
-        writer.write(Row(key, caption, 640, 480, "00000.tar"), members)
+        writer.write(SidecarRow(key, caption, 640, 480, "00000.tar"), members)
     writer.commit({}, [], {}, {})
     writer.discard()
 

@@ -23,7 +23,7 @@ from loader.format import MANIFEST, Field, npy_bytes
 from precompute import verify
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 FIELDS = (  # what SDXL's VAE and the paper's text encoder give: 16 + 64 + 154 KiB
     Field("moments_256", "moments", "float16", (8, 32, 32), 0.13025, 0.0),
@@ -55,7 +55,7 @@ def write(folder: Path, gigabytes: float) -> int:
     for unit in range(units):
         writer = UnitWriter(OutputFolder(folder), unit, [*arrays, "txt", "json"], SAMPLES, "bench")
         for i in range(SAMPLES):
-            row = Row(f"{unit:05d}-{i:06d}", f"caption {i}")
+            row = SidecarRow(f"{unit:05d}-{i:06d}", f"caption {i}")
             writer.write(row, {**files, "txt": f"caption {i}".encode()})
         markers.append(writer.commit({"dataset": {}}, FIELDS, {"units": units}, {}))
         writer.discard()

@@ -15,8 +15,9 @@ import datasets
 
 from builders.archives.members import group_by_key, read_facts
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
-from builders.core.base import Row, make_key
+from builders.core.base import make_key
 from builders.core.config import NumberedConfig, parse_parts
+from builders.core.record import SourceRow
 from builders.core.text_file import decode_text
 
 _REPOSITORY = "pixparse/cc12m-wds"
@@ -46,7 +47,7 @@ class Cc12m(ArchiveBuilder):
         names = [f"cc12m-train-{part:04d}.tar" for part in parse_parts(self.config.parts, range(2176))]
         return {"train": SplitSources([Source(name, hub_url(_REPOSITORY, name)) for name in names])}
 
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         part = shard.path.removesuffix(".tar").rpartition("-")[2]
         for name, parts in group_by_key(self._members(shard)):
             facts = read_facts(parts)
@@ -55,7 +56,7 @@ class Cc12m(ArchiveBuilder):
                 caption = decode_text(parts["txt"]) if "txt" in parts else caption
             except ValueError:
                 reject = "unreadable_text"
-            yield Row(
+            yield SourceRow(
                 make_key(f"{part}-{name}"),
                 next((parts[kind] for kind in _IMAGES if kind in parts), None),
                 None if caption is None else [caption],

@@ -19,8 +19,9 @@ from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
 from builders.archives.zips import zip_names
 from builders.core.annotation_db import Join, sort_by_name
-from builders.core.base import Row, make_key
+from builders.core.base import make_key
 from builders.core.config import SlicedConfig
+from builders.core.record import SourceRow
 
 _URL = "http://images.cocodataset.org/"  # no https: the certificate does not cover the bucket's name
 _TRAIN2014 = Source("train2014.zip", _URL + "zips/train2014.zip", size=13_510_573_713, members=82_784)
@@ -71,7 +72,7 @@ class Coco(ArchiveBuilder):
             "validation": SplitSources([val], {"captions": captions}),
         }
 
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         archive = _stem(shard)
         join = self._captions(shard)
         for member in self._members(shard):
@@ -79,13 +80,15 @@ class Coco(ArchiveBuilder):
             split, image_id, captions = join.get(archive, name) or ("train", None, None)
             if split in (shard.split, None):
                 source = f"{shard.path}/{member.name}"
-                yield Row(make_key(name), member.read(), captions or None, source, {"image_id": image_id})
+                yield SourceRow(
+                    make_key(name), member.read(), captions or None, source, {"image_id": image_id}
+                )
         if shard.is_last:
             with open_source(shard.location, self.token) as file:
                 present = {stem(entry) for entry in zip_names(file)}
             for name, (split, image_id, captions) in join.items(archive):
                 if name not in present and split in (shard.split, None):
-                    yield Row(make_key(name), None, captions, shard.path, {"image_id": image_id})
+                    yield SourceRow(make_key(name), None, captions, shard.path, {"image_id": image_id})
 
     def _captions(self, shard: Shard) -> Join:
         """Give by archive and stem the split, None where the archive says it, the image id and the captions."""

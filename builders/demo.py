@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from builders.core.base import ImageCaptionBuilder, Row, make_key
+from builders.core.base import ImageCaptionBuilder, make_key
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import MissingSourceError
+from builders.core.record import SourceRow
 
 _NUM_SHARDS = 4
 
@@ -116,14 +117,16 @@ class Demo(ImageCaptionBuilder):
         size = -(-len(names) // _NUM_SHARDS)
         return {"train": [tuple(names[start : start + size]) for start in range(0, len(names), size)]}
 
-    def _rows(self, shard: tuple[str, ...]) -> Iterator[Row]:
+    def _rows(self, shard: tuple[str, ...]) -> Iterator[SourceRow]:
         for name in shard:
             path = os.path.join(self.config.data_dir, name)
             image = None
             if os.path.isfile(path):
                 with open(path, "rb") as file:
                     image = file.read()
-            yield Row(make_key(os.path.splitext(name)[0]), image, _CAPTIONS[name], f"skimage/data/{name}")
+            yield SourceRow(
+                make_key(os.path.splitext(name)[0]), image, _CAPTIONS[name], f"skimage/data/{name}"
+            )
 
 
 def _find_photographs() -> str:

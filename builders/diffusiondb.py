@@ -21,9 +21,10 @@ from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core import shallow_json
 from builders.core.annotation_db import OTHERS, Join, count_others
-from builders.core.base import Row, make_key
+from builders.core.base import make_key
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.errors import ArchiveError, ConfigError
+from builders.core.record import SourceRow
 
 _REPOSITORY = "poloclub/diffusiondb"
 _PARAMETERS = {"seed": ("se", int), "step": ("st", int), "cfg": ("c", float), "sampler": ("sa", str)}
@@ -74,7 +75,7 @@ class Diffusiondb(ArchiveBuilder):
             "train": SplitSources([Source(path, hub_url(_REPOSITORY, path)) for path in archives], scores)
         }
 
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         scores = dict(self._scores(shard).items(_part(shard)))
         seen = set()
         with open_source(shard.location, self.token) as file:
@@ -88,11 +89,11 @@ class Diffusiondb(ArchiveBuilder):
                     seen.add(name)
                     yield self._row(shard, name, member.read, parameters.get(name), scores.get(name))
         for name in sorted({*parameters, *scores} - seen):
-            yield Row(make_key(stem(name)), None, None, f"{shard.path}/{name}")
+            yield SourceRow(make_key(stem(name)), None, None, f"{shard.path}/{name}")
 
     def _row(
         self, shard: Shard, name: str, read: Any, found: dict[str, Any] | None, scores: list[float] | None
-    ) -> Row:
+    ) -> SourceRow:
         image_nsfw, prompt_nsfw = scores or (None, None)
         extras: dict[str, Any] = {"image_nsfw": image_nsfw, "prompt_nsfw": prompt_nsfw}
         extras |= {column: _cast(kind, (found or {}).get(key)) for column, (key, kind) in _PARAMETERS.items()}
@@ -101,7 +102,7 @@ class Diffusiondb(ArchiveBuilder):
             score is not None and score <= limit for score in scores
         )  # NaN is not
         captions = None if found is None or found.get("p") is None else [found["p"]]
-        return Row(
+        return SourceRow(
             make_key(stem(name)),
             read() if is_safe else None,
             captions,

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from builders.core.account import Left
-from builders.core.base import ImageCaptionBuilder, Row, make_key
+from builders.core.base import ImageCaptionBuilder, make_key
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
 from builders.core.listing import walk_files
 from builders.core.log import logger
+from builders.core.record import SourceRow
 from builders.core.tables import read_table
 from builders.core.text_file import check_encoding, decode_text
 
@@ -128,7 +129,7 @@ class Folder(ImageCaptionBuilder):
     def left_out(self, split: str, shard: tuple[_File, ...]) -> Mapping[str, Left]:
         return self._left[split] if shard == self._by_split[split][0] else {}
 
-    def _rows(self, shard: tuple[_File, ...]) -> Iterator[Row]:
+    def _rows(self, shard: tuple[_File, ...]) -> Iterator[SourceRow]:
         root, table = self.config.data_dir, self._captions()
         for file in shard:
             captions, reject = list(table.get(file.image or "", ())), None
@@ -145,7 +146,7 @@ class Folder(ImageCaptionBuilder):
             except OSError:
                 image, reject = None, "unreadable"
             source = file.image or file.sidecar or ""
-            yield Row(file.key, image, captions or None, source, reject=reject)
+            yield SourceRow(file.key, image, captions or None, source, reject=reject)
 
     def _captions(self) -> dict[str, list[object]]:
         """Captions of the metadata tables by image path, relative to data_dir."""

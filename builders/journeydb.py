@@ -28,10 +28,11 @@ from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
 from builders.core import shallow_json
 from builders.core.annotation_db import OTHERS, Join, count_others
-from builders.core.base import Row, make_key
+from builders.core.base import make_key
 from builders.core.captions import LONGEST, clean_captions
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.log import logger
+from builders.core.record import SourceRow
 
 _REPOSITORY = "JourneyDB/JourneyDB"
 # The repathed ones: only their paths match the archives ("realease" is the publisher's)
@@ -101,7 +102,7 @@ class Journeydb(ArchiveBuilder):
         numbers = (re.fullmatch(r"(\d+)\.tgz", posixpath.basename(name)) for name in names)
         return {*range(_NUM_PUBLISHED), *(int(match[1]) for match in numbers if match)}
 
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         part, annotations, seen = _part(shard), self._annotations(shard), set()
         for member in self._members(shard):
             name = stem(member.name)
@@ -112,7 +113,9 @@ class Journeydb(ArchiveBuilder):
             if name not in seen:
                 yield self._row(shard, name, None, shard.path, found)
 
-    def _row(self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any]) -> Row:
+    def _row(
+        self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any]
+    ) -> SourceRow:
         task, prompt = found.get("Task2"), _text(found.get("prompt"))
         sentence = _text(task.get("Caption")) if isinstance(task, dict) else None
         plain = prompt is None or self.config.caption_cleaning == "none" or len(prompt) > LONGEST
@@ -129,7 +132,7 @@ class Journeydb(ArchiveBuilder):
             "task3": _dumps(found.get("Task3")),
         }
         key = make_key(f"{shard.split}-{stem(shard.path)}-{name}")
-        return Row(key, image, [captions[kind] for kind in kinds], source, extras, kinds=kinds)
+        return SourceRow(key, image, [captions[kind] for kind in kinds], source, extras, kinds=kinds)
 
     def _annotations(self, shard: Shard) -> Join:
         location = shard.tables["annotations"]

@@ -17,9 +17,10 @@ from builders.archives.members import Member, iter_members, stem
 from builders.archives.read_errors import describe
 from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
-from builders.core.base import Row, make_key
+from builders.core.base import make_key
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.errors import MissingSourceError, RefusedError
+from builders.core.record import SourceRow
 from builders.core.text_file import decode_text
 
 LICENSE_PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"
@@ -72,7 +73,7 @@ class Sa1b(ArchiveBuilder):
         names = [name for name in os.listdir(root) if _ARCHIVE.fullmatch(name)] if os.path.isdir(root) else []
         return dict.fromkeys(names or ["sa_000000.tar"], "")
 
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         captions = self._join(shard.tables["captions"], lambda: self._captions(shard.tables["captions"]))
         images, masks = set(), set()
         for member in self._members(shard):
@@ -83,9 +84,11 @@ class Sa1b(ArchiveBuilder):
             images.add(name)
             found = captions.get("", name)
             reject = "unreadable_text" if found == [] else None
-            yield Row(make_key(name), member.read(), found, f"{shard.path}/{member.name}", reject=reject)
+            yield SourceRow(
+                make_key(name), member.read(), found, f"{shard.path}/{member.name}", reject=reject
+            )
         for name in sorted(masks - images):
-            yield Row(make_key(name), None, None, f"{shard.path}/{name}.json")
+            yield SourceRow(make_key(name), None, None, f"{shard.path}/{name}.json")
 
     def _members(self, shard: Shard) -> Iterator[Member]:
         try:

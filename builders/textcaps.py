@@ -20,8 +20,9 @@ from builders.archives.remote import open_source
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
 from builders.archives.zips import zip_names
 from builders.core.annotation_db import Join, sort_by_name
-from builders.core.base import Row, make_key
+from builders.core.base import make_key
 from builders.core.config import SlicedConfig
+from builders.core.record import SourceRow
 
 _URL = "https://dl.fbaipublicfiles.com/textvqa/"
 _IMAGES = Source("train_val_images.zip", _URL + "images/train_val_images.zip", members=25_120)
@@ -53,7 +54,7 @@ class Textcaps(ArchiveBuilder):
             "validation": SplitSources([_IMAGES], {"captions": _VAL}),
         }
 
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         joins = {name: self._captions(location) for name, location in shard.tables.items()}
         join, others = joins["captions"], joins.get("others")
         for member in self._members(shard):
@@ -62,13 +63,13 @@ class Textcaps(ArchiveBuilder):
             if found is not None or (others is not None and others.get("", image_id) is None):
                 captions, extras = found or ((), {})
                 source = f"{shard.path}/{member.name}"
-                yield Row(make_key(image_id), member.read(), captions or None, source, extras)
+                yield SourceRow(make_key(image_id), member.read(), captions or None, source, extras)
         if shard.is_last:
             with open_source(shard.location, self.token) as file:
                 present = {stem(name) for name in zip_names(file)}
             for image_id, (captions, extras) in join.items(""):
                 if image_id not in present:
-                    yield Row(make_key(image_id), None, captions, shard.path, extras)
+                    yield SourceRow(make_key(image_id), None, captions, shard.path, extras)
 
     def _captions(self, location: str) -> Join:
         return self._join(location, lambda: _captions(location, self.token))

@@ -20,12 +20,13 @@ from builders.archives.members import NoContent, group_by_key, is_hidden, read_f
 from builders.archives.remote import is_local
 from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
 from builders.core.account import Left
-from builders.core.base import Row, make_key
+from builders.core.base import make_key
 from builders.core.captions import whole
 from builders.core.config import ImageCaptionConfig
 from builders.core.errors import ConfigError, MissingSourceError
 from builders.core.listing import walk_files
 from builders.core.log import logger
+from builders.core.record import SourceRow
 from builders.core.text_file import check_encoding, decode_text
 from builders.folder import IMAGES, SPLITS
 
@@ -102,7 +103,7 @@ class Webdataset(ArchiveBuilder):
         here = [path for path in self._others if _TOPS.get(path.partition("/")[0], first) == split]
         return {**super()._left_beside(split), "no_archive": Left.of(here)}
 
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         config = self.config
         archive = _stem(shard.path)
         images = _IMAGES if config.image_field is None else (config.image_field.lower(),)
@@ -122,7 +123,9 @@ class Webdataset(ArchiveBuilder):
                 reject = "unreadable"
             apart.look(name, image is not None, captions is not None)
             extras = {"json": whole(json.dumps(facts, ensure_ascii=False)) if facts else None}
-            yield Row(make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras, reject)
+            yield SourceRow(
+                make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras, reject
+            )
 
     def _captions(self, field: str, parts: dict[str, bytes], facts: dict[str, Any]) -> list[object]:
         """The values of a field. Raises ValueError where its text is in another encoding."""

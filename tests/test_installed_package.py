@@ -38,7 +38,8 @@ from typing import ClassVar
 
 from PIL import Image
 
-from builders.core.base import ImageCaptionBuilder, Row
+from builders.core.base import ImageCaptionBuilder
+from builders.core.record import SourceRow
 from builders.core.config import ImageCaptionConfig
 
 
@@ -54,8 +55,8 @@ class Squares(ImageCaptionBuilder):
         for number in range(3):
             file = io.BytesIO()
             Image.new("RGB", (256, 256), (80 * number, 100, 200)).save(file, "PNG")
-            yield Row(f"{shard}-{number}", file.getvalue(), f"A square of the {shard}, number {number}", shard)
-        yield Row(f"{shard}-gone", None, "A square that is not there", shard)
+            yield SourceRow(f"{shard}-{number}", file.getvalue(), f"A square of the {shard}, number {number}", shard)
+        yield SourceRow(f"{shard}-gone", None, "A square that is not there", shard)
 '''
 ENCODERS = """
 from precompute.encode.image import ImageEncoder

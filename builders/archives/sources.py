@@ -17,9 +17,10 @@ from builders.archives.remote import is_local, open_source, version_of
 from builders.archives.zips import count_zip
 from builders.core.account import TOLD, Left
 from builders.core.annotation_db import Join, open_join
-from builders.core.base import ImageCaptionBuilder, Row, make_key
+from builders.core.base import ImageCaptionBuilder, make_key
 from builders.core.errors import ArchiveError, MissingSourceError
 from builders.core.log import logger
+from builders.core.record import SourceRow
 
 ROWS_PER_SHARD = 4096  # a zip with more members is offered as several ranges
 
@@ -83,7 +84,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
         """What each split is made of, under the current config."""
 
     @abc.abstractmethod
-    def _read(self, shard: Shard) -> Iterator[Row]:
+    def _read(self, shard: Shard) -> Iterator[SourceRow]:
         """The rows of one shard; raises ArchiveError where the archive breaks off."""
 
     def sources(self) -> list[Source]:
@@ -184,7 +185,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
         count = max(1, -(-members // ROWS_PER_SHARD))
         return [(index, count) for index in range(count)]
 
-    def _rows(self, shard: Shard) -> Iterator[Row]:
+    def _rows(self, shard: Shard) -> Iterator[SourceRow]:
         try:
             yield from self._read(shard)
         except ArchiveError as error:
@@ -192,7 +193,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
                 f"{self.name}: {shard.path} breaks off ({error}); the rows before are kept. Fetch it again."
             )
             key = make_key(f"{shard.path}#{shard.index}")
-            yield Row(key, None, None, shard.path, {"error": str(error)}, "bad_archive")
+            yield SourceRow(key, None, None, shard.path, {"error": str(error)}, "bad_archive")
 
     def _members(self, shard: Shard) -> Iterator[Member]:
         """The shard's members, in order, hidden ones passed over."""

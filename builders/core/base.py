@@ -9,33 +9,20 @@ import abc
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import datasets
 from datasets.builder import Key
 
-from builders.core import images
 from builders.core.account import Account, Matched
 from builders.core.accounted import AccountedBuilder
 from builders.core.cache_key import code_hash, folder_fingerprint
-from builders.core.captions import clean_captions
 from builders.core.config import ImageCaptionConfig
+from builders.core.gate import judge
 from builders.core.joined_captions import JoinedCaptions, check_files, hash_files, merge
+from builders.core.record import Record, SourceRow
 from builders.core.rgb_image import RGB_IMAGES, restore_rgb_image
-
-
-class Row(NamedTuple):
-    """One source row as a dataset finds it, before cleaning and gate. None means: not there."""
-
-    key: str
-    image: bytes | None
-    captions: Sequence[object] | None
-    source: str
-    extras: Mapping[str, Any] = MappingProxyType({})
-    reject: str | None = None
-    kinds: Sequence[str] | None = None  # of each caption; None: the builder's CAPTION_KIND
 
 
 class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
@@ -53,7 +40,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         """List the shards of each split in order: picklable values that `_rows` understands. Reads no data."""
 
     @abc.abstractmethod
-    def _rows(self, shard: Any) -> Iterator[Row]:
+    def _rows(self, shard: Any) -> Iterator[SourceRow]:
         """The source rows of one shard, always in the same order."""
 
     def identity(self, shards: list[Any]) -> str:
@@ -130,64 +117,27 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
             seen: set[str] = set()
             for number, row in enumerate(self._rows(shard)):
                 row = _with_joined(row, files, account, self.CAPTION_KIND, self.config.captions_order)
-                reason, record = ("duplicate_key", self._blank(row)) if row.key in seen else self._judge(row)
+                if row.key in seen:
+                    row = row._replace(reject="duplicate_key")
                 seen.add(row.key)
+                record = judge(row, self.config, self.CAPTION_KIND)
                 if account is not None:
-                    account.rows[reason or "ok"] += 1
-                    kinds = () if reason else record["caption_kinds"]
+                    account.rows[record.reject or "ok"] += 1
                     account.without.update(
-                        file.name for file in files if not reason and file.name not in kinds
+                        file.name
+                        for file in files
+                        if record.reject is None and file.name not in record.caption_kinds
                     )
-                if self.config.keep_rejected:
-                    record["reject"] = reason
-                elif reason is not None:
-                    continue
-                yield Key(index, number), record
+                if record.reject is None or self.config.keep_rejected:
+                    yield Key(index, number), self._columns(record)
             if account is not None:
                 account.leave(self.left_out(split, shard))
 
-    def _judge(self, row: Row) -> tuple[str | None, dict[str, Any]]:
-        """The reason to reject the row, or None, and its record as far as it goes."""
-        record = self._blank(row)
-        data, config = row.image, self.config
-        if row.reject is not None:
-            return row.reject, record
-        if data is None:
-            return "missing_image", record
-        record["image"] = {
-            "bytes": data,
-            "path": None,
-        }  # no path: datasets drops the bytes where a file of that name exists
-        cleaned, reason = clean_captions(row.captions, config.caption_cleaning)
-        if reason is not None:
-            return reason, record
-        kinds = row.kinds or [self.CAPTION_KIND] * len(row.captions or ())
-        record["captions"] = [text for _, text in cleaned]
-        record["caption"], record["caption_kinds"] = cleaned[0][1], [kinds[n] for n, _ in cleaned]
-        try:
-            info = images.probe(data)
-        except images.ImageTooLarge:
-            return "too_large", record
-        except images.UnsupportedImage:
-            return "unsupported_format", record
-        except images.UndecodableImage:
-            return "undecodable", record
-        record["width"], record["height"] = info.width, info.height
-        if info.width * info.height > images.MAX_PIXELS:
-            return "too_large", record
-        if min(info.width, info.height) < config.min_image_size:
-            return ("too_small" if min(info.width, info.height) else "undecodable"), record
-        if not images.is_whole(data, info.format, config.check_pixels):
-            return "undecodable", record
-        if config.max_image_size is not None and min(info.width, info.height) > config.max_image_size:
-            return _shrunk(data, record, config.max_image_size, config)
-        return None, record
-
-    def _blank(self, row: Row) -> dict[str, Any]:
-        """A record of which nothing but its origin is known."""
-        record: dict[str, Any] = dict.fromkeys(self._raw_features)
-        record.update(row.extras, key=row.key, source=row.source.encode("utf-8", "replace").decode())
-        return record
+    def _columns(self, record: Record) -> dict[str, Any]:
+        found = {**dict.fromkeys(self._raw_features), **record.columns()}
+        if not self.config.keep_rejected:
+            del found["reject"]
+        return found
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -202,8 +152,8 @@ def make_key(name: str) -> str:
 
 
 def _with_joined(
-    row: Row, files: Sequence[JoinedCaptions], account: Account | None, own_kind: str, order: str
-) -> Row:
+    row: SourceRow, files: Sequence[JoinedCaptions], account: Account | None, own_kind: str, order: str
+) -> SourceRow:
     """The row with its captions from elsewhere."""
     joined = {}
     for file in files:
@@ -218,15 +168,3 @@ def _with_joined(
     # What its own caption lacks is not missed any longer.
     reject = None if row.reject == "unreadable_text" else row.reject
     return row._replace(captions=captions, kinds=kinds, reject=reject)
-
-
-def _shrunk(
-    data: bytes, record: dict[str, Any], edge: int, config: ImageCaptionConfig
-) -> tuple[str | None, dict[str, Any]]:
-    try:
-        small = images.shrink(data, edge, config.lossless, config.color_profile)
-    except images.UndecodableImage:
-        return "undecodable", record
-    info = images.probe(small)
-    record.update(image={"bytes": small, "path": None}, width=info.width, height=info.height)
-    return None, record

@@ -54,15 +54,21 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UndecodableImage(ValueError):
-    """Bytes that no decoder of ours turns into pixels."""
+    """Bytes that no decoder of ours turns into pixels. reject: the reason, for the account."""
+
+    reject = "undecodable"
 
 
 class UnsupportedImage(UndecodableImage):
     """A picture in a format that is known, and that no decoder of ours reads."""
 
+    reject = "unsupported_format"
+
 
 class ImageTooLarge(UndecodableImage):
-    """More pixels than Pillow agrees to open, twice MAX_PIXELS."""
+    """More pixels than MAX_PIXELS."""
+
+    reject = "too_large"
 
 
 class ImageInfo(NamedTuple):

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Sample:
+class EncoderInput:
     """What the device needs of one row. pixels: resolution -> (H, W, 3) uint8, of one shape within a batch."""
 
     key: str
@@ -51,7 +51,7 @@ class InFlight:
     """A launched batch. images: per view what to store, and which samples are finite; captions: per text encoder and
     caption, where its states are."""
 
-    samples: Sequence[Sample]
+    samples: Sequence[EncoderInput]
     images: list[tuple[torch.Tensor, torch.Tensor]]
     captions: list[Found]
     span: Span
@@ -102,7 +102,7 @@ class BatchEncoder:
         for encoder in self._captions:
             encoder.start_unit()
 
-    def launch(self, samples: Sequence[Sample]) -> InFlight:
+    def launch(self, samples: Sequence[EncoderInput]) -> InFlight:
         """Start the work. Where the device's memory is too small, it goes on in halves, from here on.
 
         Captions go first, and beside the images: a text model may look at its mask, and with it wait for what is before it.
@@ -138,7 +138,7 @@ class BatchEncoder:
             results.append(Encoded(arrays, tokens) if len(arrays) == len(self.fields) else None)
         return results
 
-    def _to_device(self, samples: Sequence[Sample], size: Size) -> torch.Tensor:
+    def _to_device(self, samples: Sequence[EncoderInput], size: Size) -> torch.Tensor:
         """(B, 3, H, W) uint8, by way of pinned memory and without waiting."""
         shape = (len(samples), *samples[0].pixels[size].shape)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
@@ -147,7 +147,7 @@ class BatchEncoder:
         return to_device(pixels, self._device).permute(0, 3, 1, 2)
 
     def _launch_images(
-        self, samples: Sequence[Sample], pixels: torch.Tensor, view: View
+        self, samples: Sequence[EncoderInput], pixels: torch.Tensor, view: View
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys = [sample.key for sample in samples]
         work = self._image_parts[view.stored]
@@ -162,7 +162,7 @@ class BatchEncoder:
         pixels = pixels.flip(-1) if view.flipped else pixels
         return view.stored.encode(filled(pixels, fill_to) if fill_to else pixels, keys, view)
 
-    def _retry_image(self, sample: Sample, view: View) -> torch.Tensor | None:
+    def _retry_image(self, sample: EncoderInput, view: View) -> torch.Tensor | None:
         """One sample alone, in wider and wider precision."""
         pixels = torch.from_numpy(sample.pixels[view.size].copy()).to(self._device).permute(2, 0, 1)[None]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import pyarrow as pa
@@ -10,6 +9,7 @@ import pyarrow.parquet as pq
 
 from builders.archives.backoff import Patience
 from builders.archives.read_errors import describe
+from builders.core.record import Record
 from loader.format import MANIFEST, FormatError, Manifest, Shard
 from loader.joined import rows_hash
 from loader.recipe import BASE, Plan
@@ -17,19 +17,9 @@ from loader.state import unit_of
 from precompute.errors import SourceError, UsageError
 from precompute.input.faults import may_pass
 from precompute.shards.store import Store
-from precompute.shards.unit_writer import Row
 
 # Of a sidecar; those that it has not, as shards of earlier versions, are left at their defaults.
 COLUMNS = ("key", "caption", "width", "height", "source", "captions", "caption_kinds")
-
-
-@dataclass(frozen=True)
-class BaseRow:
-    """A row of a base. shard: the name of the one that it lies in; status: "ok", or why it is no sample."""
-
-    row: Row
-    shard: str
-    status: str
 
 
 class Base:
@@ -82,12 +72,13 @@ class Base:
         """Names of the fields that its samples have."""
         return {field.name for field in self.manifest.fields}
 
-    def rows(self, unit: int) -> Iterator[BaseRow]:
+    def rows(self, unit: int) -> Iterator[Record]:
         """The rows of a unit, shard by shard. Raises SourceError where a sidecar is gone or is another one."""
         for shard in self._shards.get(unit, ()):
             for values in pq.read_table(pa.BufferReader(self._sidecar(shard))).to_pylist():
                 known = {name: values[name] for name in COLUMNS if values.get(name) is not None}
-                yield BaseRow(Row(**known), shard.name, values["status"])
+                reject = None if values["status"] == "ok" else values["status"]
+                yield Record(**known, reject=reject, shard=shard.name)
 
     def _sidecar(self, shard: Shard) -> bytes:
         name, patience = f"{shard.name}.parquet", Patience()

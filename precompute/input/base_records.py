@@ -2,12 +2,14 @@
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from builders.core.record import Record
 from loader.format import recipe_differences
 from loader.recipe import BASE
 from precompute.errors import SourceError, UsageError
-from precompute.input.base import Base, BaseRow
-from precompute.input.records import Record, Records
+from precompute.input.base import Base
+from precompute.input.records import Records
 from precompute.input.units import Unit
 
 LOST = "bad_archive"
@@ -33,25 +35,25 @@ class BaseRecords:
         """
         if self._source is None:
             for row in self._base.rows(unit.index):
-                yield _record(row, b"", None)
+                yield row
             return
-        waiting: dict[str, deque[BaseRow]] = defaultdict(deque)
+        waiting: dict[str, deque[Record]] = defaultdict(deque)
         for row in self._base.rows(unit.index):
-            waiting[row.row.key].append(row)
+            waiting[row.key].append(row)
         lost = False
         for record in self._source.rows(self._source.units[unit.index]):
-            if same := waiting.get(record.row.key):
-                yield _record(same.popleft(), record.image, record.reject)
+            if same := waiting.get(record.key):
+                yield _beside(same.popleft(), record)
             elif record.reject == LOST:
                 # An archive that could be read further when the base was made.
                 lost = True
             else:
-                raise self._mismatch(unit, f"the source has a row {record.row.key} that the base has not")
+                raise self._mismatch(unit, f"the source has a row {record.key} that the base has not")
         left = [row for rows in waiting.values() for row in rows]
         if left and not lost:
-            raise self._mismatch(unit, f"the source has no row {left[0].row.key}, which the base has")
+            raise self._mismatch(unit, f"the source has no row {left[0].key}, which the base has")
         for row in left:
-            yield _record(row, None, LOST)
+            yield replace(row, reject=row.reject or LOST)
 
     def left_out(self, unit: Unit) -> Mapping[str, int]:
         """Nothing: what the source holds beside its rows, the base has counted."""
@@ -73,8 +75,13 @@ class BaseRecords:
         )
 
 
-def _record(base: BaseRow, image: bytes | None, reject: str | None) -> Record:
-    return Record(base.row, image, reject if base.status == "ok" else base.status, base.shard)
+def _beside(row: Record, source: Record) -> Record:
+    """A row of the base with its image out of the source."""
+    if row.reject is not None:
+        return row
+    if source.reject is not None:
+        return replace(row, reject=source.reject)
+    return replace(row, image=source.image, width=source.width, height=source.height)
 
 
 def _check_source(base: Base, source: Records) -> None:

@@ -4,15 +4,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from builders.core.captions import clean_captions
+from builders.core.config import ImageCaptionConfig
+from builders.core.gate import judge
+from builders.core.record import Record, SourceRow
 from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.input.faults import innermost
 from precompute.input.options import portable
-from precompute.input.records import Record, Records
+from precompute.input.records import Records, Source
 from precompute.input.row_values import image_bytes, jsonable, short_hash, unit_key
 from precompute.input.units import Unit
-from precompute.shards.unit_writer import Row
 
 CAPTION_KIND = "caption"  # of whatever a dataset that is not ours has in its caption column
 
@@ -21,6 +22,10 @@ class OtherRecords(Records):
     """The records of a dataset of others."""
 
     readers_wait = False
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._rules = ImageCaptionConfig(caption_cleaning=self._cleaning, min_image_size=1)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -95,25 +100,19 @@ class OtherRecords(Records):
     def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
         source = self.source
         raw = values[source.caption_column]
-        texts = raw if isinstance(raw, list) else [raw]
-        cleaned, fault = clean_captions(texts, self._cleaning)
-        captions = [caption for _, caption in cleaned]
-        image = image_bytes(values[source.image_column])
-        reject = "missing_image" if image is None else fault
         kept = {
             name: v for name, v in values.items() if name not in (source.image_column, source.caption_column)
         }
         name = self._public(str(values.get("__url__") or source.dataset))
         kept |= {"__url__": name} if "__url__" in kept else {}
-        row = Row(
+        row = SourceRow(
             unit_key(unit, number, values),
-            captions[0] if captions else None,
-            source=name,
-            extras=jsonable(kept),
-            captions=captions,
-            caption_kinds=[CAPTION_KIND] * len(captions),
+            image_bytes(values[source.image_column]),
+            raw if isinstance(raw, list) else [raw],
+            name,
+            jsonable(kept),
         )
-        return Record(row, image, reject)
+        return judge(row, self._rules, CAPTION_KIND, decoded_later=True)
 
     def _public(self, place: str) -> str:
         """A file as others may read of it: below the folder's name, where it lies in a folder of this machine."""

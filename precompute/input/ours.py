@@ -10,15 +10,14 @@ import datasets
 
 import builders  # noqa: F401  registers "builders/<name>" with datasets
 from builders.core.joined_captions import JoinedCaptions
+from builders.core.record import COLUMNS, Record
 from precompute.errors import UsageError
 from precompute.input.faults import innermost
 from precompute.input.options import captions_options
-from precompute.input.records import Record, Records
+from precompute.input.records import Records
 from precompute.input.row_values import image_bytes, jsonable, short_hash
 from precompute.input.units import Unit
-from precompute.shards.unit_writer import Row
 
-COMMON = ("key", "image", "caption", "captions", "caption_kinds", "width", "height", "source", "reject")
 JOINED = "captions_from_files"  # in a recipe
 # Fields of a builder's config that determine no value; `links` is where the archives are for some days. What `check_pixels`
 # finds, the decoder of a run finds too.
@@ -100,18 +99,12 @@ class OurRecords(Records):
         }
 
     def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
-        extras = {name: value for name, value in values.items() if name not in COMMON and value is not None}
-        row = Row(
-            values["key"],
-            values["caption"],
-            values["width"],
-            values["height"],
-            values["source"],
-            jsonable(extras),
-            values["captions"] or (),
-            values["caption_kinds"] or (),
-        )
-        return Record(row, image_bytes(values["image"]), values["reject"])
+        extras = {
+            name: value
+            for name, value in values.items()
+            if name not in (*COLUMNS, "reject") and value is not None
+        }
+        return Record.of_columns(values, image_bytes(values["image"]), jsonable(extras))
 
     def _complaint(self, error: BaseException) -> str:
         message, dataset = innermost(error), self.source.dataset

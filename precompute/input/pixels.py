@@ -20,7 +20,6 @@ from builders.core.images import (
     MAX_PIXELS,
     ImageTooLarge,
     UndecodableImage,
-    UnsupportedImage,
     decode_rgb,
     orientation_of,
     probe,
@@ -33,14 +32,6 @@ CENTER = (0.5, 0.5)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Place = tuple[float, float]  # of a crop in its picture: 0 at the left or top, 1 at the right or bottom
 UInt8 = npt.NDArray[np.uint8]
-
-
-class UnfitImage(ValueError):
-    """An image that becomes no sample; `reason` goes into the ledger."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -76,41 +67,36 @@ def read_picture(
     shape: tuple[int, int] | None = None,
     features: Mapping[str, Callable[[float, float], tuple[int, int]]] | None = None,
     covering: Sequence[int] = (),
+    size: tuple[int, int] | None = None,
 ) -> Picture:
     """Decode, crop, shrink or enlarge to each resolution (antialiased bicubic).
 
     The crop is the largest square; with `step`, of the shape of the nearest of the `buckets` of each resolution: the nearest to
     the picture's own shape, or to `shape`, (width, height). features: for each name what size it wants of a crop of some shape,
     which is that of the largest resolution; without resolutions of `shape`, or square. covering: resolutions for which it is
-    decoded in enough detail, so that values are those of a run that makes them too.
-    Raises UnfitImage where the bytes are no readable image (`undecodable`, `unsupported_format`) or a decompression bomb (`too_large`).
+    decoded in enough detail, so that values are those of a run that makes them too. size: width and height where the gate has seen
+    them already.
+    Raises UndecodableImage, whose `reject` says why: the bytes are no readable image, or a decompression bomb.
     """
-    try:
-        _, width, height = probe(data)
-        if width * height > MAX_PIXELS:
-            raise UnfitImage("too_large")
-        nearest = shape or (width, height)
-        sizes = {r: nearest_bucket(*nearest, r, step) if step else (r, r) for r in (*resolutions, *covering)}
-        others = [sizes.pop(r) for r in set(covering) - set(resolutions)]
-        whole = sizes[max(resolutions)] if sizes else shape or (1, 1)
-        wanted = {name: size_of(*whole) for name, size_of in (features or {}).items()}
-        # Of the source's size, to cover them all.
-        needed = max(max(w / width, h / height) for w, h in (*sizes.values(), *wanted.values(), *others))
-        edge = math.ceil(min(width, height) * needed * MARGIN)
-        image = decode_rgb(data, shorter_edge=edge, color_profile=color_profile)
-        view = locate(image.size, (width, height), data)
-    except ImageTooLarge as error:
-        raise UnfitImage("too_large") from error
-    except UnsupportedImage as error:
-        raise UnfitImage("unsupported_format") from error
-    except UndecodableImage as error:
-        raise UnfitImage("undecodable") from error
+    width, height = size or probe(data)[1:]
+    if width * height > MAX_PIXELS:
+        raise ImageTooLarge(f"{width} x {height}")
+    nearest = shape or (width, height)
+    sizes = {r: nearest_bucket(*nearest, r, step) if step else (r, r) for r in (*resolutions, *covering)}
+    others = [sizes.pop(r) for r in set(covering) - set(resolutions)]
+    whole = sizes[max(resolutions)] if sizes else shape or (1, 1)
+    wanted = {name: size_of(*whole) for name, size_of in (features or {}).items()}
+    # Of the source's size, to cover them all.
+    needed = max(max(w / width, h / height) for w, h in (*sizes.values(), *wanted.values(), *others))
+    edge = math.ceil(min(width, height) * needed * MARGIN)
+    image = decode_rgb(data, shorter_edge=edge, color_profile=color_profile)
+    view = view_of(image.size, (width, height), data)
     return Picture(
-        pixels={resolution: fit(image, view, size, place) for resolution, size in sizes.items()}
-        | {name: fit(image, view, size, place, whole) for name, size in wanted.items()},
+        pixels={resolution: fit(image, view, fitted, place) for resolution, fitted in sizes.items()}
+        | {name: fit(image, view, fitted, place, whole) for name, fitted in wanted.items()},
         width=width,
         height=height,
-        crops={r: _whole(crop_box((0, 0, width, height), size, place)) for r, size in sizes.items()},
+        crops={r: _whole(crop_box((0, 0, width, height), fitted, place)) for r, fitted in sizes.items()},
     )
 
 
@@ -143,7 +129,7 @@ def place_of(crop: str, seed: int, key: str) -> Place:
     return tuple(int.from_bytes(digest[i : i + 4], "little") / 2**32 for i in (0, 4))  # type: ignore[return-value]
 
 
-def locate(scaled: tuple[int, int], size: tuple[int, int], data: bytes) -> Box:
+def view_of(scaled: tuple[int, int], size: tuple[int, int], data: bytes) -> Box:
     """Find where in a DCT-scaled image the picture of `size` lies.
 
     The scaled one is rounded up to whole pixels: 1,027 rows become 513.5, in 514. Taking it for 514 would shift the

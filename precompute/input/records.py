@@ -23,13 +23,13 @@ import pyarrow
 
 from builders.archives.backoff import Patience
 from builders.archives.read_errors import describe, is_lost
+from builders.core.record import Record
 from loader.recipe import Plan
 from precompute.errors import SourceError, UsageError
 from precompute.input.faults import innermost, may_pass
 from precompute.input.options import parse_options
 from precompute.input.row_values import unit_key
 from precompute.input.units import Unit
-from precompute.shards.unit_writer import Row
 
 logger = logging.getLogger("precompute")
 
@@ -43,17 +43,6 @@ BROKEN_OFF = (
     EOFError,
     pyarrow.ArrowInvalid,
 )
-
-
-@dataclass(frozen=True)
-class Record:
-    """One source row. image: encoded bytes, None where missing; reject: reason, None for a row to encode; shard: of a layer's
-    row, the name of the one that it goes into."""
-
-    row: Row
-    image: bytes | None
-    reject: str | None = None
-    shard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,8 +180,8 @@ class Records(ABC):
         folder = (self.source.data_dir or Path(self.source.dataset)).absolute()
         if folder.exists():  # where it lies on this machine is nobody's business
             text = text.replace(f"{folder.parent}{os.sep}", "")
-        row = Row(unit_key(unit, number), source=self.name, extras={"error": text})
-        return Record(row, None, "bad_archive")
+        key = unit_key(unit, number)
+        return Record(key, source=self.name, extras={"error": text}, reject="bad_archive")
 
     def _units(self) -> list[Unit]:
         limit = self.source.limit

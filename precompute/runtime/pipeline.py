@@ -18,14 +18,17 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
 from builders.archives import backoff
-from precompute.encode.batch_encoder import BatchEncoder, Sample
+from builders.core.images import UndecodableImage
+from builders.core.record import Record
+from precompute.encode.batch_encoder import BatchEncoder, EncoderInput
 from precompute.errors import PrecomputeError
 from precompute.input.base_records import BaseRecords
-from precompute.input.pixels import Picture, UnfitImage
-from precompute.input.records import Record, Records
+from precompute.input.pixels import Picture
+from precompute.input.records import Records
 from precompute.runtime.commits import Commits
 from precompute.runtime.leases import UnitLease, UnitLeases
 from precompute.runtime.stats import Stats
@@ -74,7 +77,7 @@ class Pipeline:
             try:
                 for batch in self._batches():
                     if batch.good:
-                        samples = [_sample(item, self._encoder.max_captions) for item in batch.good]
+                        samples = [_input(item, self._encoder.max_captions) for item in batch.good]
                         batch.in_flight = self._encoder.launch(samples)
                     if batch.last:
                         self._encoder.start_unit()
@@ -107,20 +110,20 @@ class Pipeline:
                 continue
             seen: set[str] = set()
             for record in self._records.rows(lease.unit):
-                repeated = record.row.key in seen
-                seen.add(record.row.key)
-                self._put(self._decoded, (lease, decoders.submit(self._decode, record, repeated)))
+                if record.key in seen:
+                    record = replace(record, reject=record.reject or "duplicate_key")
+                seen.add(record.key)
+                self._put(self._decoded, (lease, decoders.submit(self._decode, record)))
             self._put(self._decoded, (lease, None))
         self._put(self._decoded, None)
 
-    def _decode(self, record: Record, repeated: bool) -> Item:
-        reject = record.reject or ("duplicate_key" if repeated else None)
-        if reject is not None or record.image is None:
-            return Item(record.row, reject or "missing_image", shard=record.shard)
+    def _decode(self, record: Record) -> Item:
+        if record.reject is not None:
+            return Item(record)
         try:
-            return Item(record.row, None, self._read_picture(record), shard=record.shard)
-        except UnfitImage as error:
-            return Item(record.row, error.reason, shard=record.shard)
+            return Item(record, self._read_picture(record))
+        except UndecodableImage as error:
+            return Item(replace(record, reject=error.reject))
         except MemoryError as error:
             raise PrecomputeError(
                 "--num-threads: no memory left to decode an image; use fewer threads or processes, or a smaller --batch-size"
@@ -146,11 +149,12 @@ class Pipeline:
                 if group is None and None in filling:
                     filling[item.picture.sizes] = filling.pop(None)
                 group = item.picture.sizes
-            batch = filling.setdefault(item.shard or group, Batch(lease, group))
-            batch.group = batch.group if item.shard and item.picture is None else group
+            shard = item.record.shard
+            batch = filling.setdefault(shard or group, Batch(lease, group))
+            batch.group = batch.group if shard and item.picture is None else group
             batch.add(item)
             if len(batch.good) == self._output.batch_size:
-                yield filling.pop(item.shard or group)
+                yield filling.pop(shard or group)
 
     def _write(self) -> None:
         unit: OpenUnit | None = None
@@ -197,7 +201,7 @@ class Pipeline:
     def _hand_over(self, batch: Batch) -> None:
         results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
         for item, encoded in zip(batch.good, results, strict=True):
-            item.encoded, item.reject = encoded, None if encoded else "non_finite"
+            item.take(encoded)
         batch.in_flight, self.stats.images = None, self.stats.images + len(batch.good)
         self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
         with self._timed("writing"):
@@ -237,7 +241,8 @@ class _Stopped(Exception):
     """Another thread has failed: end this one. Never the first failure, so never raised to the user."""
 
 
-def _sample(item: Item, max_captions: int) -> Sample:
-    assert item.picture is not None and item.row.caption is not None
-    captions = item.row.captions or (item.row.caption,)
-    return Sample(item.row.key, captions[:max_captions], item.picture.pixels)
+def _input(item: Item, max_captions: int) -> EncoderInput:
+    record = item.record
+    assert item.picture is not None and record.caption is not None
+    captions = record.captions or (record.caption,)
+    return EncoderInput(record.key, captions[:max_captions], item.picture.pixels)

@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from builders.core.record import Record
 from loader.format import NULL_CAPTION, as_json
 from loader.npy import as_numbers
 from loader.recipe import Recipe
@@ -30,7 +31,7 @@ from precompute.input import pixels
 from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
 from precompute.input.open_records import open_records
-from precompute.input.records import Record, Records, Source
+from precompute.input.records import Records, Source
 from precompute.input.stamps import Stamp
 from precompute.input.units import Unit
 from precompute.runtime.beside import NOTHING, check_new, layer_recipe, layer_records, like_base
@@ -159,7 +160,7 @@ class Session:
         config = self.config
         if not self.encoder.reads_images or record.image is None:
             return pixels.BLANK
-        place = pixels.place_of(config.crop, config.seed, record.row.key)
+        place = pixels.place_of(config.crop, config.seed, record.key)
         shape = self.records.shape(record.shard) if isinstance(self.records, BaseRecords) else None
         return pixels.read_picture(
             record.image,
@@ -170,6 +171,7 @@ class Session:
             shape,
             self.features,
             self.records.covering if isinstance(self.records, BaseRecords) else (),
+            (record.width, record.height) if record.width and record.height else None,
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from builders.core.record import Record
 from loader.recipe import Plan, Recipe
 from loader.sidecar_schema import tokens_column
 from precompute.encode.batch_encoder import BatchEncoder, Encoded, InFlight
@@ -18,7 +19,7 @@ from precompute.input.units import Unit
 from precompute.runtime.leases import UnitLease, UnitLeases
 from precompute.shards.destination import Destination
 from precompute.shards.missing_ok import is_gone
-from precompute.shards.unit_writer import Members, Row, UnitWriter
+from precompute.shards.unit_writer import Members, SidecarRow, UnitWriter
 
 logger = logging.getLogger("precompute")
 
@@ -45,18 +46,18 @@ class Output:
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
 
-@dataclass
 class Item:
-    """A row on its way: `picture` or `reject` once decoded, `encoded` or `reject` once encoded. Its file is let go of.
+    """A record on its way: with its picture once decoded, and with its arrays once encoded. Its file is let go of."""
 
-    shard: of a layer's row, the name of the one that it goes into.
-    """
+    def __init__(self, record: Record, picture: Picture | None = None) -> None:
+        self.record, self.picture = replace(record, image=None), picture
+        self.encoded: Encoded | None = None
 
-    row: Row
-    reject: str | None
-    picture: Picture | None = None
-    encoded: Encoded | None = None
-    shard: str | None = None
+    def take(self, encoded: Encoded | None) -> None:
+        """What the device made of it; None where some number is none."""
+        self.encoded = encoded
+        if encoded is None:
+            self.record = replace(self.record, reject="non_finite")
 
 
 @dataclass
@@ -103,10 +104,11 @@ class OpenUnit:
             for item in batch.items:
                 if self._writer is None:
                     return
-                if item.reject is not None or item.encoded is None:
-                    self._writer.reject(_row(item), item.reject or "non_finite", batch.group, item.shard)
+                row, shard = _sidecar_row(item), item.record.shard
+                if item.record.reject is not None:
+                    self._writer.reject(row, item.record.reject, batch.group, shard)
                 else:
-                    self._writer.write(_row(item), self._members(item), batch.group, item.shard)
+                    self._writer.write(row, self._members(item, row), batch.group, shard)
                     self._samples += 1
 
     def finish(self, leases: UnitLeases, ended: float) -> None:
@@ -132,8 +134,8 @@ class OpenUnit:
             self.drop()
         leases.release(self._lease)
 
-    def _members(self, item: Item) -> Members:
-        return _arrays(item) if self._output.layer else {**_arrays(item), **_facts(item, self._several)}
+    def _members(self, item: Item, row: SidecarRow) -> Members:
+        return _arrays(item) if self._output.layer else {**_arrays(item), **_facts(item, row, self._several)}
 
     def drop(self) -> None:
         if self._writer is not None:
@@ -156,15 +158,28 @@ class OpenUnit:
             self.drop()
 
 
-def _row(item: Item) -> Row:
-    if item.picture is None:
-        return item.row
-    columns: dict[str, Any] = {f"crop_{resolution}": crop for resolution, crop in item.picture.crops.items()}
+def _sidecar_row(item: Item) -> SidecarRow:
+    """What the sidecar keeps of it. The size is that of the picture where pixels were read."""
+    record, picture = item.record, item.picture
+    width, height = (
+        (picture.width, picture.height) if picture and picture.pixels else (record.width, record.height)
+    )
+    columns: dict[str, Any] = (
+        {f"crop_{resolution}": crop for resolution, crop in picture.crops.items()} if picture else {}
+    )
     if item.encoded is not None:
         columns |= _tokens(item.encoded)
-    if not item.picture.pixels:
-        return replace(item.row, columns=columns)
-    return replace(item.row, width=item.picture.width, height=item.picture.height, columns=columns)
+    return SidecarRow(
+        record.key,
+        record.caption,
+        width,
+        height,
+        record.source,
+        dict(record.extras),
+        record.captions,
+        record.caption_kinds,
+        columns,
+    )
 
 
 def _tokens(encoded: Encoded) -> dict[str, list[int]]:
@@ -177,10 +192,9 @@ def _arrays(item: Item) -> Members:
     return {f"{name}.npy": array for name, array in item.encoded.arrays.items()}
 
 
-def _facts(item: Item, several: bool) -> Members:
+def _facts(item: Item, row: SidecarRow, several: bool) -> Members:
     """What else stands in the tar of a sample: its caption, and what is known of it. several: captions of a sample."""
     assert item.picture is not None and item.encoded is not None
-    row = _row(item)
     about: dict[str, Any] = {
         "width": row.width,
         "height": row.height,

@@ -22,7 +22,7 @@ from loader.sidecar_schema import sidecar_schema, tokens_column
 from loader.source import ManifestSource
 from precompute.shards.shared_keys import find_shared_key
 from precompute.shards.sidecar_table import read_table
-from precompute.shards.unit_writer import Members, Row
+from precompute.shards.unit_writer import Members, SidecarRow
 
 PACKED = 4  # what the hash is for; the loader's order has 1 to 3
 OPEN = 128  # tars open at once
@@ -99,7 +99,7 @@ class Packing:
         """The bucket of all samples of a unit; empty where there are none."""
         return self._groups[self._units[unit][0]].bucket
 
-    def samples(self, unit: int, fields: Sequence[Field]) -> Iterator[tuple[Row, Members]]:
+    def samples(self, unit: int, fields: Sequence[Field]) -> Iterator[tuple[SidecarRow, Members]]:
         """The samples of a unit in order, members as bytes: those of the fields, then txt and json."""
         number, first, last = self._units[unit]
         group = self._groups[number]
@@ -202,7 +202,7 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
     return pa.table(columns)
 
 
-def _row(values: dict[str, Any]) -> Row:
+def _row(values: dict[str, Any]) -> SidecarRow:
     """What the sidecar keeps of a sample, places aside, which are others now. Raises FormatError."""
     known = {name: values[name] for name in PLAIN if values[name] is not None}
     more = {n: value for n, value in values.items() if not n.startswith(("offset_", "size_"))}
@@ -211,4 +211,4 @@ def _row(values: dict[str, Any]) -> Row:
         extras = json.loads(values["extras"] or "{}")
     except ValueError as error:
         raise FormatError(f"{values['key']}: its extras are no JSON ({error})") from error
-    return Row(**known, extras=extras, columns=columns)
+    return SidecarRow(**known, extras=extras, columns=columns)

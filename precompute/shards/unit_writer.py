@@ -30,7 +30,7 @@ Members = Mapping[str, bytes | npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Row:
+class SidecarRow:
     """What the sidecar keeps of one source row. width, height in pixels, None where the image is unreadable.
 
     captions: all of them, `caption` the first; kinds: of each where it is from. columns: further ones of the sidecar by name.
@@ -65,7 +65,7 @@ class ShardWriter:
         self._tar: TarWriter | None = None
         self._records: list[dict[str, Any]] = []
 
-    def write(self, row: Row, members: Members) -> None:
+    def write(self, row: SidecarRow, members: Members) -> None:
         if self._tar is None:
             self._tar = TarWriter(self.path.with_suffix(".tar"))
         record = _record(row, "ok")
@@ -77,7 +77,7 @@ class ShardWriter:
         self.samples += 1
         self._records.append(record)
 
-    def reject(self, row: Row, reason: str) -> None:
+    def reject(self, row: SidecarRow, reason: str) -> None:
         self._records.append(_record(row, reason))
 
     def close(self) -> Callable[[], Shard]:
@@ -121,7 +121,9 @@ class UnitWriter:
         self._closed: list[tuple[Place, ShardWriter, Callable[[], Shard]]] = []
         self._rejected, self._kinds = Counter[str](), Counter[str]()
 
-    def write(self, row: Row, members: Members, group: Hashable = None, shard: str | None = None) -> None:
+    def write(
+        self, row: SidecarRow, members: Members, group: Hashable = None, shard: str | None = None
+    ) -> None:
         """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, or the array that an `.npy`
         file is to hold; adjacent in the tar.
 
@@ -134,7 +136,7 @@ class UnitWriter:
             self._close(place)
         self._shard(place, group).write(row, members)
 
-    def reject(self, row: Row, reason: str, group: Hashable = None, shard: str | None = None) -> None:
+    def reject(self, row: SidecarRow, reason: str, group: Hashable = None, shard: str | None = None) -> None:
         """A source row that became no sample."""
         self._rejected[reason] += 1
         self._shard(Place(shard, None if shard else group), None if shard else group).reject(row, reason)
@@ -211,12 +213,12 @@ def _bucket_name(group: Hashable) -> str:
     return "+".join(f"{width}x{height}" for height, width, *_ in shapes)
 
 
-def _embedded_kinds(row: Row) -> Sequence[str]:
+def _embedded_kinds(row: SidecarRow) -> Sequence[str]:
     """The kinds of the captions whose states are stored."""
     counts = [len(tokens) for name, tokens in row.columns.items() if name.startswith("caption_tokens")]
     return row.caption_kinds[: min(counts, default=0)]
 
 
-def _record(row: Row, status: str) -> dict[str, Any]:
+def _record(row: SidecarRow, status: str) -> dict[str, Any]:
     extras = json.dumps(row.extras, ensure_ascii=False, sort_keys=True)
     return {**vars(row), "extras": extras, "status": status, **row.columns}

@@ -33,7 +33,7 @@ def check_beside(
 
 
 def _check_unit(store: Store, stem: str, marker: Marker, base: Base) -> Iterator[Finding]:
-    theirs = [(row.shard, row.row.key, row.status) for row in base.rows(marker.unit)]
+    theirs = [(row.shard, row.key, row.reject or "ok") for row in base.rows(marker.unit)]
     ours: list[tuple[str, str, str]] = []
     for shard in marker.shards:
         try:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builders.core.record import Record
 from loader.format import NULL_CAPTION, Field, FormatError
 from loader.npy import as_numbers
 from loader.null_caption import read_null_caption
 from precompute.encode.text import TextEncoder
-from precompute.input.records import Record
 from precompute.shards.sample_reader import Sample
 from precompute.shards.store import Store
 from precompute.verification.check_folder import READING, Finding, redo, rerun
@@ -22,7 +22,7 @@ def check_texts(samples: Sequence[Sample], records: Mapping[str, Record]) -> Ite
     """Each caption is the one that the source has for its key: a swapped one agrees with a swapped embedding."""
     for sample in samples:
         record = records.get(sample.key)
-        if record is not None and record.row.caption != sample.caption:
+        if record is not None and record.caption != sample.caption:
             what = "its caption is not the one that the source has for it"
             yield Finding(sample.shard, sample.key, what, redo(sample.stem))
 

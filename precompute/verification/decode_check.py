@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from builders.core.record import Record
 from loader.format import Field, Manifest, Marker
 from loader.recipe import Recipe
 from precompute.encode.image import ImageEncoder
 from precompute.errors import PrecomputeError
 from precompute.input.recorded_source import Where, open_source
-from precompute.input.records import Record
 from precompute.shards.sample_reader import Sample, per_channel, pick_samples, raw_latents
 from precompute.shards.store import Store
 from precompute.verification.caption_check import check_captions, check_null, check_texts

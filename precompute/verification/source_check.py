@@ -11,10 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from builders.core.images import UndecodableImage, decode_rgb
+from builders.core.record import Record
 from loader.format import Manifest, Marker
 from loader.recipe import BASE, Recipe
 from precompute.input.recorded_source import Where, open_source
-from precompute.input.records import Record, Records
+from precompute.input.records import Records
 from precompute.shards.store import Store
 from precompute.verification.check_folder import Finding, redo
 from precompute.verification.check_shard import read_sidecar
@@ -27,9 +28,9 @@ def find_records(records: Records, wanted: dict[int, set[str]]) -> dict[str, Rec
     for unit, keys in wanted.items():
         left = set(keys)
         for record in records.rows(records.units[unit]) if left else ():
-            if record.row.key in left:
-                found[record.row.key] = record
-                left.discard(record.row.key)
+            if record.key in left:
+                found[record.key] = record
+                left.discard(record.key)
             if not left:
                 break
     return found
@@ -75,7 +76,7 @@ def check_source(
                 ours = _rows(store, marker, redo(stem))
                 sources.update(str(row["source"]) for row in ours)
                 source = records.rows(records.units[marker.unit])
-                theirs = [(r.row.key, r.reject, r.row.caption, list(r.row.captions)) for r in source]
+                theirs = [(r.key, r.reject, r.caption, list(r.captions)) for r in source]
                 if marker.recipe.get("bucket_step"):  # a shard a bucket: in order within each alone
                     ours.sort(key=lambda row: str(row["key"]))
                     theirs.sort(key=lambda row: row[0])

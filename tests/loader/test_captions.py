@@ -21,7 +21,7 @@ from loader.draw import CAPTION
 from loader.format import MANIFEST, Field
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 T, D = 3, 4
 FIELDS = (
@@ -65,7 +65,7 @@ def write(folder: Path, count: int = SAMPLES, units: int = 4, several: bool = Tr
                 "caption_tokens_t5": lengths,
                 "crop_32": [n, 0, n + 64, 64],
             }
-            row = Row(
+            row = SidecarRow(
                 f"k{n}",
                 captions[0],
                 100 + n,
@@ -77,7 +77,7 @@ def write(folder: Path, count: int = SAMPLES, units: int = 4, several: bool = Tr
                 columns,
             )
             if n % 7 == 3:
-                writer.reject(Row(f"r{n}"), "too_small")
+                writer.reject(SidecarRow(f"r{n}"), "too_small")
             pooled = np.stack([states(n, caption, 1)[0] for caption in range(len(kinds))])
             members: dict[str, Any] = {
                 "latents_32.npy": np.full((4, 4, 4), n, np.float16),

@@ -18,7 +18,7 @@ from loader.joined import open_source
 from loader.remote import open_files
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from tests.support.faulty_server import serve
 from tests.support.made_up_shards import FIELDS, arrays
 
@@ -38,7 +38,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
             extras: dict[str, Any] = {"aesthetic": number / 4, "tag": "odd" if number % 2 else "even"}
             if number % 5 == 0:
                 del extras["aesthetic"]
-            row = Row(f"k{number:03d}", f"picture {number}", 100 * (number % 7), 512, "made up", extras)
+            row = SidecarRow(
+                f"k{number:03d}", f"picture {number}", 100 * (number % 7), 512, "made up", extras
+            )
             if index in (0, 3):
                 writer.reject(row, "too_small")
                 continue

@@ -12,7 +12,7 @@ from loader import LatentDataset, make_loader
 from loader.format import MANIFEST, Field, npy_bytes
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from tests.support.made_up_shards import arrays, write_shards
 
 
@@ -69,7 +69,7 @@ def write_buckets(folder: Path, counts: dict[str, list[int]], prefix: str = "") 
             number += 1
             rng = np.random.default_rng(number)
             array = rng.normal(size=(4, height, width)).astype(np.float16)
-            writer.write(Row(key), {"latents_512.npy": npy_bytes(array)})
+            writer.write(SidecarRow(key), {"latents_512.npy": npy_bytes(array)})
         marker = writer.commit({}, fields, {"units": len(order)}, {})
         writer.discard()
         shards = tuple(dataclasses.replace(shard, bucket=bucket) for shard in marker.shards)

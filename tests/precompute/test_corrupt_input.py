@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from builders.core.account import REASONS
-from builders.core.base import Row
+from builders.core.base import SourceRow
 from builders.webdataset import Webdataset
 from loader.format import Manifest
 from precompute import run
@@ -114,7 +114,7 @@ def flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a dataset with safety scores rejects: the row of `nsfw`."""
     read = Webdataset._read
 
-    def flag(self: Webdataset, shard: Any) -> Iterator[Row]:
+    def flag(self: Webdataset, shard: Any) -> Iterator[SourceRow]:
         for row in read(self, shard):
             yield row._replace(reject="unsafe") if row.key.endswith("nsfw") else row
 
@@ -140,6 +140,8 @@ def test_ledger_says_which_rows_and_why(tmp_path: Path, monkeypatch: pytest.Monk
     expected += [*last[:3], (None, "bad_archive")]
 
     monkeypatch.setattr(session, "open_image_encoder", overflowing)
+    # The gate has seen how large an image is: nobody looks again.
+    monkeypatch.delattr("precompute.input.pixels.probe")
     run.run(
         run.Config(
             "builders/webdataset",

@@ -90,7 +90,7 @@ def test_archive_that_is_gone_costs_its_rows(
     server.faults["1.tar"] = answer(status)
     assert outcomes(records) == [[None, None], ["bad_archive"], [None, None]]
     (lost,) = records.rows(records.units[1])
-    assert str(status) in lost.row.extras["error"] and "SECRET" not in str(lost)
+    assert str(status) in lost.extras["error"] and "SECRET" not in str(lost)
     assert not waits
 
 
@@ -152,10 +152,10 @@ def foreign(folder: Path) -> Records:
 def test_connection_lost_in_the_middle_loses_and_repeats_no_row(
     tars: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [record.row.key for unit in range(3) for record in foreign(tars).rows(Unit(unit, unit))]
+    keys = [record.key for unit in range(3) for record in foreign(tars).rows(Unit(unit, unit))]
     monkeypatch.setattr(Records, "_raw", failing_once(ConnectionError("Server Disconnected"), 1))
     records = foreign(tars)
-    assert [record.row.key for unit in records.units for record in records.rows(unit)] == keys
+    assert [record.key for unit in records.units for record in records.rows(unit)] == keys
     assert waits == [1]
 
 

@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from builders.core.record import Record
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.image import open_image_encoder
 from precompute.encode.text import open_text_encoder
 from precompute.input.pixels import read_picture
-from precompute.input.records import Record
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.unit_output import Output
 from precompute.shards.output_folder import OutputFolder
-from precompute.shards.unit_writer import Row
 from tests.support.raw.photos import jpeg
 
 resource = pytest.importorskip("resource")
@@ -38,7 +37,7 @@ class Rows:
 
     def rows(self, unit: Unit) -> Iterator[Record]:
         for row in range(ROWS):
-            yield Record(Row(f"{unit.index}-{row}", f"caption {row} of {unit.index}"), self._image)
+            yield Record(f"{unit.index}-{row}", f"caption {row} of {unit.index}", self._image)
 
 
 def encode(folder: Path, number: int, encoder: BatchEncoder) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from loader.format import MANIFEST, NULL_CAPTION, Field, Manifest, npy_bytes
 from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 FIELDS = (
     Field("moments_32", "moments", "float16", (8, 4, 4), 0.5, 0.0),
@@ -78,9 +78,9 @@ def write_unit(
         for index in range(samples):
             key = keys[index] if keys else f"u{unit}-{index}"
             text = caption.format(key=key)
-            row = Row(key, text, 640, 480, "archive.tar")
+            row = SidecarRow(key, text, 640, 480, "archive.tar")
             writer.write(row, members_of(key, text, unit, index))
-        writer.reject(Row(f"u{unit}-small", "too small", 8, 8, "archive.tar"), "too_small")
+        writer.reject(SidecarRow(f"u{unit}-small", "too small", 8, 8, "archive.tar"), "too_small")
         writer.commit(recipe, FIELDS, plan, {"seconds": 2.0, "images_per_second": samples / 2})
     write_manifest(output)
 

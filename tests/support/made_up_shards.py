@@ -12,7 +12,7 @@ from loader.format import MANIFEST, Field, Manifest, npy_bytes
 from loader.joined import rows_hash
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 T, D = 4, 6
 SCALE = 0.13025
@@ -61,11 +61,13 @@ def write_shards(
             key = f"{prefix}{number:06d}"
             number += 1
             if index < rejected:
-                writer.reject(Row(key), "too_small")
+                writer.reject(SidecarRow(key), "too_small")
                 continue
             values = arrays(key)
             members = {f"{name}.npy": npy_bytes(values[name]) for name in names}
-            writer.write(Row(key, f"a picture of {key}"), {**members, "txt": f"a picture of {key}".encode()})
+            writer.write(
+                SidecarRow(key, f"a picture of {key}"), {**members, "txt": f"a picture of {key}".encode()}
+            )
         markers.append(writer.commit(recipe, fields, {"units": len(sizes)}, {}))
         writer.discard()
     write_file(folder / MANIFEST, manifest_of(recipe, fields, markers).to_json().encode())
@@ -92,10 +94,12 @@ def write_layer(
         for row in pq.read_table(base / f"{shard.name}.parquet").to_pylist():
             key, ok = row["key"], row["status"] == "ok"
             if not ok or key in lost:
-                writer.reject(Row(key, row["caption"]), "non_finite" if ok else row["status"])
+                writer.reject(SidecarRow(key, row["caption"]), "non_finite" if ok else row["status"])
                 continue
             values = arrays(key)
-            writer.write(Row(key, row["caption"]), {f"{name}.npy": npy_bytes(values[name]) for name in names})
+            writer.write(
+                SidecarRow(key, row["caption"]), {f"{name}.npy": npy_bytes(values[name]) for name in names}
+            )
         markers.append(writer.commit(recipe, fields, plan, {}))
         writer.discard()
     write_file(folder / MANIFEST, manifest_of(recipe, fields, markers).to_json().encode())

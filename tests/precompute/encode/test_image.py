@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from precompute.encode.batch_encoder import BatchEncoder, Sample
+from precompute.encode.batch_encoder import BatchEncoder, EncoderInput
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.encode.toy import ToyVAE
 from precompute.errors import PrecomputeError, UsageError
@@ -133,9 +133,9 @@ def pixels(count: int = 2, size: int = 64) -> torch.Tensor:
     )
 
 
-def samples(count: int = 2, size: int = 64, keys: str = "abcdefgh") -> list[Sample]:
+def samples(count: int = 2, size: int = 64, keys: str = "abcdefgh") -> list[EncoderInput]:
     rows = pixels(count, size).permute(0, 2, 3, 1).numpy()
-    return [Sample(key, [""], {size: row}) for key, row in zip(keys, rows, strict=False)]
+    return [EncoderInput(key, [""], {size: row}) for key, row in zip(keys, rows, strict=False)]
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -222,11 +222,11 @@ def test_recipe_tells_other_weights_apart(tmp_path: Path) -> None:
 # --- what is stored ---
 
 
-def arrays_of(batches: BatchEncoder, rows: list[Sample]) -> list[Any]:
+def arrays_of(batches: BatchEncoder, rows: list[EncoderInput]) -> list[Any]:
     return [encoded and encoded.arrays for encoded in batches.collect(batches.launch(rows))]
 
 
-def stored(encoder: ImageEncoder, kind: str, rows: list[Sample] | None = None, **options: Any) -> Any:
+def stored(encoder: ImageEncoder, kind: str, rows: list[EncoderInput] | None = None, **options: Any) -> Any:
     """The first field, and the arrays of each sample."""
     batches = BatchEncoder(encoder, [], options.pop("resolutions", [64]), kind, seed=0, **options)
     return batches.fields[0], arrays_of(batches, rows or samples())
@@ -250,7 +250,7 @@ def test_noise_depends_on_seed_and_key_alone(toy: ImageEncoder) -> None:
 
 def test_flipped_field_is_the_encoding_of_mirrored_pixels(tmp_path: Path) -> None:
     encoder = open_image_encoder(str(tiny_models.save_kl(tmp_path)))
-    mirrored = [Sample(s.key, [""], {64: s.pixels[64][:, ::-1]}) for s in samples()]
+    mirrored = [EncoderInput(s.key, [""], {64: s.pixels[64][:, ::-1]}) for s in samples()]
     _, both = stored(encoder, "moments", flip=True)
     _, other = stored(encoder, "moments", mirrored)
     for arrays, expected in zip(both, other, strict=True):
@@ -279,7 +279,7 @@ class Overflowing(torch.nn.Module):
 def test_overflow_is_computed_again_in_wider_precision_or_rejected(stays: bool) -> None:
     encoder = ImageEncoder(Overflowing(stays).half(), {}, torch.device("cpu"), torch.float16)
     bright, dark = np.full((64, 64, 3), 255, np.uint8), np.full((64, 64, 3), 128, np.uint8)
-    rows = [Sample("dark", [""], {64: dark}), Sample("bright", [""], {64: bright})]
+    rows = [EncoderInput("dark", [""], {64: dark}), EncoderInput("bright", [""], {64: bright})]
     field, (first, second) = stored(encoder, "moments", rows)
     assert np.isfinite(first[field.name]).all()
     if stays:
@@ -383,7 +383,7 @@ def test_what_is_computed_again_is_mirrored_too() -> None:
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[:, 32:] = 140
     batches = BatchEncoder(encoder, [], [64], "moments", 0, flip=True)
-    (arrays,) = arrays_of(batches, [Sample("a", [""], {64: pixels})])
+    (arrays,) = arrays_of(batches, [EncoderInput("a", [""], {64: pixels})])
     assert arrays is not None
     plain, mirrored = arrays["moments_64"][0], arrays["moments_64_flipped"][0]
     assert plain[0, 0] > plain[0, -1] + 0.5

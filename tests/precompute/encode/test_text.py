@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from precompute.encode.batch_encoder import BatchEncoder, Sample
+from precompute.encode.batch_encoder import BatchEncoder, EncoderInput
 from precompute.encode.caption_cache import CaptionCache
 from precompute.encode.image import open_image_encoder
 from precompute.encode.text import TextEncoder, open_text_encoder
@@ -355,8 +355,10 @@ def batches(t5: Path) -> BatchEncoder:
     return found
 
 
-def rows(captions: list[str]) -> list[Sample]:
-    return [Sample(f"k{i}", [text], {8: np.zeros((8, 8, 3), np.uint8)}) for i, text in enumerate(captions)]
+def rows(captions: list[str]) -> list[EncoderInput]:
+    return [
+        EncoderInput(f"k{i}", [text], {8: np.zeros((8, 8, 3), np.uint8)}) for i, text in enumerate(captions)
+    ]
 
 
 def test_rows_get_the_states_of_their_own_caption_and_each_is_encoded_once(

@@ -23,7 +23,7 @@ from precompute.hub.repository import Repository
 from precompute.hub.retry import PushError, Refusal, retry_after
 from precompute.push import Config
 from precompute.shards.markers import manifest_of
-from precompute.shards.unit_writer import Row
+from precompute.shards.unit_writer import SidecarRow
 from tests.precompute.hub.test_push import REPO
 from tests.support.loopback_hub import Blob, LoopbackHub
 from tests.support.made_shards import (
@@ -58,7 +58,7 @@ def split_folder(output: Path, split: str, units: int) -> Path:
         with unit_writer(output, unit, split=split) as writer:
             for i in range(3):
                 key = f"{split}{unit}-{i}"
-                writer.write(Row(key, key, 640, 480, "a.tar"), members_of(key, key, unit, i))
+                writer.write(SidecarRow(key, key, 640, 480, "a.tar"), members_of(key, key, unit, i))
             writer.commit(RECIPE, FIELDS, {**plan, "samples_per_shard": 100}, {"seconds": float(unit)})
     write_manifest(output)
     return output

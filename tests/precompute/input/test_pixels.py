@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from precompute.input.pixels import UnfitImage, read_picture, recipe
+from builders.core.images import UndecodableImage
+from precompute.input.pixels import read_picture, recipe
 from tests.support.raw.photos import encode, jpeg, photo, png
 
 
@@ -61,9 +62,9 @@ def test_small_picture_is_enlarged() -> None:
     ],
 )
 def test_unfit_images_have_a_reason(data: bytes, reason: str) -> None:
-    with pytest.raises(UnfitImage) as error:
+    with pytest.raises(UndecodableImage) as error:
         read_picture(data, [256])
-    assert error.value.reason == reason
+    assert error.value.reject == reason
 
 
 GOLDEN = {2: "94f8e7c18611fc5c"}

@@ -18,7 +18,7 @@ from precompute.runtime.leases import Lease, Leases
 from precompute.runtime.owner import this_process
 from precompute.shards.destination import WORK
 from precompute.shards.output_folder import OutputFolder
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from tests.support.faulty_folder import fail
 from tests.support.waiting import Clock, wait_until
 
@@ -189,11 +189,11 @@ def writer(folder: Path, lease: Lease) -> UnitWriter:
 def test_owner_that_wakes_up_can_make_nothing_visible(tmp_path: Path, process, clock: Clock) -> None:
     asleep, awake = process(timeout=3600), process(timeout=60)
     old = writer(tmp_path, asleep.claim())
-    old.write(Row("a"), {"txt": b"old"})
+    old.write(SidecarRow("a"), {"txt": b"old"})
     awake.claim()
     clock.advance(61)
     new = writer(tmp_path, awake.claim())
-    new.write(Row("a"), {"txt": b"new"})
+    new.write(SidecarRow("a"), {"txt": b"new"})
     with pytest.raises(FileNotFoundError):
         old.commit({}, [], {}, {})
     assert not list(tmp_path.glob("train-*"))

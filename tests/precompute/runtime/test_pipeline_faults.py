@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from builders.archives.backoff import Patience, until
+from builders.core.record import Record
 from loader.format import Marker
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.image import open_image_encoder
@@ -21,7 +22,7 @@ from precompute.encode.text import open_text_encoder
 from precompute.errors import OutputError, PrecomputeError, SourceError, output_errors
 from precompute.input.open_records import open_records
 from precompute.input.pixels import Picture, read_picture
-from precompute.input.records import Record, Records, Source
+from precompute.input.records import Records, Source
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
@@ -31,7 +32,6 @@ from precompute.shards.destination import WORK
 from precompute.shards.markers import marker_paths, read_marker
 from precompute.shards.output_folder import OutputFolder
 from precompute.shards.tar_writer import TarWriter
-from precompute.shards.unit_writer import Row
 from tests.support.raw.photos import jpeg
 from tests.support.waiting import wait_until
 
@@ -54,7 +54,7 @@ class Made:
 
 def good_rows(unit: Unit) -> Iterator[Record]:
     for index in range(ROWS):
-        yield Record(Row(f"u{unit.index}-{index}", f"caption {index}"), BAD if index % 3 == 1 else GOOD)
+        yield Record(f"u{unit.index}-{index}", f"caption {index}", BAD if index % 3 == 1 else GOOD)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_what_waits_between_the_threads_is_bounded(
     def rows(unit: Unit) -> Iterator[Record]:
         for index in range(400):
             read[0] += 1
-            yield Record(Row(f"k{index}", "same"), GOOD)
+            yield Record(f"k{index}", "same", GOOD)
 
     launch = BatchEncoder.launch
 

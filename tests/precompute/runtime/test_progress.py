@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from builders.core.record import Record
 from loader.format import Split
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.input.pixels import Picture, read_picture
-from precompute.input.records import Record
 from precompute.input.units import Unit
 from precompute.runtime import progress
 from precompute.runtime.leases import Leases
@@ -22,7 +22,7 @@ from precompute.runtime.progress import progress_bar, summary
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
 from precompute.shards.output_folder import OutputFolder
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import UnitWriter
 from tests.support.raw.photos import jpeg
 from tests.support.waiting import Clock, wait_until
 
@@ -45,7 +45,7 @@ class Made:
         for index in range(ROWS):
             if self._clock:
                 pause(self._clock)
-            yield Record(Row(f"u{unit.index}-{index}", f"caption {index}"), PHOTO)
+            yield Record(f"u{unit.index}-{index}", f"caption {index}", PHOTO)
 
 
 def pause(clock: Clock) -> None:

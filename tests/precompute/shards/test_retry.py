@@ -13,7 +13,7 @@ from precompute.runtime.leases import Leases
 from precompute.shards.destination import WORK
 from precompute.shards.manifest import ManifestKeeper
 from precompute.shards.output_folder import OutputFolder
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
 UNITS = 3
 PLAN, FIELDS = {"units": UNITS}, [Field("latents_8", "latents", "float16", (4, 1, 1))]
@@ -24,7 +24,7 @@ def finish(folder: Path, unit: int, *reasons: str, before: int = 0) -> None:
     """As a process does. before: so many ns ago, by the clock of the folder."""
     writer = UnitWriter(OutputFolder(folder), unit, ["latents_8"], 10, f"1-{unit}")
     for reason in reasons:
-        writer.reject(Row(reason), reason)
+        writer.reject(SidecarRow(reason), reason)
     writer.commit({"vae": "x"}, FIELDS, PLAN, {})
     writer.discard()
     path = folder / f"train-{unit:05d}.json"

@@ -20,7 +20,7 @@ from precompute.shards.destination import WORK
 from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.tar_writer import TarWriter
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from tests.support.calls import Calls
 
 LATENTS = npy_bytes(np.arange(8, dtype=np.float16).reshape(2, 4))
@@ -31,11 +31,11 @@ def write_unit(folder: Path, owner: str = "1-ab", rows: int = 5, per_shard: int 
     """Five samples and two rejected rows, two samples a shard."""
     writer = UnitWriter(OutputFolder(folder), unit, ["latents_8", "txt"], per_shard, owner)
     try:
-        writer.reject(Row("first"), "missing_image")
+        writer.reject(SidecarRow("first"), "missing_image")
         for index in range(rows):
             members = {"latents_8.npy": LATENTS, "txt": f"caption {index}".encode()}
-            writer.write(Row(f"k{index}", f"caption {index}", 8, 8, "a.tar", {"n": index}), members)
-        writer.reject(Row("last"), "undecodable")
+            writer.write(SidecarRow(f"k{index}", f"caption {index}", 8, 8, "a.tar", {"n": index}), members)
+        writer.reject(SidecarRow("last"), "undecodable")
         return writer.commit({"vae": "x"}, [], {"units": 1}, {})
     finally:
         writer.discard()
@@ -85,7 +85,7 @@ def test_stock_webdataset_keeps_long_keys_whole(tmp_path: Path) -> None:
     writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "1-ab")
     keys = ["a" * length for length in (90, 101, 150, 230)]
     for key in keys:
-        writer.write(Row(key), {"txt": key.encode()})
+        writer.write(SidecarRow(key), {"txt": key.encode()})
     writer.commit({}, [], {}, {})
     writer.discard()
     read = list(webdataset.WebDataset(str(tmp_path / "train-00000.tar"), shardshuffle=False).decode())
@@ -137,8 +137,8 @@ def test_unit_of_rejected_rows_has_a_sidecar_and_no_tar(tmp_path: Path) -> None:
 def test_groups_do_not_share_a_shard(tmp_path: Path) -> None:
     writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 2, "1-ab")
     for index, group in enumerate("abababa"):
-        writer.write(Row(f"{group}{index}"), {"txt": b""}, group)
-    writer.reject(Row("b7"), "too_small", "b")
+        writer.write(SidecarRow(f"{group}{index}"), {"txt": b""}, group)
+    writer.reject(SidecarRow("b7"), "too_small", "b")
     marker = writer.commit({}, [], {}, {})
     writer.discard()
     keys = [pq.read_table(tmp_path / f"{s.name}.parquet").column("key").to_pylist() for s in marker.shards]
@@ -147,8 +147,8 @@ def test_groups_do_not_share_a_shard(tmp_path: Path) -> None:
 
 def test_discard_leaves_nothing(tmp_path: Path) -> None:
     writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 1, "1-ab")
-    writer.write(Row("a"), {"txt": b"a"})
-    writer.write(Row("b"), {"txt": b"b"})
+    writer.write(SidecarRow("a"), {"txt": b"a"})
+    writer.write(SidecarRow("b"), {"txt": b"b"})
     writer.discard()
     assert not list((tmp_path / WORK).iterdir()) and not files(tmp_path)
 
@@ -217,7 +217,7 @@ def test_revoked_owner_cannot_commit_and_later_ones_are_left_alone(tmp_path: Pat
     first = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "1-ab")
     second = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "2-cd")
     for writer in (first, second):
-        writer.write(Row("k"), {"txt": b"x"})
+        writer.write(SidecarRow("k"), {"txt": b"x"})
     OutputFolder(tmp_path).revoke("train-00000", 2)
     with pytest.raises(FileNotFoundError):
         first.commit({}, [], {}, {})
@@ -243,7 +243,7 @@ def test_every_file_is_synced_before_it_gets_its_name_and_the_marker_comes_last(
     calls = Calls(monkeypatch)
     unit = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], samples_per_shard, "1-x")
     for key in ("a", "b"):
-        unit.write(Row(key, key), {"txt": key.encode()})
+        unit.write(SidecarRow(key, key), {"txt": key.encode()})
     unit.commit({}, [], {"units": 1}, {})
     unit.discard()
     names = calls.renamed_into(tmp_path)

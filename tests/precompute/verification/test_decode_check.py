@@ -21,7 +21,7 @@ from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.sample_reader import pick_samples, spread
 from precompute.shards.store import Store
-from precompute.shards.unit_writer import Row, UnitWriter
+from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from precompute.verification import read_folder
 from precompute.verification.caption_check import check_captions
 from precompute.verification.check_folder import Finding
@@ -94,7 +94,7 @@ def remake(
         for sample, arrays in zip(samples, change([s.arrays for s in samples]), strict=True):
             files = {f"{name}.npy": npy_bytes(np.ascontiguousarray(array)) for name, array in arrays.items()}
             files |= {"txt": sample.caption.encode(), "json": json.dumps(sample.facts).encode()}
-            writer.write(Row(sample.key, sample.caption), files)
+            writer.write(SidecarRow(sample.key, sample.caption), files)
         writer.commit(marker.recipe, marker.fields, marker.plan, {})
         writer.discard()
     made = [read_marker(path) for path in marker_paths(output)]

@@ -21,7 +21,7 @@ from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import write_file
 from precompute.shards.tar_writer import TarWriter
 from precompute.shards.tars import BadTar, tar_members
-from precompute.shards.unit_writer import Row
+from precompute.shards.unit_writer import SidecarRow
 from precompute.verification.check_folder import Finding
 from tests.support import made_shards
 from tests.support.forked import run_command
@@ -68,7 +68,7 @@ def rewrite(output: Path, samples: dict[str, dict[str, bytes]], listed: dict[str
     plan = read_marker(output / "train-00000.json").plan
     with unit_writer(output, 1) as writer:
         for key, members in samples.items():
-            writer.write(Row(key, (listed or {}).get(key, f"caption {key}"), 640, 480), members)
+            writer.write(SidecarRow(key, (listed or {}).get(key, f"caption {key}"), 640, 480), members)
         writer.commit(RECIPE, FIELDS, plan, {})
     write_manifest(output)
 
