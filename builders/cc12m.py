@@ -14,7 +14,7 @@ from typing import ClassVar
 import datasets
 
 from builders.archives.members import group_by_key, read_facts
-from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources, hub_url
 from builders.core.base import make_key
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.record import SourceRow
@@ -47,7 +47,7 @@ class Cc12m(ArchiveBuilder):
         names = [f"cc12m-train-{part:04d}.tar" for part in parse_parts(self.config.parts, range(2176))]
         return {"train": SplitSources([Source(name, hub_url(_REPOSITORY, name)) for name in names])}
 
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         part = shard.path.removesuffix(".tar").rpartition("-")[2]
         for name, parts in group_by_key(self._members(shard)):
             facts = read_facts(parts)

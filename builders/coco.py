@@ -15,8 +15,8 @@ import datasets
 
 from builders.archives.documents import read_document
 from builders.archives.members import stem
-from builders.archives.remote import open_source
-from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
+from builders.archives.remote import open_file
+from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources
 from builders.archives.zips import zip_names
 from builders.core.annotation_db import Join, sort_by_name
 from builders.core.base import make_key
@@ -72,7 +72,7 @@ class Coco(ArchiveBuilder):
             "validation": SplitSources([val], {"captions": captions}),
         }
 
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         archive = _stem(shard)
         join = self._captions(shard)
         for member in self._members(shard):
@@ -84,13 +84,13 @@ class Coco(ArchiveBuilder):
                     make_key(name), member.read(), captions or None, source, {"image_id": image_id}
                 )
         if shard.is_last:
-            with open_source(shard.location, self.token) as file:
+            with open_file(shard.location, self.token) as file:
                 present = {stem(entry) for entry in zip_names(file)}
             for name, (split, image_id, captions) in join.items(archive):
                 if name not in present and split in (shard.split, None):
                     yield SourceRow(make_key(name), None, captions, shard.path, {"image_id": image_id})
 
-    def _captions(self, shard: Shard) -> Join:
+    def _captions(self, shard: ArchiveShard) -> Join:
         """Give by archive and stem the split, None where the archive says it, the image id and the captions."""
         location = shard.tables["captions"]
         if self.config.name == "karpathy":
@@ -98,7 +98,7 @@ class Coco(ArchiveBuilder):
         archive = _stem(shard)
         return self._join(location, lambda: _captions(location, self.token, archive), scope=archive)
 
-    def _absent(self, shards: list[Shard]) -> int:
+    def _absent(self, shards: list[ArchiveShard]) -> int:
         if self.config.name != "karpathy":
             return 0
         join, read = self._captions(shards[0]), {_stem(shard) for shard in shards}
@@ -106,7 +106,7 @@ class Coco(ArchiveBuilder):
         return sum(split == shards[0].split for items in absent for _, (split, _, _) in items)
 
 
-def _stem(shard: Shard) -> str:
+def _stem(shard: ArchiveShard) -> str:
     return shard.path.removesuffix(".zip")
 
 

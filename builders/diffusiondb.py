@@ -17,8 +17,8 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from builders.archives.members import all_members, basename, stem
-from builders.archives.remote import open_source
-from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.remote import open_file
+from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources, hub_url
 from builders.core import shallow_json
 from builders.core.annotation_db import OTHERS, Join, count_others
 from builders.core.base import make_key
@@ -75,10 +75,10 @@ class Diffusiondb(ArchiveBuilder):
             "train": SplitSources([Source(path, hub_url(_REPOSITORY, path)) for path in archives], scores)
         }
 
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         scores = dict(self._scores(shard).items(_part(shard)))
         seen = set()
-        with open_source(shard.location, self.token) as file:
+        with open_file(shard.location, self.token) as file:
             members = list(self._visible(shard, all_members(file)))  # the one .json may stand anywhere
             parameters = _read_parameters(
                 [member.read() for member in members if member.name.endswith(".json")]
@@ -92,7 +92,12 @@ class Diffusiondb(ArchiveBuilder):
             yield SourceRow(make_key(stem(name)), None, None, f"{shard.path}/{name}")
 
     def _row(
-        self, shard: Shard, name: str, read: Any, found: dict[str, Any] | None, scores: list[float] | None
+        self,
+        shard: ArchiveShard,
+        name: str,
+        read: Any,
+        found: dict[str, Any] | None,
+        scores: list[float] | None,
     ) -> SourceRow:
         image_nsfw, prompt_nsfw = scores or (None, None)
         extras: dict[str, Any] = {"image_nsfw": image_nsfw, "prompt_nsfw": prompt_nsfw}
@@ -111,7 +116,7 @@ class Diffusiondb(ArchiveBuilder):
             None if is_safe else "unsafe",
         )
 
-    def _scores(self, shard: Shard) -> Join:
+    def _scores(self, shard: ArchiveShard) -> Join:
         location = shard.tables["scores"]
         return self._join(location, lambda: self._chosen(location), scope=str(self.config.parts))
 
@@ -119,7 +124,7 @@ class Diffusiondb(ArchiveBuilder):
         """Part, image name and scores of the chosen parts, and the number of the others."""
         chosen = None if self.config.parts is None else parse_parts(self.config.parts, range(1, 14_001))
         columns, others = ["image_name", "part_id", "image_nsfw", "prompt_nsfw"], 0
-        with open_source(location, self.token) as file:
+        with open_file(location, self.token) as file:
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(columns=columns):
                 if chosen is not None:
                     wanted = pyarrow.array(chosen, batch.schema.field("part_id").type)
@@ -132,11 +137,11 @@ class Diffusiondb(ArchiveBuilder):
                     yield str(part), name, scores
         yield OTHERS, "", others
 
-    def _absent(self, shards: list[Shard]) -> int:
+    def _absent(self, shards: list[ArchiveShard]) -> int:
         return count_others(self._scores(shards[0]), {_part(shard) for shard in shards})
 
 
-def _part(shard: Shard) -> str:
+def _part(shard: ArchiveShard) -> str:
     return str(int(stem(shard.path).removeprefix("part-")))
 
 

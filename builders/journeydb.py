@@ -24,8 +24,8 @@ import huggingface_hub
 
 from builders.archives.members import stem
 from builders.archives.midjourney import without_flags
-from builders.archives.remote import open_source
-from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.remote import open_file
+from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources, hub_url
 from builders.core import shallow_json
 from builders.core.annotation_db import OTHERS, Join, count_others
 from builders.core.base import make_key
@@ -102,7 +102,7 @@ class Journeydb(ArchiveBuilder):
         numbers = (re.fullmatch(r"(\d+)\.tgz", posixpath.basename(name)) for name in names)
         return {*range(_NUM_PUBLISHED), *(int(match[1]) for match in numbers if match)}
 
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         part, annotations, seen = _part(shard), self._annotations(shard), set()
         for member in self._members(shard):
             name = stem(member.name)
@@ -114,7 +114,7 @@ class Journeydb(ArchiveBuilder):
                 yield self._row(shard, name, None, shard.path, found)
 
     def _row(
-        self, shard: Shard, name: str, image: bytes | None, source: str, found: dict[str, Any]
+        self, shard: ArchiveShard, name: str, image: bytes | None, source: str, found: dict[str, Any]
     ) -> SourceRow:
         task, prompt = found.get("Task2"), _text(found.get("prompt"))
         sentence = _text(task.get("Caption")) if isinstance(task, dict) else None
@@ -134,7 +134,7 @@ class Journeydb(ArchiveBuilder):
         key = make_key(f"{shard.split}-{stem(shard.path)}-{name}")
         return SourceRow(key, image, [captions[kind] for kind in kinds], source, extras, kinds=kinds)
 
-    def _annotations(self, shard: Shard) -> Join:
+    def _annotations(self, shard: ArchiveShard) -> Join:
         location = shard.tables["annotations"]
         return self._join(location, lambda: self._chosen(location), scope=str(self.config.parts))
 
@@ -142,7 +142,7 @@ class Journeydb(ArchiveBuilder):
         """Part, image name and record of the chosen parts, and the number of the others."""
         parts, others = self.config.parts, 0
         chosen = None if parts is None else {str(part) for part in parse_parts(parts, range(10_000))}
-        with open_source(location, self.token) as file:
+        with open_file(location, self.token) as file:
             for record in _records(file):
                 path = posixpath.normpath(str(record.pop("img_path", "")))
                 match = _PATH.fullmatch(path)
@@ -153,7 +153,7 @@ class Journeydb(ArchiveBuilder):
                     others += 1
         yield OTHERS, "", others
 
-    def _absent(self, shards: list[Shard]) -> int:
+    def _absent(self, shards: list[ArchiveShard]) -> int:
         return count_others(self._annotations(shards[0]), {_part(shard) for shard in shards})
 
     def _uncaptioned(self) -> int:
@@ -164,7 +164,7 @@ class Journeydb(ArchiveBuilder):
             return sum(1 for _ in _records(file))
 
 
-def _part(shard: Shard) -> str:
+def _part(shard: ArchiveShard) -> str:
     return str(int(stem(shard.path)))
 
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from builders.archives.members import Member, iter_members, stem
 from builders.archives.read_errors import describe
-from builders.archives.remote import open_source
-from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources, hub_url
+from builders.archives.remote import open_file
+from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources, hub_url
 from builders.core.base import make_key
 from builders.core.config import NumberedConfig, parse_parts
 from builders.core.errors import MissingSourceError, RefusedError
@@ -73,7 +73,7 @@ class Sa1b(ArchiveBuilder):
         names = [name for name in os.listdir(root) if _ARCHIVE.fullmatch(name)] if os.path.isdir(root) else []
         return dict.fromkeys(names or ["sa_000000.tar"], "")
 
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         captions = self._join(shard.tables["captions"], lambda: self._captions(shard.tables["captions"]))
         images, masks = set(), set()
         for member in self._members(shard):
@@ -90,14 +90,14 @@ class Sa1b(ArchiveBuilder):
         for name in sorted(masks - images):
             yield SourceRow(make_key(name), None, None, f"{shard.path}/{name}.json")
 
-    def _members(self, shard: Shard) -> Iterator[Member]:
+    def _members(self, shard: ArchiveShard) -> Iterator[Member]:
         try:
             yield from super()._members(shard)
         except RefusedError as error:
             raise RefusedError(f"{shard.path}: {expired(describe(error))} links=PATH") from error
 
     def _captions(self, location: str) -> Iterator[tuple[str, str, Any]]:
-        with open_source(location, self.token) as file:
+        with open_file(location, self.token) as file:
             for member in iter_members(file):
                 if member.name.endswith(".txt"):
                     yield "", stem(member.name), _texts(member.read())

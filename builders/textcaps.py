@@ -16,8 +16,8 @@ import datasets
 
 from builders.archives.documents import read_document
 from builders.archives.members import stem
-from builders.archives.remote import open_source
-from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
+from builders.archives.remote import open_file
+from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources
 from builders.archives.zips import zip_names
 from builders.core.annotation_db import Join, sort_by_name
 from builders.core.base import make_key
@@ -54,7 +54,7 @@ class Textcaps(ArchiveBuilder):
             "validation": SplitSources([_IMAGES], {"captions": _VAL}),
         }
 
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         joins = {name: self._captions(location) for name, location in shard.tables.items()}
         join, others = joins["captions"], joins.get("others")
         for member in self._members(shard):
@@ -65,7 +65,7 @@ class Textcaps(ArchiveBuilder):
                 source = f"{shard.path}/{member.name}"
                 yield SourceRow(make_key(image_id), member.read(), captions or None, source, extras)
         if shard.is_last:
-            with open_source(shard.location, self.token) as file:
+            with open_file(shard.location, self.token) as file:
                 present = {stem(name) for name in zip_names(file)}
             for image_id, (captions, extras) in join.items(""):
                 if image_id not in present:

@@ -18,7 +18,7 @@ import datasets
 
 from builders.archives.members import NoContent, group_by_key, is_hidden, read_facts
 from builders.archives.remote import is_local
-from builders.archives.sources import ArchiveBuilder, Shard, Source, SplitSources
+from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources
 from builders.core.account import Left
 from builders.core.base import make_key
 from builders.core.captions import whole
@@ -58,7 +58,7 @@ class Webdataset(ArchiveBuilder):
     EXTRAS: ClassVar = {"json": datasets.Value("string")}
     _others: Sequence[str] = ()  # files of data_dir that are no archives
 
-    def identity(self, shards: list[Shard]) -> str:
+    def identity(self, shards: list[ArchiveShard]) -> str:
         """Add what tells one 00000.tar from another: where a remote one comes from, how a local one begins."""
         first = shards[0].location
         return super().identity(shards) + (_beginning(first) if is_local(first) else _published(first))
@@ -103,7 +103,7 @@ class Webdataset(ArchiveBuilder):
         here = [path for path in self._others if _TOPS.get(path.partition("/")[0], first) == split]
         return {**super()._left_beside(split), "no_archive": Left.of(here)}
 
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         config = self.config
         archive = _stem(shard.path)
         images = _IMAGES if config.image_field is None else (config.image_field.lower(),)

@@ -13,7 +13,7 @@ import numpy as np
 
 from loader.cache import Cache, cache_folder
 from loader.folders import Files
-from loader.joined import JoinedSource, open_source
+from loader.joined import JoinedSource, open_dataset
 from loader.options import Layered, Path_
 from loader.printable import printable
 from loader.remote import RemoteFolder, open_files
@@ -40,7 +40,7 @@ def as_webdataset(
         open_files(one, Cache(folder, None), patience=60.0, storage_options=storage_options)
         for one in (path if isinstance(path, tuple) else (path,))
     ]
-    source = open_source(files[0], split, folder, files[1:])
+    source = open_dataset(files[0], split, folder, files[1:])
     parts = source.parts if isinstance(source, JoinedSource) else [source]
     numbers = np.flatnonzero(source.samples([], [])).tolist()
     urls = [[place.address(part.paths[n]) for n in numbers] for place, part in zip(files, parts, strict=True)]

@@ -18,7 +18,7 @@ from loader.condition import Condition, select_samples
 from loader.draw import Draw
 from loader.folders import Files
 from loader.format import NULL_CAPTION, Field, FormatError
-from loader.joined import Source, open_source
+from loader.joined import Source, open_dataset
 from loader.members import Array
 from loader.npy import bits16
 from loader.null_caption import read_null_caption
@@ -111,7 +111,7 @@ def _open(path: Path_ | Layered, cache: Cache, folder: Path, settings: Settings)
         open_files(one, cache, settings.patience, settings.storage_options)
         for one in (path if isinstance(path, tuple) else (path,))
     ]
-    return open_source(files[0], settings.split, folder, files[1:])
+    return open_dataset(files[0], settings.split, folder, files[1:])
 
 
 def stride_of(settings: Settings, unit: int, world_size: int) -> int:

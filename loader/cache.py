@@ -55,7 +55,7 @@ class Cache:
 
         Raises whatever `fetch` does, FormatError if what it fetched is not the file, Stopped.
         """
-        check_name(sha256)
+        check_sha256(sha256)
         descriptor = self._open_whole(sha256)
         if descriptor is not None:
             self.counts.add("cache_hits")
@@ -67,7 +67,7 @@ class Cache:
 
     def reserve(self, sha256: str, size: int) -> bool:
         """Lay the part of a file that is to be fetched; False: there is no room but for what loaders plan to read."""
-        check_name(sha256)
+        check_sha256(sha256)
         part = self.folder / f"{sha256}.{size}.part"
         if (self.folder / sha256).exists() or part.exists():
             return True
@@ -78,7 +78,7 @@ class Cache:
 
     def prefetch(self, sha256: str, size: int, name: str, fetch: Fetch) -> bool:
         """Fetch the file if there is room for it and nobody else is at it. False: there was no room."""
-        check_name(sha256)
+        check_sha256(sha256)
         if (self.folder / sha256).exists():
             return True
         with contextlib.suppress(BlockingIOError):
@@ -90,7 +90,7 @@ class Cache:
 
     def discard(self, sha256: str) -> bool:
         """Remove the file if it is damaged; True if it is gone, so that opening it again fetches it."""
-        check_name(sha256)
+        check_sha256(sha256)
         if sha256 in self._verified:
             return False
         path = self.folder / sha256
@@ -189,7 +189,7 @@ class Cache:
         self.__init__(state["folder"].parent, state["limit"])  # type: ignore[misc]
 
 
-def check_name(sha256: str) -> None:
+def check_sha256(sha256: str) -> None:
     """Raises FormatError for what is no sha256, before it becomes a path: it comes from a manifest, which may be a stranger's."""
     if not SHA256.fullmatch(sha256):
         raise FormatError(f"sha256 {sha256!r} is not 64 hexadecimal digits")

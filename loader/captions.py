@@ -95,7 +95,7 @@ class Embedded:
 
 
 @dataclass(frozen=True)
-class Parts:
+class CaptionPlaces:
     """Says where the captions lie in the members of a text field, in rows of its array: tokens, or of a pooled one captions.
 
     first: number of the first caption of each row of the sidecar. ends: rows of the arrays up to each caption of the shard.
@@ -105,7 +105,7 @@ class Parts:
     ends: I64
 
     @classmethod
-    def of(cls, table: Table, field: Field) -> "Parts | None":
+    def of(cls, table: Table, field: Field) -> "CaptionPlaces | None":
         """None where a member is one caption's."""
         if (name := tokens_column(field.name)) not in table.columns:
             return None

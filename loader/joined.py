@@ -179,7 +179,7 @@ class JoinedSource:
 Source = ManifestSource | TarSource | JoinedSource
 
 
-def open_source(files: Files, split: str, cache: Path, layers: Sequence[Files] = ()) -> Source:
+def open_dataset(files: Files, split: str, cache: Path, layers: Sequence[Files] = ()) -> Source:
     """The shards of a folder, or of a folder and the layers beside it.
 
     Reads manifests and nothing else, however many shards there are; foreign tars, with no manifest, are scanned instead. Raises

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from loader.buffers import Buffers
-from loader.captions import Parts
+from loader.captions import CaptionPlaces
 from loader.format import Field, FormatError
 from loader.npy import LONGEST_HEADER, bits16, npy_array, npy_header, stored_dtype
 from loader.order import I64
@@ -83,7 +83,7 @@ class Rows:
         captions: the number of each sample's. False where a member of this shard is one caption's.
         """
         table = shard.table
-        parts = table.derived(f"parts {field.name}", lambda: Parts.of(table, field))
+        parts = table.derived(f"parts {field.name}", lambda: CaptionPlaces.of(table, field))
         if parts is None:
             return False
         begin, end, total = parts.find(table.rows[rows], captions)

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.counter_rng import keyed, permute
-from loader.proportions import Parts, cut_into_parts, integer_weights, mix_in, weights_by_path
+from loader.proportions import Partitioning, cut_into_parts, integer_weights, mix_in, weights_by_path
 
 log = logging.getLogger("loader")
 
@@ -101,7 +101,7 @@ class Order:
         """(group, partition, epoch of the group, turn in samples, which positions) of the positions, group by group."""
         unit, offset = np.divmod(positions % self.num_samples, self.unit)
         partition, index = self._deal(unit)
-        parts: Parts = vars(self)["_parts"]
+        parts: Partitioning = vars(self)["_parts"]
         index += epoch * parts.totals[partition]
         group = np.empty_like(index)
         for one in np.unique(partition) if self.partitions > 1 else [0]:

@@ -27,7 +27,7 @@ IDLE = 10.0  # seconds without a batch, after which a loader keeps nothing from 
 Turn = tuple[int, npt.NDArray[np.int64]]
 
 
-class Plan:
+class Schedule:
     """The shards that the next batches need, in order. Threads share it under the lock of FetchAhead."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class FetchAhead:
     def __init__(self, reader: BatchReader, turns: Iterator[Turn], distance: int, processes: int = 1) -> None:
         self._reader, self._turns, self._distance = reader, turns, distance
         self._stop, self._changed, self._one = threading.Event(), threading.Condition(), threading.Lock()
-        self._plan, self._queue, self._failed = Plan(), deque[int](), set[int]()
+        self._plan, self._queue, self._failed = Schedule(), deque[int](), set[int]()
         self._begun = self._planned = 0
         self._done = deque[tuple[int, int]]()
         self._last = time.monotonic()

@@ -13,7 +13,7 @@ FINE = 1 << 24  # steps between 0 and 1 in which shares of buckets are counted
 
 
 @dataclass(frozen=True)
-class Parts:
+class Partitioning:
     """How an epoch is cut into partitions.
 
     units: (groups, partitions), those of each group. bounds: where they begin and end in its samples. totals: of each
@@ -33,7 +33,7 @@ def cut_into_parts(
     lengths: Sequence[int],
     unit: int,
     partitions: int,
-) -> Parts:
+) -> Partitioning:
     """Cut as evenly as can be; where there are units, at their bounds.
 
     Where every unit comes once an epoch (weights are lengths), each partition has weights of its own: its units of each group.
@@ -51,8 +51,8 @@ def cut_into_parts(
         bounds.append(starts)
     units = np.array([np.diff(cut(length)) for length in lengths], np.int64).reshape(-1, partitions)
     if tuple(weights) == tuple(lengths):
-        return Parts(units, bounds, units.sum(0), [tuple(column) for column in units.T.tolist()])
-    return Parts(units, bounds, np.diff(cut(sum(lengths))), [tuple(weights)] * partitions)
+        return Partitioning(units, bounds, units.sum(0), [tuple(column) for column in units.T.tolist()])
+    return Partitioning(units, bounds, np.diff(cut(sum(lengths))), [tuple(weights)] * partitions)
 
 
 def mix_in(index: I64, weights: Sequence[int]) -> tuple[I64, I64]:

@@ -18,7 +18,7 @@ import tyro
 
 from loader.cache import Cache, cache_folder
 from loader.condition import Condition, select_samples
-from loader.joined import JoinedSource, open_source
+from loader.joined import JoinedSource, open_dataset
 from loader.remote import open_files
 from loader.sidecar import I64
 from loader.source import ManifestSource
@@ -54,12 +54,12 @@ class Config:
     """Parquet file to write the keys of the chosen samples to."""
 
 
-def choose(config: Config) -> str:
+def count_chosen(config: Config) -> str:
     """The table. Raises UsageError for a condition, a path or a file that cannot be."""
     folder = cache_folder()
     try:
         path, *layers = (open_files(p, Cache(folder, None), PATIENCE) for p in (config.path, *config.layers))
-        source = open_source(path, config.split, folder, layers)
+        source = open_dataset(path, config.split, folder, layers)
         if isinstance(source, TarSource):
             raise UsageError(
                 f"{config.path}: it has no manifest.json, so nothing is known of its samples but their keys"
@@ -113,7 +113,7 @@ def _write(path: Path, keys: pa.ChunkedArray) -> None:
 
 def main() -> None:
     with one_line_errors():
-        print(choose(parse("select", Config, __doc__)))
+        print(count_chosen(parse("select", Config, __doc__)))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MakeRecipe:
     """flags: of the run, each with its values. sample_bytes: of one sample, by the shapes of its fields; None where unknown."""
 
     name: str
@@ -110,7 +110,7 @@ class Step:
     command: list[str]
 
 
-def read_recipe(name: str, small: bool, only: Sequence[str] = ()) -> Recipe:
+def read_recipe(name: str, small: bool, only: Sequence[str] = ()) -> MakeRecipe:
     """Raises UsageError naming the file and the key at fault."""
     path = RECIPES / f"{name}.toml" if (RECIPES / f"{name}.toml").is_file() else Path(name)
     if not path.is_file():
@@ -128,7 +128,7 @@ def read_recipe(name: str, small: bool, only: Sequence[str] = ()) -> Recipe:
             f"--only {' '.join(sorted(unknown))}: the recipe has {', '.join(d.name for d in datasets)}"
         )
     chosen = tuple(d for d in datasets if not only or d.name in only)
-    return Recipe(path.stem, flags, chosen, content.get("sample_bytes"))
+    return MakeRecipe(path.stem, flags, chosen, content.get("sample_bytes"))
 
 
 def _dataset(name: str, entry: dict[str, Any], small: bool) -> Dataset:
@@ -140,7 +140,7 @@ def _dataset(name: str, entry: dict[str, Any], small: bool) -> Dataset:
     )
 
 
-def lacks(config: Config, recipe: Recipe) -> Iterator[str]:
+def lacks(config: Config, recipe: MakeRecipe) -> Iterator[str]:
     """What the recipe will need and is not there, a line each: links, terms, a token, extras, the launcher."""
     for dataset in recipe.datasets:
         path = config.raw / dataset.name / str(dataset.links)
@@ -160,13 +160,13 @@ def lacks(config: Config, recipe: Recipe) -> Iterator[str]:
         yield f"--launch {config.launch}: no such command"
 
 
-def steps(config: Config, recipe: Recipe) -> Iterator[Step]:
+def steps(config: Config, recipe: MakeRecipe) -> Iterator[Step]:
     """The commands of a recipe, in order."""
     for dataset in recipe.datasets:
         yield from _steps(config, recipe, dataset)
 
 
-def _steps(config: Config, recipe: Recipe, dataset: Dataset) -> Iterator[Step]:
+def _steps(config: Config, recipe: MakeRecipe, dataset: Dataset) -> Iterator[Step]:
     raw, output = config.raw / dataset.name, str(config.latents / dataset.name)
     named = ["--name", dataset.config] if dataset.config else []
     links = [raw / dataset.links] if dataset.links else []
@@ -208,7 +208,7 @@ class Measured:
     images_per_second: float | None
 
 
-def measure(config: Config, recipe: Recipe) -> Measured:
+def measure(config: Config, recipe: MakeRecipe) -> Measured:
     """Encode a small dataset with the recipe's flags, and take the numbers from its markers. The first unit warms up.
 
     Where that fails, as it does without a network for the models, the recipe's own figure stands for the bytes.
@@ -222,7 +222,7 @@ def measure(config: Config, recipe: Recipe) -> Measured:
         return Measured(recipe.sample_bytes, None)
 
 
-def _measure(config: Config, recipe: Recipe) -> Measured:
+def _measure(config: Config, recipe: MakeRecipe) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         command = ["python", *script("run"), config.sample, "--output", folder]
         run(Step("sample", "precompute", [*command, *recipe.run_flags(config.flags)]))
@@ -240,7 +240,7 @@ def _measure(config: Config, recipe: Recipe) -> Measured:
         return Measured(bytes=size / samples, images_per_second=speed)
 
 
-def plan(recipe: Recipe, measured: Measured, raw: bool) -> str:
+def plan(recipe: MakeRecipe, measured: Measured, raw: bool) -> str:
     """A table of what the recipe takes. Rejected rows are counted as written: an upper bound."""
     lines = [f"{'dataset':<14}{'rows':>14}{'raw':>12}{'latents':>12}{'device hours':>15}"]
     total = [0.0, 0.0, 0.0, 0.0]

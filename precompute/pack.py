@@ -23,7 +23,7 @@ from tqdm import tqdm
 from loader.cache import Cache, cache_folder
 from loader.condition import Condition, select_samples
 from loader.format import NULL_CAPTION, FormatError, as_json, recipe_differences
-from loader.joined import open_source, rows_hash
+from loader.joined import open_dataset, rows_hash
 from loader.recipe import BASE, Plan, Recipe
 from loader.remote import open_files
 from loader.source import ManifestSource
@@ -89,7 +89,7 @@ def run(config: Config) -> str:
     condition = Condition(config.where, config.keys, config.subset)
     try:
         sources = open_sources(config)
-        chosen = [choose(source, condition) for source in sources]
+        chosen = [chosen_rows(source, condition) for source in sources]
         if not any(len(samples) for parts in chosen for samples in parts):
             raise UsageError(f"--where {config.where}, --keys, --subset: no sample fulfils them; loosen one")
         packing = Packing(sources, chosen, config.shuffle, config.samples_per_shard)
@@ -101,7 +101,7 @@ def run(config: Config) -> str:
     recipe, plan = recipe_and_plan(config, condition, sources, len(packing))
     keeper = ManifestKeeper(output, recipe, list(sources[0].fields), plan)
     keeper.start()
-    write_null_caption(output, sources[0])
+    copy_null_caption(output, sources[0])
     leases = Leases(output, [Unit(index, index) for index in range(len(packing))], config.lease_timeout)
     with contextlib.closing(output), contextlib.closing(leases), contextlib.closing(packing):
         with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=None) as bar:
@@ -125,7 +125,7 @@ def open_sources(config: Config) -> list[Shards]:
     """The inputs, each with its layers. Raises UsageError where they do not go together, and what opening them raises."""
     folder = cache_folder()
     files = [open_files(path, Cache(folder, None), PATIENCE) for path in config.inputs]
-    alone = [open_source(one, config.split, folder) for one in files]
+    alone = [open_dataset(one, config.split, folder) for one in files]
     groups: list[list[int]] = []
     for number, source in enumerate(alone):
         if not isinstance(source, ManifestSource):
@@ -145,7 +145,7 @@ def open_sources(config: Config) -> list[Shards]:
         else:
             groups.append([number])
     opened = (
-        open_source(files[n], config.split, folder, [files[m] for m in layers]) for n, *layers in groups
+        open_dataset(files[n], config.split, folder, [files[m] for m in layers]) for n, *layers in groups
     )
     sources = [source for source in opened if not isinstance(source, TarSource)]
     for source in sources[1:]:
@@ -157,7 +157,7 @@ def open_sources(config: Config) -> list[Shards]:
     return sources
 
 
-def choose(source: Shards, condition: Condition) -> Sequence[Any]:
+def chosen_rows(source: Shards, condition: Condition) -> Sequence[Any]:
     """List for each shard the numbers of its chosen samples."""
     if condition:
         return select_samples(source, condition, cache_folder(), [], [])
@@ -195,7 +195,7 @@ def recipe_and_plan(
     return cast(Recipe, as_json({**sources[0].recipe, "dataset": dataset})), plan
 
 
-def write_null_caption(output: Destination, source: Shards) -> None:
+def copy_null_caption(output: Destination, source: Shards) -> None:
     """The empty caption's arrays of all text fields, where the inputs have them."""
     arrays = {}
     for field in source.fields:

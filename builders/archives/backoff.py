@@ -68,7 +68,7 @@ def cut_short(seconds: float) -> bool:
     return stop.wait(seconds)
 
 
-def may_pass(status: int) -> bool:
+def status_may_pass(status: int) -> bool:
     """Whether the same request may succeed later."""
     return status >= 500 or status in PASSING
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from builders.archives.members import basename
-from builders.archives.remote import open_source
+from builders.archives.remote import open_file
 from builders.core.errors import ArchiveError
 
 _WINDOW = 2**18  # bytes
@@ -27,7 +27,7 @@ def read_document(
 
     Raises ValueError and zipfile's own errors where it is cut short, damaged or something else.
     """
-    with open_source(location, token) as file:
+    with open_file(location, token) as file:
         if member is None:
             yield from iter_lists(file)
             return

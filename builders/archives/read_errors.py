@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
-from builders.archives.backoff import may_pass
+from builders.archives.backoff import status_may_pass
 from builders.core.errors import ArchiveError, BuilderError, DownloadError, RefusedError
 
 # The same request will never succeed.
@@ -44,7 +44,7 @@ def verdict(error: BaseException, url: str) -> BuilderError | None:
         return DownloadError(f"{without_query(url)}: {what}")
     if is_lost(error):
         return ArchiveError(f"it is gone: {what}")
-    if status is not None and not may_pass(status):
+    if status is not None and not status_may_pass(status):
         return DownloadError(f"{without_query(url)}: {what}")
     return None
 

@@ -21,7 +21,7 @@ def is_local(location: str) -> bool:
     return "://" not in location
 
 
-def open_source(location: str, token: str | bool | None = None) -> IO[bytes]:
+def open_file(location: str, token: str | bool | None = None) -> IO[bytes]:
     """A seekable binary file; a remote one is read in ranges of 16 MiB, each tried for half an hour when the network fails.
 
     Here and while it is read: ArchiveError where it is gone from its server or the disk cannot read it, RefusedError where it takes

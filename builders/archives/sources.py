@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from builders.archives.members import Member, all_members, is_hidden
-from builders.archives.remote import is_local, open_source, version_of
+from builders.archives.remote import is_local, open_file, version_of
 from builders.archives.zips import count_zip
 from builders.core.account import TOLD, Left
 from builders.core.annotation_db import Join, open_join
@@ -51,7 +51,7 @@ class SplitSources(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shard:
+class ArchiveShard:
     """One archive or, of a big zip, the `index`-th of `count` ranges. Locations are local paths or URLs."""
 
     split: str
@@ -66,7 +66,7 @@ class Shard:
         return self.index == self.count - 1
 
 
-def local_files(shard: Shard) -> list[str]:
+def local_files(shard: ArchiveShard) -> list[str]:
     """Files on this machine that the rows of a shard come from."""
     return [place for place in (shard.location, *shard.tables.values()) if is_local(place)]
 
@@ -84,7 +84,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
         """What each split is made of, under the current config."""
 
     @abc.abstractmethod
-    def _read(self, shard: Shard) -> Iterator[SourceRow]:
+    def _read(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         """The rows of one shard; raises ArchiveError where the archive breaks off."""
 
     def sources(self) -> list[Source]:
@@ -93,30 +93,30 @@ class ArchiveBuilder(ImageCaptionBuilder):
         files = [source for archives, tables in splits for source in (*tables.values(), *archives)]
         return list(dict.fromkeys(files))
 
-    def identity(self, shards: list[Shard]) -> str:
+    def identity(self, shards: list[ArchiveShard]) -> str:
         """Archives by their published paths alone: one that was damaged may be fetched again, and its size then differs."""
         tables = {
             location: _name_and_size(location) for shard in shards for location in shard.tables.values()
         }
         return repr([(shard.path, shard.index, shard.count) for shard in shards]) + repr([*tables.values()])
 
-    def _shards(self, dl_manager: Any) -> dict[str, list[Shard]]:
+    def _shards(self, dl_manager: Any) -> dict[str, list[ArchiveShard]]:
         sources = self._sources()
         if self.config.data_dir is not None:
             sources = self._present(sources)
-        shards: dict[str, list[Shard]] = {}
+        shards: dict[str, list[ArchiveShard]] = {}
         for split, (archives, tables) in sources.items():
             located = self._locate(dl_manager, [*archives, *tables.values()])
             beside = dict(zip(tables, located[len(archives) :], strict=True))
             shards[split] = [
-                Shard(split, location, source.path, beside, index, count)
+                ArchiveShard(split, location, source.path, beside, index, count)
                 for source, location in zip(archives, located, strict=False)
                 for index, count in self._ranges(source, location)
             ]
         self._by_split = shards
         return shards
 
-    def left_out(self, split: str, shard: Shard) -> Mapping[str, Left]:
+    def left_out(self, split: str, shard: ArchiveShard) -> Mapping[str, Left]:
         left = {"hidden": self._hidden.get(_place(shard), Left(0))}
         return {**left, **self._left_beside(split)} if shard == self._by_split[split][0] else left
 
@@ -130,7 +130,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
         """Images of a split that was published without captions."""
         return 0
 
-    def _absent(self, shards: list[Shard]) -> int:
+    def _absent(self, shards: list[ArchiveShard]) -> int:
         """Annotations that belong to the split of these shards, but to no archive that they read."""
         return 0
 
@@ -177,7 +177,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
             return [(0, 1)]
         members = source.members
         if is_local(location):
-            with open_source(location) as file:
+            with open_file(location) as file:
                 try:
                     members = count_zip(file)
                 except ArchiveError:
@@ -185,7 +185,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
         count = max(1, -(-members // ROWS_PER_SHARD))
         return [(index, count) for index in range(count)]
 
-    def _rows(self, shard: Shard) -> Iterator[SourceRow]:
+    def _rows(self, shard: ArchiveShard) -> Iterator[SourceRow]:
         try:
             yield from self._read(shard)
         except ArchiveError as error:
@@ -195,12 +195,12 @@ class ArchiveBuilder(ImageCaptionBuilder):
             key = make_key(f"{shard.path}#{shard.index}")
             yield SourceRow(key, None, None, shard.path, {"error": str(error)}, "bad_archive")
 
-    def _members(self, shard: Shard) -> Iterator[Member]:
+    def _members(self, shard: ArchiveShard) -> Iterator[Member]:
         """The shard's members, in order, hidden ones passed over."""
-        with open_source(shard.location, self.token) as file:
+        with open_file(shard.location, self.token) as file:
             yield from self._visible(shard, all_members(file, shard.index, shard.count))
 
-    def _visible(self, shard: Shard, members: Iterable[Member]) -> Iterator[Member]:
+    def _visible(self, shard: ArchiveShard, members: Iterable[Member]) -> Iterator[Member]:
         """Those of a shard's members that are not hidden; the others are counted."""
         hidden, names = 0, list[str]()
         try:
@@ -223,7 +223,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
         return open_join(folder, location.partition("?")[0], identity, rows)
 
 
-def _place(shard: Shard) -> tuple[str, str, int]:
+def _place(shard: ArchiveShard) -> tuple[str, str, int]:
     return shard.split, shard.location, shard.index
 
 

@@ -21,7 +21,7 @@ from builders.core.captions import whole
 from builders.core.errors import ConfigError
 from builders.core.tables import column_names, read_table
 
-__all__ = ["JoinedCaptions", "check_files", "hash_files", "locate", "merge", "open_captions"]
+__all__ = ["JoinedCaptions", "check_files", "hash_files", "local_path", "merge", "open_captions"]
 
 _JOINED_BY = ("key", "url", "source")
 _CAPTIONS = ("caption", "captions")
@@ -50,7 +50,7 @@ def check_files(files: Any, own_kind: str) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def locate(file: str | os.PathLike[str], token: str | bool | None) -> str:
+def local_path(file: str | os.PathLike[str], token: str | bool | None) -> str:
     """The file as a path on this machine; one of the Hub is fetched into its cache. Raises ConfigError where it is not there."""
     path = os.fspath(file)
     if path.startswith("hf://"):
@@ -78,7 +78,7 @@ def hash_files(files: Mapping[str, str], token: str | bool | None) -> dict[str, 
     """The sha256 of each file by its name. Raises ConfigError."""
     hashes = {}
     for name, file in files.items():
-        path = locate(file, token)
+        path = local_path(file, token)
         stat = os.stat(path)
         hashes[name] = _sha256(path, stat.st_size, stat.st_mtime_ns)
     return hashes
@@ -113,7 +113,7 @@ def open_captions(
 
     Raises ConfigError where the file has no such columns, cannot be read, or has two rows of one key.
     """
-    path = locate(file, token)
+    path = local_path(file, token)
     place = f"captions_from: {name}={os.fspath(file)}"
     columns = column_names(path)
     by = [column for column in _JOINED_BY if column in columns]

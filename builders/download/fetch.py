@@ -18,11 +18,11 @@ import huggingface_hub
 from huggingface_hub.utils import httpx
 
 from builders.archives import backoff
-from builders.archives.backoff import Patience, may_pass
+from builders.archives.backoff import Patience, status_may_pass
 from builders.archives.read_errors import refusal, without_query
 from builders.archives.sources import Source
 from builders.core.errors import DownloadError
-from builders.download.part import Part
+from builders.download.part import PartialFile
 
 _CHUNK = 2**16  # bytes; what a broken connection loses at most
 _TIMEOUT = 60  # seconds without a byte
@@ -81,7 +81,7 @@ class Downloader:
         target = os.path.join(self.folder, source.path)
         if os.path.isfile(target) and source.size in (None, os.path.getsize(target)):
             return False
-        part = Part(target)
+        part = PartialFile(target)
         if source.sha256 is None and not part.version:
             part.remove()  # what an earlier run left of nobody knows which version; else the checksum will tell
         patience, had = Patience(), -1
@@ -110,7 +110,7 @@ class Downloader:
                     "then run again: what was fetched stays"
                 ) from None
 
-    def _attempt(self, source: Source, part: Part) -> None:
+    def _attempt(self, source: Source, part: PartialFile) -> None:
         have, version = part.size, part.version
         headers = {"Range": f"bytes={have}-"} if have else {}
         if have and version:
@@ -126,7 +126,7 @@ class Downloader:
         _verify(source, part, total, digest, _published_sha256(response) or source.sha256)
         part.name()
 
-    def _copy(self, source: Source, response: httpx.Response, part: Part, have: int, most: int) -> str:
+    def _copy(self, source: Source, response: httpx.Response, part: PartialFile, have: int, most: int) -> str:
         """Write the answer behind the first `have` bytes; the sha256 of all."""
         file, digest = part.open(have, _version(response))
         with file:
@@ -145,10 +145,10 @@ class Downloader:
             os.fsync(file.fileno())
         return digest.hexdigest()
 
-    def _check(self, source: Source, response: httpx.Response, part: Part, have: int) -> int | None:
+    def _check(self, source: Source, response: httpx.Response, part: PartialFile, have: int) -> int | None:
         """The file's size as the server gives it, or else as published. Raises for every answer that is not the file."""
         status = response.status_code
-        if may_pass(status):
+        if status_may_pass(status):
             raise _Transient(f"the server answered {status}", response.headers.get("Retry-After"))
         if status in (401, 403):
             raise self._refused(source, f"the server answered {status}")
@@ -197,7 +197,7 @@ def _length(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER else None
 
 
-def _verify(source: Source, part: Part, total: int | None, digest: str, published: str | None) -> None:
+def _verify(source: Source, part: PartialFile, total: int | None, digest: str, published: str | None) -> None:
     size = part.size
     if total is not None and size < total:
         raise _Transient(f"{size:,} of {total:,} bytes arrived")

@@ -5,12 +5,12 @@ import hashlib
 import os
 from typing import IO, Any
 
-__all__ = ["Part"]
+__all__ = ["PartialFile"]
 
 _CHUNK = 2**20  # bytes read at a time
 
 
-class Part:
+class PartialFile:
     """What there is of a file under its temporary name.
 
     path       NAME.part

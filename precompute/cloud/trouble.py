@@ -26,7 +26,7 @@ class Trouble:
     def wait(self, patience: backoff.Patience, error: Exception) -> None:
         """Wait before the next try. Raises StoreError where there shall be none."""
         status = int((re.findall(r"status code: (\d{3})", str(error)) or ["0"])[0])
-        passing = not status or status in (409, 412) or (backoff.may_pass(status) and status != 501)
+        passing = not status or status in (409, 412) or (backoff.status_may_pass(status) and status != 501)
         if isinstance(error, REFUSED) or not passing:
             raise self.explained(error) from error
         if not patience.wait(f"{self._place}: {first_line(error)}"):

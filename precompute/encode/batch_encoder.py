@@ -18,7 +18,7 @@ from precompute.encode.caption_encoder import Arrays, CaptionEncoder, Found
 from precompute.encode.devices import DeviceClock, Span, to_device
 from precompute.encode.image import ImageEncoder
 from precompute.encode.latents import Size, StoredImages, StoredLatents, View
-from precompute.encode.microbatch import Parts, free_memory, out_of_memory
+from precompute.encode.microbatch import Microbatches, free_memory, out_of_memory
 from precompute.encode.stored import Store, as_array
 from precompute.encode.text import TextEncoder
 
@@ -90,7 +90,7 @@ class BatchEncoder:
         self._device = (stored[0] if stored else text_encoders[0]).device
         self.clock = DeviceClock(self._device)
         cure = "use a smaller resolution, or --dtype bfloat16"
-        self._image_parts = {one: Parts(f"{one.flag}: one image", cure, fill_to) for one in stored}
+        self._image_parts = {one: Microbatches(f"{one.flag}: one image", cure, fill_to) for one in stored}
         self._captions = [CaptionEncoder(encoder, max_captions) for encoder in text_encoders]
         self._views = [view for one in stored for view in one.views(flip)]
         self.reads_images = bool(self._views)

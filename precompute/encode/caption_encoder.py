@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from loader.format import Field
 from precompute.encode.caption_cache import CaptionCache
-from precompute.encode.microbatch import Parts
+from precompute.encode.microbatch import Microbatches
 from precompute.encode.stored import Array
 from precompute.encode.text import TextEncoder
 from precompute.encode.text_states import Launched
@@ -24,7 +24,9 @@ class CaptionEncoder:
     def __init__(self, encoder: TextEncoder, max_captions: int) -> None:
         self.encoder, self._several = encoder, max_captions > 1
         self.fields = [replace(field, captions=max_captions) for field in encoder.fields]
-        self._parts = Parts(f"--text-encoder {encoder.spec.model}: one caption", "use a shorter length=")
+        self._parts = Microbatches(
+            f"--text-encoder {encoder.spec.model}: one caption", "use a shorter length="
+        )
         self._cache = CaptionCache()
 
     def start_unit(self) -> None:

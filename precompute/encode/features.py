@@ -26,7 +26,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from loader.format import Field
 from precompute.encode.image import DTYPES, Load
 from precompute.encode.latents import View
-from precompute.encode.models import Location, in_a_line, load_weights, locate
+from precompute.encode.models import Location, in_a_line, load_weights, locate_model
 from precompute.errors import ModelError, UsageError
 
 NAME = re.compile(r"(?!.*_flipped$)[A-Za-z0-9_-]{1,64}")
@@ -204,7 +204,7 @@ def open_feature_encoder(
 ) -> FeatureEncoder:
     """The encoder that one `--features` names: a folder or a Hub id. Raises ModelError or UsageError."""
     spec, torch_dtype = parse_features(value), DTYPES[dtype]
-    location = locate("--features", spec.model, [spec.subfolder or "image_encoder"])
+    location = locate_model("--features", spec.model, [spec.subfolder or "image_encoder"])
     kind = location.config.get("model_type", "")
     if kind not in FAMILIES:
         raise ModelError(

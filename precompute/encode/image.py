@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from precompute.encode.installed import installed
-from precompute.encode.models import Location, in_a_line, load_weights, locate, weights_hash
+from precompute.encode.models import Location, in_a_line, load_weights, locate_model, weights_hash
 from precompute.encode.toy import ToyVAE
 from precompute.errors import ModelError, UsageError
 
@@ -210,7 +210,7 @@ def open_image_encoder(name: str, device: torch.device | str = "cpu", dtype: str
         open_theirs, rest = theirs
         encoder: ImageEncoder = open_theirs(rest, device, DTYPES[dtype])
         return encoder
-    location = locate("--vae", name, ["vae"])
+    location = locate_model("--vae", name, ["vae"])
     family = location.config.get("_class_name")
     if family not in FAMILIES:
         raise ModelError(

@@ -14,7 +14,7 @@ logger = logging.getLogger("precompute")
 Result = TypeVar("Result")
 
 
-class Parts:
+class Microbatches:
     """One kind of work. what, cure: for the error where not even one input fits.
 
     fill_to: inputs that the work fills every part up to; None where it takes a part as it is.

@@ -72,7 +72,7 @@ class Location:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def locate(flag: str, name: str, subfolders: Sequence[str]) -> Location:
+def locate_model(flag: str, name: str, subfolders: Sequence[str]) -> Location:
     """Find where `name`'s `config.json` is: in the first of `subfolders` that has one, else at the top.
 
     name: a folder, or a Hub id with an optional `@REVISION` (branch, tag or commit).

@@ -184,7 +184,7 @@ class Chosen:
         return "\n".join(f"  {flag} {shlex.quote(value)}" for flag, value in flags)
 
 
-def choose(name: Model | None, model: str | None, vae: str | None, given: Sequence[str]) -> Chosen:
+def choose_models(name: Model | None, model: str | None, vae: str | None, given: Sequence[str]) -> Chosen:
     """The models of preset `name`, by default SDXL's, but for what single flags say.
 
     model: a folder or a Hub id with the pipeline's parts. given: `--text-encoder` values: they stand instead of the preset's; one

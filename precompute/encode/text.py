@@ -15,7 +15,7 @@ from precompute.encode.caption_tokens import CaptionTokens
 from precompute.encode.devices import to_device
 from precompute.encode.image import DTYPES, Load
 from precompute.encode.installed import installed
-from precompute.encode.models import in_a_line, locate, tokenizer_hash, weights_hash
+from precompute.encode.models import in_a_line, locate_model, tokenizer_hash, weights_hash
 from precompute.encode.openclip import open_openclip
 from precompute.encode.stored import STORES, Array, Store
 from precompute.encode.text_models import load_text_model, open_tokenizer, text_family
@@ -197,7 +197,9 @@ def open_text_encoder(
 
 def _open_transformers(spec: TextSpec, device: torch.device, dtype: torch.dtype, store: Store) -> TextEncoder:
     auto = spec.model.startswith("auto:")
-    location = locate("--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"])
+    location = locate_model(
+        "--text-encoder", spec.model.removeprefix("auto:"), [spec.subfolder or "text_encoder"]
+    )
     family, padding = text_family(spec, location, auto)
     model, variant = load_text_model(spec, location, family, dtype)
     tokenizer = open_tokenizer(spec, location)

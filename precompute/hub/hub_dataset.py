@@ -20,7 +20,7 @@ from precompute.hub.dataset_card import Known, render_card, source_info
 from precompute.hub.local_dataset import Finished, manifest_of_all
 from precompute.hub.published import Published, read_published
 from precompute.hub.repository import Repository, is_same
-from precompute.hub.retry import ASKED, Patience, PushError, Refusal, status_of
+from precompute.hub.retry import ASKED, HubPatience, PushError, Refusal, status_of
 from precompute.report.formatting import file_size
 from precompute.verification.check_folder import README, REPORT, SHEET
 
@@ -89,7 +89,7 @@ class Target:
     def push(self, local: Finished, final: bool) -> bool:
         """Bring the Hub up to date with what is finished; whether anything was sent. final: even if it is the card alone."""
         sent = set[str]()
-        patience = Patience(self._repository.name)
+        patience = HubPatience(self._repository.name)
         while True:
             hub = read_published(self._repository, local)
             missing = missing_files(local, hub)
@@ -108,7 +108,7 @@ class Target:
             except ASKED as error:
                 self._bear(error, patience)
                 continue
-            patience = Patience(self._repository.name)
+            patience = HubPatience(self._repository.name)
             self._most_files = min(MOST, 2 * self._most_files)
             print(f"{self.address}: {change.said}; {change.there} units are there", flush=True)
             if not units:
@@ -118,7 +118,7 @@ class Target:
                 self._confirm(local, units)
                 self._delete(local, units)
 
-    def _bear(self, error: Exception, patience: "Patience") -> None:
+    def _bear(self, error: Exception, patience: "HubPatience") -> None:
         """Wait until the commit may be tried again, or raise PushError. What fits into no time-out is made smaller."""
         status = status_of(error)
         if status in CONFLICTS:

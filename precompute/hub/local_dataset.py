@@ -55,7 +55,7 @@ class Finished:
 
     def files(self, stem: str) -> dict[str, str | None]:
         """File -> sha256 of one unit; None for the marker, which is small and compared as it is."""
-        return files_of(stem, self.markers[stem])
+        return unit_files(stem, self.markers[stem])
 
     def hub_path(self, stem: str, name: str) -> str:
         """Say where a file of a unit lies on the Hub."""
@@ -76,7 +76,7 @@ class Finished:
         return batch
 
 
-def files_of(stem: str, marker: Marker) -> dict[str, str | None]:
+def unit_files(stem: str, marker: Marker) -> dict[str, str | None]:
     """File -> sha256 of the unit that a marker lists; None for the marker itself."""
     tars = {f"{shard.name}.tar": shard.sha256 for shard in marker.shards if shard.samples}
     sidecars = {f"{shard.name}.parquet": shard.parquet_sha256 for shard in marker.shards}

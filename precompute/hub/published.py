@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from loader.format import MANIFEST, SHARD_NAME, FormatError, Manifest, Marker, recipe_differences
-from precompute.hub.local_dataset import Finished, files_of, hub_path, manifest_of_all
+from precompute.hub.local_dataset import Finished, hub_path, manifest_of_all, unit_files
 from precompute.hub.repository import Repository, Snapshot, is_same
 from precompute.hub.retry import Refusal
 from precompute.shards.store import IN_FOLDER
@@ -23,7 +23,7 @@ class Published:
 
     def stale(self, local: Finished, markers: dict[str, Marker], manifest: Manifest) -> list[str]:
         """Files of our splits that no unit has: neither those that are there after a commit nor those still to come."""
-        listed = {hub_path(m, name) for stem, m in markers.items() for name in files_of(stem, m)}
+        listed = {hub_path(m, name) for stem, m in markers.items() for name in unit_files(stem, m)}
         listed |= {local.hub_path(stem, name) for stem in local.markers for name in local.files(stem)}
         splits = "|".join(map(re.escape, manifest.splits))
         ours = re.compile(rf"({splits})-\d{{5,}}(-\d{{2,}})?\.(tar|parquet|json)")
@@ -71,7 +71,7 @@ def read_published(repository: Repository, local: Finished) -> Published:
 def _is_whole(path: str, marker: Marker, snapshot: Snapshot) -> bool:
     """Whether every file of a unit lies where it belongs, with the hash that its marker has."""
     stem = path.rpartition("/")[2].removesuffix(".json")
-    for name, sha256 in files_of(stem, marker).items():
+    for name, sha256 in unit_files(stem, marker).items():
         there = snapshot.files.get(hub_path(marker, name))
         if there is None or (sha256 is not None and there.lfs is not None and there.lfs.sha256 != sha256):
             return False

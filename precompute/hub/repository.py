@@ -39,7 +39,7 @@ class Repository:
     """A dataset repository. revision: a branch or refs/pr/N; None for main. Raises UsageError for a name that none can have."""
 
     def __init__(self, name: str, revision: str | None) -> None:
-        check_name(name)
+        check_repo_name(name)
         self.name, self.revision, self._api = name, revision, HfApi()
         self._read: dict[str, bytes] = {}  # by blob: markers are asked for before each commit
 
@@ -126,7 +126,7 @@ class Repository:
             self.revision = info.pr_revision
 
 
-def check_name(name: str) -> None:
+def check_repo_name(name: str) -> None:
     """Raises UsageError with the name that was meant, where it can be told."""
     try:
         validate_repo_id(name)

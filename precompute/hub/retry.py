@@ -38,7 +38,7 @@ class Refusal(PushError):
     """The Hub says no, and will again until somebody sees to it."""
 
 
-class Patience:
+class HubPatience:
     """How long one question is asked: a few times, and as long as the Hub asks to wait, up to an hour."""
 
     def __init__(self, repo: str) -> None:
@@ -66,7 +66,7 @@ class Patience:
 
 def ask(repo: str, question: Callable[[], T]) -> T:
     """The answer to a question about a repository. Raises as Patience does."""
-    patience = Patience(repo)
+    patience = HubPatience(repo)
     while True:
         try:
             return question()

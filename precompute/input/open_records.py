@@ -2,11 +2,11 @@
 
 from precompute.input.others import OtherRecords
 from precompute.input.ours import OurRecords
-from precompute.input.records import Records, Source
+from precompute.input.records import Records, SourceOptions
 
 OURS = "builders/"
 
 
-def open_records(source: Source) -> Records:
+def open_records(source: SourceOptions) -> Records:
     """The records of one split of a dataset. Raises UsageError naming the flag."""
     return OurRecords(source) if source.dataset.startswith(OURS) else OtherRecords(source)

@@ -11,7 +11,7 @@ from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.input.faults import innermost
 from precompute.input.options import portable
-from precompute.input.records import Records, Source
+from precompute.input.records import Records, SourceOptions
 from precompute.input.row_values import image_bytes, jsonable, short_hash, unit_key
 from precompute.input.units import Unit
 
@@ -23,7 +23,7 @@ class OtherRecords(Records):
 
     readers_wait = False
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceOptions) -> None:
         super().__init__(source)
         self._rules = ImageCaptionConfig(caption_cleaning=self._cleaning, min_image_size=1)
 

@@ -15,7 +15,7 @@ from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.input.open_records import OURS, open_records
 from precompute.input.ours import JOINED
-from precompute.input.records import Records, Source
+from precompute.input.records import Records, SourceOptions
 
 FOREIGN = ("image_column", "caption_column", "caption_cleaning")
 PLAIN_OPTION = re.compile(r'\w+=("[\w,+ -]*"|[\d.eE+-]+|true|false|null)')
@@ -36,7 +36,7 @@ class Where:
         return self.dataset is not None or self.data_dir is not None or bool(self.options)
 
 
-def open_source(manifest: Manifest, split: str, where: Where) -> Records:
+def open_recorded(manifest: Manifest, split: str, where: Where) -> Records:
     """The records that a split was made of, in the same units. Raises UsageError where they are not at hand."""
     recipe, plan = manifest.recipe["dataset"], manifest.splits[split].plan
     name = where.dataset or recipe["path"]
@@ -57,7 +57,7 @@ def open_source(manifest: Manifest, split: str, where: Where) -> Records:
     if not where.is_named:
         _refuse_what_only_the_recipe_names(name, options)
     records = open_records(
-        Source(
+        SourceOptions(
             dataset=name,
             name=recipe.get("name"),
             split=split,

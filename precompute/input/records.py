@@ -46,7 +46,7 @@ BROKEN_OFF = (
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceOptions:
     """DATASET and the flags that say how to read it; see precompute/run.py for each."""
 
     dataset: str
@@ -76,7 +76,7 @@ class Records(ABC):
     # Whether the dataset's readers wait for a server themselves, and end a lost archive with a row of their own.
     readers_wait: bool
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SourceOptions) -> None:
         self.source = source
         self._dataset, builder, identity = self._open()
         self.recipe = self._recipe(builder)

@@ -18,9 +18,9 @@ from loader.format import Field, FormatError, Manifest, Marker
 from loader.npy import stored_dtype
 from loader.sidecar_schema import tokens_column
 from precompute.errors import PrecomputeError
-from precompute.input.recorded_source import Where, open_source
+from precompute.input.recorded_source import Where, open_recorded
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
-from precompute.shards.sidecar_table import read_table
+from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.store import Store
 from precompute.verification.source_check import find_records
 
@@ -99,7 +99,7 @@ def _tables(store: Store, markers: dict[str, Marker]) -> Iterator[tuple[int, pa.
     total = sum(shard.rows for _, shard in shards)
     for unit, shard in shards[:: max(1, -(-total // MAX_ROWS))]:
         try:
-            yield unit, read_table(store.read(f"{shard.name}.parquet"))
+            yield unit, read_sidecar_table(store.read(f"{shard.name}.parquet"))
         except (OSError, FormatError):
             continue
 
@@ -223,7 +223,7 @@ def _find_rejects(
     records = {}
     if wanted:
         try:
-            records = find_records(open_source(manifest, split, where), wanted)
+            records = find_records(open_recorded(manifest, split, where), wanted)
         except (PrecomputeError, OSError, IndexError):
             pass  # source_images has noted it
     for reason, keys in chosen.items():

@@ -19,7 +19,7 @@ from loader.recipe import Recipe
 from precompute.report import charts
 from precompute.report.figures import Figures, Reject
 from precompute.report.formatting import file_size, flatten
-from precompute.report.tiles import Card, Picture
+from precompute.report.tiles import Card, Tile
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PIXELS = 320  # edge of a picture on the page
@@ -110,7 +110,7 @@ def _card(card: Card) -> str:
     )
 
 
-def _picture(picture: Picture) -> str:
+def _picture(picture: Tile) -> str:
     image = Image.fromarray(picture.pixels)
     image.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
     out = io.BytesIO()

@@ -17,7 +17,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Picture:
+class Tile:
     """One image of a card. decibels: PSNR against the source at that resolution, None for the source itself."""
 
     label: str
@@ -31,7 +31,7 @@ class Card:
 
     key: str
     caption: str
-    pictures: list[Picture]
+    pictures: list[Tile]
 
 
 def make_cards(
@@ -51,11 +51,11 @@ def make_cards(
             if source is not None and field.name.endswith("_flipped"):
                 source = source[:, ::-1]
             pictures.append(
-                Picture(_label(field.name), pixels, None if source is None else psnr(pixels, source))
+                Tile(_label(field.name), pixels, None if source is None else psnr(pixels, source))
             )
         height, width = max((p.pixels.shape[:2] for p in pictures), default=(256, 256))
         shown = source_pixels(images.get(sample.key), sample.facts, height, width, manifest.recipe)
-        source_picture = [] if shown is None else [Picture("source", shown)]
+        source_picture = [] if shown is None else [Tile("source", shown)]
         cards.append(Card(sample.key, one_line(sample.caption), source_picture + pictures))
     return cards
 
@@ -65,7 +65,7 @@ def make_pair(samples: tuple[Sample, Sample], manifest: Manifest, encoder: Image
     fields = [field for field in manifest.fields if field.name in samples[0].arrays]
     raws = [raw_latents(fields[0], sample.arrays[fields[0].name], manifest.recipe) for sample in samples]
     pictures = [
-        Picture(sample.key, decode(raw, encoder) if encoder else _false_colours(raw))
+        Tile(sample.key, decode(raw, encoder) if encoder else _false_colours(raw))
         for sample, raw in zip(samples, raws, strict=True)
     ]
     return Card("", "", pictures)

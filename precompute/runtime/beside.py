@@ -11,7 +11,7 @@ from precompute.errors import UsageError
 from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
 from precompute.input.options import captions_options
-from precompute.input.recorded_source import Where, open_source
+from precompute.input.recorded_source import Where, open_recorded
 
 # The base decides them.
 DECIDED = (
@@ -85,7 +85,7 @@ def layer_records(config: Config, base: Base, with_images: bool) -> BaseRecords:
     files = captions_options(config.captions, config.captions_order).get("captions_from")
     joined = [f"captions_from={json.dumps(files)}"] if files else []
     where = Where(config.dataset or None, config.data_dir, (*config.options, *joined))
-    return BaseRecords(base, open_source(base.manifest, base.split, where))
+    return BaseRecords(base, open_recorded(base.manifest, base.split, where))
 
 
 def layer_recipe(recipe: Recipe, base: Base) -> Recipe:

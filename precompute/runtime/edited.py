@@ -10,14 +10,14 @@ from precompute.input.units import Unit
 from precompute.shards.manifest import ManifestKeeper
 
 
-def files_of(records: Records | BaseRecords, unit: Unit) -> list[str]:
+def source_files(records: Records | BaseRecords, unit: Unit) -> list[str]:
     """None are known of datasets that are not ours, nor of a layer, which is held against its base by hashes."""
     return records.files(unit) if isinstance(records, OurRecords) else []
 
 
 def look(records: Records | BaseRecords) -> dict[int, Stamp]:
     """Look what each unit's files are like now, where they are known."""
-    return {unit.index: stamp for unit in records.units if (stamp := stamp_of(files_of(records, unit)))}
+    return {unit.index: stamp for unit in records.units if (stamp := stamp_of(source_files(records, unit)))}
 
 
 def redo_changed(
@@ -29,7 +29,7 @@ def redo_changed(
     for unit, then in keeper.sources_then().items():
         if (now := sources.get(unit)) and then != now.as_json():
             units.append(unit)
-            names += newer(files_of(records, records.units[unit]), then)
+            names += newer(source_files(records, records.units[unit]), then)
     if not units:
         return ""
     if redo:

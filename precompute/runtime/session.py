@@ -24,14 +24,14 @@ from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import pick_device
 from precompute.encode.features import FeatureEncoder, open_feature_encoder
 from precompute.encode.image import ImageEncoder, open_image_encoder
-from precompute.encode.presets import Chosen, choose
+from precompute.encode.presets import Chosen, choose_models
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.input import pixels
 from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
 from precompute.input.open_records import open_records
-from precompute.input.records import Records, Source
+from precompute.input.records import Records, SourceOptions
 from precompute.input.stamps import Stamp
 from precompute.input.units import Unit
 from precompute.runtime.beside import NOTHING, check_new, layer_recipe, layer_records, like_base
@@ -175,9 +175,9 @@ class Session:
         )
 
 
-def source_of(config: Config) -> Source:
+def source_of(config: Config) -> SourceOptions:
     """The flags that say what to read."""
-    return Source(**{field.name: getattr(config, field.name) for field in fields(Source)})
+    return SourceOptions(**{field.name: getattr(config, field.name) for field in fields(SourceOptions)})
 
 
 def check_factor(config: Config, encoder: ImageEncoder) -> None:
@@ -194,7 +194,7 @@ def models_of(config: Config) -> Chosen:
     """The models that the flags name."""
     if config.beside and not config.for_model and not config.model:
         return Chosen(config.vae or NOTHING, config.text_encoder)
-    return choose(config.for_model, config.model, config.vae, config.text_encoder)
+    return choose_models(config.for_model, config.model, config.vae, config.text_encoder)
 
 
 def open_text_encoders(config: Config, models: Chosen, device: torch.device) -> list[TextEncoder]:

@@ -21,7 +21,7 @@ from loader.sidecar import I64
 from loader.sidecar_schema import sidecar_schema, tokens_column
 from loader.source import ManifestSource
 from precompute.shards.shared_keys import find_shared_key
-from precompute.shards.sidecar_table import read_table
+from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.unit_writer import Members, SidecarRow
 
 PACKED = 4  # what the hash is for; the loader's order has 1 to 3
@@ -196,7 +196,7 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
     columns: dict[str, Any] = {}
     for part in source.parts:
         with os.fdopen(part.open_sidecar(number), "rb") as file:
-            table = read_table(file.read()).take(rows)
+            table = read_sidecar_table(file.read()).take(rows)
         columns = {name: table[name] for name in table.column_names} | columns
     columns.pop("status")
     return pa.table(columns)

@@ -14,7 +14,7 @@ from loader.format import Field, FormatError, Marker, Shard, parse_npy
 from loader.npy import as_numbers
 from loader.recipe import Recipe
 from loader.sidecar_schema import tokens_column
-from precompute.shards.sidecar_table import read_table
+from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.store import Store
 
 REQUEST = 32 << 20  # bytes asked of the Hub at once
@@ -88,7 +88,7 @@ def iter_samples(
     for stem, marker, shard, share in spread(markers, split, count):
         specs = [field for field in marker.fields if fields is None or field.name in fields]
         try:
-            table = read_table(store.read(f"{shard.name}.parquet"))
+            table = read_sidecar_table(store.read(f"{shard.name}.parquet"))
             rows = list(itertools.islice((row for row in table.to_pylist() if row["status"] == "ok"), share))
             for start, data, row in _read_rows(store, f"{shard.name}.tar", rows):
                 yield _sample(stem, marker, shard, specs, row, start, data)

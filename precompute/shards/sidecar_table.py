@@ -11,7 +11,7 @@ TIMES = 20  # its own size, where it is
 ROWS = 1024  # at once
 
 
-def read_table(data: bytes) -> pa.Table:
+def read_sidecar_table(data: bytes) -> pa.Table:
     """All columns and rows. Raises FormatError where it is no parquet, or unpacks to more than is sensible."""
     most = max(LARGEST, TIMES * len(data))
     batches, total = [], 0

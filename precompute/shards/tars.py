@@ -17,9 +17,7 @@ class BadTar(Exception):
     """The archive breaks off, or is none."""
 
 
-def tar_members(
-    file: BinaryIO, update: Callable[[memoryview], object]
-) -> Iterator[tuple[str, int, memoryview]]:
+def walk_tar(file: BinaryIO, update: Callable[[memoryview], object]) -> Iterator[tuple[str, int, memoryview]]:
     """(name, offset of the data, data) of each member, reading forward only; the data is valid until the next one.
 
     update: is given every byte of the file, once and in order. Raises BadTar.

@@ -27,7 +27,7 @@ def check_texts(samples: Sequence[Sample], records: Mapping[str, Record]) -> Ite
             yield Finding(sample.shard, sample.key, what, redo(sample.stem))
 
 
-def check_captions(
+def check_caption_states(
     samples: Sequence[Sample], encoder: TextEncoder, fields: Sequence[Field]
 ) -> Iterator[Finding]:
     """Encode the captions again: each embedding must be that of its own caption, not of another, of the sample's or of others'."""

@@ -13,12 +13,12 @@ import pyarrow as pa
 from loader.format import KEY, Field, FormatError, Shard, parse_npy
 from loader.npy import as_numbers, stored_dtype
 from loader.sidecar_schema import described_columns, sidecar_schema, tokens_column
-from precompute.shards.sidecar_table import read_table
-from precompute.shards.tars import BadTar, tar_members
+from precompute.shards.sidecar_table import read_sidecar_table
+from precompute.shards.tars import BadTar, walk_tar
 from precompute.verification.check_folder import OTHER_SIDECAR, Finding
 
 
-class SidecarRow(NamedTuple):
+class OkRow(NamedTuple):
     """An ok row, the `place`-th of them. places: member -> (offset of its data in the tar, size), in bytes.
 
     tokens: of each caption that is embedded, by column.
@@ -30,7 +30,7 @@ class SidecarRow(NamedTuple):
     tokens: dict[str, list[int]]
 
 
-ValueCheck = Callable[[memoryview, SidecarRow | None], str]
+ValueCheck = Callable[[memoryview, OkRow | None], str]
 
 
 @dataclass
@@ -38,11 +38,11 @@ class Sidecar:
     """What a sidecar says: the table itself, its ok rows by key, and how many rows of each status there are."""
 
     table: pa.Table
-    rows: dict[str, SidecarRow] = field(default_factory=dict)
+    rows: dict[str, OkRow] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
 
 
-def read_sidecar(
+def check_sidecar(
     shard: Shard, fields: Sequence[Field], data: bytes, cure: str, layer: bool = False
 ) -> tuple[Sidecar | None, list[Finding]]:
     """Parse `{shard}.parquet`, check it against the marker's entry and the key rules; None: it cannot be trusted.
@@ -60,7 +60,7 @@ def read_sidecar(
     members = [f.name for f in fields] + ([] if layer else ["txt", "json"])
     schema = sidecar_schema(members)
     try:
-        table = read_table(data)
+        table = read_sidecar_table(data)
     except FormatError as error:
         wrong(f"the .parquet: {error}")
         return None, findings
@@ -93,7 +93,7 @@ def read_sidecar(
             wrong("no caption in the .parquet", key or "")
         if any(offset is None or size is None for offset, size in place):
             wrong("the .parquet does not say where its members are", key or "")
-        row = SidecarRow(
+        row = OkRow(
             len(sidecar.rows),
             caption or "",
             dict(zip(members, place, strict=True)),
@@ -122,7 +122,7 @@ def check_tar(
     found: dict[str, set[str]] = {}
     fine = True
     value_checks = _value_checks(fields, may_be_empty, layer)
-    for key, what in _tar_faults(value_checks, sidecar, tar_members(tar, digest.update), found):
+    for key, what in _tar_faults(value_checks, sidecar, walk_tar(tar, digest.update), found):
         fine = False
         yield Finding(shard.name, key, what, cure)
     if fine and digest.hexdigest() != shard.sha256:  # where something more exact was found, this adds nothing
@@ -196,7 +196,7 @@ def _value_checks(
     return checks if layer else checks | {"txt": _text_fault, "json": _json_fault}
 
 
-def _text_fault(data: memoryview, row: SidecarRow | None) -> str:
+def _text_fault(data: memoryview, row: OkRow | None) -> str:
     try:
         text = str(data, "utf-8")
     except UnicodeDecodeError:
@@ -206,7 +206,7 @@ def _text_fault(data: memoryview, row: SidecarRow | None) -> str:
     return "" if row is None or row.caption == text else "is not the caption that the .parquet has"
 
 
-def _json_fault(data: memoryview, row: SidecarRow | None) -> str:
+def _json_fault(data: memoryview, row: OkRow | None) -> str:
     try:
         return "" if isinstance(json.loads(bytes(data)), dict) else "is no JSON object"
     except (ValueError, RecursionError):
@@ -217,7 +217,7 @@ def _array_check(spec: Field, alike: bool, may_be_empty: bool) -> ValueCheck:
     wanted = np.dtype(stored_dtype(spec.dtype)).newbyteorder("<")
     seen: list[tuple[int, ...]] = []
 
-    def fault(data: memoryview, row: SidecarRow | None) -> str:
+    def fault(data: memoryview, row: OkRow | None) -> str:
         try:
             dtype, shape, start = parse_npy(data)
         except FormatError as error:
@@ -240,7 +240,7 @@ def _array_check(spec: Field, alike: bool, may_be_empty: bool) -> ValueCheck:
     return fault
 
 
-def _captions_fault(spec: Field, rows: int, row: SidecarRow) -> str:
+def _captions_fault(spec: Field, rows: int, row: OkRow) -> str:
     """What is wrong with how many captions, and tokens of each, lie in a member of so many rows."""
     tokens = row.tokens.get(tokens_column(spec.name)) or []
     fits = rows == (sum(tokens) if spec.kind == "caption_latents" else len(tokens))

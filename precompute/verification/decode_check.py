@@ -18,10 +18,10 @@ from loader.format import Field, Manifest, Marker
 from loader.recipe import Recipe
 from precompute.encode.image import ImageEncoder
 from precompute.errors import PrecomputeError
-from precompute.input.recorded_source import Where, open_source
+from precompute.input.recorded_source import Where, open_recorded
 from precompute.shards.sample_reader import Sample, per_channel, pick_samples, raw_latents
 from precompute.shards.store import Store
-from precompute.verification.caption_check import check_captions, check_null, check_texts
+from precompute.verification.caption_check import check_caption_states, check_null, check_texts
 from precompute.verification.check_folder import Finding, redo
 from precompute.verification.recipe_models import Models, recipe_image_encoder, recipe_text_encoders
 from precompute.verification.source_check import find_records, source_pixels
@@ -62,7 +62,7 @@ def check_likeness(
         encoders, notes = recipe_text_encoders(manifest.recipe, models)
         result.notes += notes
         for text_encoder in encoders:
-            result.findings += check_captions(samples, text_encoder, manifest.fields)
+            result.findings += check_caption_states(samples, text_encoder, manifest.fields)
             result.findings += check_null(store, text_encoder)
     return result
 
@@ -105,7 +105,7 @@ def source_records(
     for sample in samples:
         wanted.setdefault(sample.unit, set()).add(sample.key)
     try:
-        return find_records(open_source(manifest, split, where), wanted)
+        return find_records(open_recorded(manifest, split, where), wanted)
     except (PrecomputeError, OSError, IndexError) as error:
         if where.is_named:
             raise

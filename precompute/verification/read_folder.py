@@ -24,7 +24,7 @@ UNREADABLE = (FormatError, TypeError, AttributeError, KeyError)  # JSON that any
 
 
 @dataclass
-class Folder:
+class ShardFolder:
     """What a folder says of itself. markers: by stem; unknown: stems, or manifest.json, of what says nothing, each with its
     finding."""
 
@@ -38,9 +38,9 @@ class Folder:
         self.findings.append(finding)
 
 
-def read_markers(store: Store) -> Folder:
+def read_markers(store: Store) -> ShardFolder:
     """Markers and manifest; a finding for each that cannot be read."""
-    folder = Folder()
+    folder = ShardFolder()
     for stem in store.marker_stems():
         try:
             marker = Marker.from_json(_read(store, f"{stem}.json"))
@@ -139,7 +139,7 @@ def read_shard(store: Store, job: Job) -> Outcome:
     if f"{name}.parquet" in store.files:
         try:
             data = _read(store, f"{name}.parquet")
-            sidecar, outcome.findings = contents.read_sidecar(job.shard, fields, data, cure, layer)
+            sidecar, outcome.findings = contents.check_sidecar(job.shard, fields, data, cure, layer)
         except _NotRead as error:
             outcome.findings.append(error.finding)
     if job.shard.samples and f"{name}.tar" in store.files:
@@ -173,7 +173,7 @@ def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Ite
             except _NotRead as error:
                 yield error.finding
                 continue
-            sidecar, _ = contents.read_sidecar(
+            sidecar, _ = contents.check_sidecar(
                 job.shard, job.marker.fields, data, "", BASE in job.marker.recipe
             )
             for key in sidecar.rows if sidecar else ():

@@ -14,11 +14,11 @@ from builders.core.images import UndecodableImage, decode_rgb
 from builders.core.record import Record
 from loader.format import Manifest, Marker
 from loader.recipe import BASE, Recipe
-from precompute.input.recorded_source import Where, open_source
+from precompute.input.recorded_source import Where, open_recorded
 from precompute.input.records import Records
 from precompute.shards.store import Store
 from precompute.verification.check_folder import Finding, redo
-from precompute.verification.check_shard import read_sidecar
+from precompute.verification.check_shard import check_sidecar
 from precompute.verification.source_listing import LISTED, check_listing
 
 
@@ -70,7 +70,7 @@ def check_source(
     sources: set[str] = set()
     records = None
     for split in manifest.splits:
-        records = open_source(manifest, split, where)
+        records = open_recorded(manifest, split, where)
         for stem, marker in markers.items():
             if marker.split == split and marker.unit < len(records.units):
                 ours = _rows(store, marker, redo(stem))
@@ -90,7 +90,7 @@ def _rows(store: Store, marker: Marker, cure: str) -> list[dict[str, Any]]:
     for shard in marker.shards:
         if f"{shard.name}.parquet" in store.files:
             data = store.read(f"{shard.name}.parquet")
-            sidecar, _ = read_sidecar(shard, marker.fields, data, cure, BASE in marker.recipe)
+            sidecar, _ = check_sidecar(shard, marker.fields, data, cure, BASE in marker.recipe)
             rows += sidecar.table.to_pylist() if sidecar else []
     return rows
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from builders.archives.members import all_members
-from builders.archives.remote import open_source
+from builders.archives.remote import open_file
 from builders.archives.zips import count_zip, zip_names
 from builders.core import images
 from builders.core.errors import ArchiveError, ConfigError
@@ -169,7 +169,7 @@ def test_a_zip_that_claims_an_absurd_place_is_damaged(what: str, place: int, tmp
         + locator
         + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65_535, 65_535, 2**32 - 1, 2**32 - 1, 0)
     )
-    with open_source(str(path)) as file:
+    with open_file(str(path)) as file:
         if what == "member":
             assert [(member.name, member.read()) for member in all_members(file)] == [("a.jpg", b"")]
             return

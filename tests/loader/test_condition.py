@@ -14,7 +14,7 @@ import torch
 from loader import make_loader
 from loader.cache import Cache
 from loader.condition import Condition, select_samples
-from loader.joined import open_source
+from loader.joined import open_dataset
 from loader.remote import open_files
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
@@ -58,7 +58,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chosen(folder: Path, cache: Path, **condition: Any) -> list[list[str]]:
     """Keys of the chosen samples, shard by shard."""
-    source = open_source(open_files(folder, Cache(cache, None), 1.0), "train", cache)
+    source = open_dataset(open_files(folder, Cache(cache, None), 1.0), "train", cache)
     rows = select_samples(source, Condition(**condition), cache, MEMBERS, [])
     found = []
     for number, part in enumerate(rows):
@@ -171,7 +171,7 @@ def test_a_subset_out_of_bounds_is_told(subset: tuple[float, float]) -> None:
 
 
 def test_numbers_are_numbers(scored: Path, cache: Path) -> None:
-    source = open_source(open_files(scored, Cache(cache, None), 1.0), "train", cache)
+    source = open_dataset(open_files(scored, Cache(cache, None), 1.0), "train", cache)
     rows = select_samples(source, Condition(where="width = 300"), cache, [], [])
     assert all(part.dtype == np.int64 for part in rows)
 

@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_table_says_how_many_of_what(folder: Path, tmp_path: Path) -> None:
     where, kept = "key < 'k000010'", tmp_path / "kept.parquet"
-    said = choose.choose(Config(str(folder), where=where, subset=(0, 0.5), output=kept))
+    said = choose.count_chosen(Config(str(folder), where=where, subset=(0, 0.5), output=kept))
     lines = said.splitlines()
     assert lines[0].split() == ["all", "50", "100.00%"]
     counted = duckdb.sql(
@@ -32,13 +32,15 @@ def test_the_table_says_how_many_of_what(folder: Path, tmp_path: Path) -> None:
     keys = pq.read_table(kept)["key"].to_pylist()
     assert int(lines[3].split()[1]) == len(keys) and "of 4 shards" in lines[3]
     assert all(key < "k000010" for key in keys) and len(set(keys)) == len(keys)
-    again = choose.choose(Config(str(folder), keys=kept))
+    again = choose.count_chosen(Config(str(folder), keys=kept))
     assert int(again.splitlines()[-1].split()[1]) == len(keys)
 
 
 def test_a_remote_dataset_is_asked_for_its_sidecars_alone(folder: Path, tmp_path: Path) -> None:
     with serve(folder) as server:
-        said = choose.choose(Config(server.url, where="width is null", output=tmp_path / "kept.parquet"))
+        said = choose.count_chosen(
+            Config(server.url, where="width is null", output=tmp_path / "kept.parquet")
+        )
         asked = {Path(request[0]).suffix for request in server.requests}
     assert said.splitlines()[0].split()[:2] == ["all", "50"]
     assert asked == {".json", ".parquet"}
@@ -72,7 +74,7 @@ def test_samples_that_a_layer_lacks_do_not_count(
     whole = [key for key in keys if key not in lost["one"] + lost["two"]]
     assert pq.read_table(kept)["key"].to_pylist() == [key for key in whole if key < "k000014"]
     with pytest.raises(UsageError, match="is a layer of other shards") as error:
-        choose.choose(Config(str(folder), layers=(str(layers[0]),)))
+        choose.count_chosen(Config(str(folder), layers=(str(layers[0]),)))
     assert "\n" not in str(error.value)
 
 
@@ -87,7 +89,7 @@ def test_samples_that_a_layer_lacks_do_not_count(
 )
 def test_what_cannot_be_is_one_line(folder: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        choose.choose(Config(str(folder), **options))  # type: ignore[arg-type]
+        choose.count_chosen(Config(str(folder), **options))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 

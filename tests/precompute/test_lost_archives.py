@@ -15,7 +15,7 @@ from loader.format import Manifest
 from precompute.errors import SourceError
 from precompute.input import row_values
 from precompute.input.open_records import open_records
-from precompute.input.records import Records, Source
+from precompute.input.records import Records, SourceOptions
 from precompute.input.units import Unit
 from tests.support.launching import TOY, run_precompute
 from tests.support.raw.archive import write_tar
@@ -52,7 +52,9 @@ def opened(server: Server) -> Open:
     def open_them(dataset: str, limit: int | None = None) -> Records:
         links = ", ".join(f'"{server.url}/{number}.tar?key=SECRET"' for number in range(3))
         columns = {} if dataset == OURS else {"image_column": "jpg", "caption_column": "txt"}
-        return open_records(Source(dataset, options=(f"data_files=[{links}]",), limit=limit, **columns))
+        return open_records(
+            SourceOptions(dataset, options=(f"data_files=[{links}]",), limit=limit, **columns)
+        )
 
     return open_them
 
@@ -96,7 +98,7 @@ def test_archive_that_is_gone_costs_its_rows(
 
 def test_archive_that_is_gone_does_not_stop_a_trial_run(tmp_path: Path, tars: Path) -> None:
     (tars / "1.tar").write_bytes((tars / "1.tar").read_bytes()[:5000])
-    source = Source(THEIRS, data_dir=tars, image_column="jpg", caption_column="txt", limit=5)
+    source = SourceOptions(THEIRS, data_dir=tars, image_column="jpg", caption_column="txt", limit=5)
     records = open_records(source)
     assert records.units == [Unit(0, 0, 0, 2), Unit(1, 1, 0, 1), Unit(2, 2, 0, 2)]
     assert outcomes(records) == [[None, None], ["bad_archive"], [None, None]]
@@ -146,7 +148,7 @@ def failing_once(error: Exception, row: int) -> Callable[[Records, Unit], Iterat
 
 
 def foreign(folder: Path) -> Records:
-    return open_records(Source(THEIRS, data_dir=folder, image_column="jpg", caption_column="txt"))
+    return open_records(SourceOptions(THEIRS, data_dir=folder, image_column="jpg", caption_column="txt"))
 
 
 def test_connection_lost_in_the_middle_loses_and_repeats_no_row(

@@ -247,7 +247,7 @@ def test_plan_without_a_model_counts_by_the_shapes(recipe: Path, tmp_path: Path)
 
 def test_plan_is_arithmetic() -> None:
     dataset = make.Dataset("coco", None, ("train",), rows=7_200_000, gigabytes=1500)
-    table = make.plan(make.Recipe("x", (), (dataset,)), make.Measured(200_000, 100), raw=True)
+    table = make.plan(make.MakeRecipe("x", (), (dataset,)), make.Measured(200_000, 100), raw=True)
     assert table.splitlines()[1].split() == ["coco", "7,200,000", "1.50", "TB", "1.44", "TB", "20.0"]
 
 

@@ -16,7 +16,7 @@ from precompute.errors import ModelError, UsageError
 from precompute.report import sheet
 from precompute.report.figures import near_pairs, perceptual_hash
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
-from precompute.report.tiles import Card, Picture
+from precompute.report.tiles import Card, Tile
 from precompute.shards.sample_reader import _taken
 from precompute.verification.decode_check import psnr
 from precompute.verification.verdict import last_verdict
@@ -53,9 +53,7 @@ def load(path: Path) -> np.ndarray:
 
 def card(caption: str = "a caption", tiles: int = 3) -> Card:
     pixels = np.full((64, 64, 3), 128, np.uint8)
-    return Card(
-        "key", one_line(caption), [Picture("source", pixels)] + [Picture("64", pixels, 20.0)] * (tiles - 1)
-    )
+    return Card("key", one_line(caption), [Tile("source", pixels)] + [Tile("64", pixels, 20.0)] * (tiles - 1))
 
 
 def test_the_sheet_shows_each_source_beside_what_its_latents_decode_to(demo: Path) -> None:

@@ -76,5 +76,5 @@ def test_select_follows_no_link_beside_its_output(tmp_path: Path) -> None:
     shards, victim = write_shards(tmp_path / "latents"), tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / ".kept.parquet.tmp").symlink_to(victim)
-    choose.choose(choose.Config(str(shards), output=tmp_path / "kept.parquet"))
+    choose.count_chosen(choose.Config(str(shards), output=tmp_path / "kept.parquet"))
     assert victim.read_text() == "mine" and (tmp_path / "kept.parquet").stat().st_size > 100

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 import builders.sa1b
-from builders.archives.remote import open_source
+from builders.archives.remote import open_file
 from builders.core.errors import ArchiveError, DownloadError, MissingSourceError, RefusedError
 from tests.support.raw import sa1b
 from tests.support.raw.archive import write_tar
@@ -100,7 +100,7 @@ def test_an_outage_of_minutes_is_waited_out(server, rows, waits, caplog, fault):
 
 
 def test_an_outage_in_the_middle_of_an_archive_is_waited_out(server, waits):
-    with open_source(f"{server.url}/0.tar") as file:
+    with open_file(f"{server.url}/0.tar") as file:
         server.faults["0.tar"] = hang_up(9)
         assert file.read() == (server.root / "0.tar").read_bytes()
     assert waits
@@ -130,7 +130,7 @@ def test_a_server_that_ignores_ranges_is_not_read_whole(server, waits):
     sent = []
     headers = {"Content-Length": str(40 * 2**30)}
     server.faults["0.tar"] = without_ranges(40 * 2**30, headers, sent)
-    with open_source(f"{server.url}/0.tar?key=SECRET") as file:
+    with open_file(f"{server.url}/0.tar?key=SECRET") as file:
         assert file.read(9) == bytes(9)
         file.seek(30 * 2**30)
         with pytest.raises(
@@ -142,19 +142,19 @@ def test_a_server_that_ignores_ranges_is_not_read_whole(server, waits):
 
 def test_a_small_file_is_read_from_a_server_that_ignores_ranges(server):
     server.faults["0.tar"] = lambda handler, data: answer(200, body=data)(handler, data)
-    with open_source(f"{server.url}/0.tar") as file:
+    with open_file(f"{server.url}/0.tar") as file:
         assert file.read() == (server.root / "0.tar").read_bytes()
 
 
 def test_a_server_that_tells_no_length_is_an_error_with_the_cure(server, waits):
     server.faults["0.tar"] = without_ranges(2**20, {})
     with pytest.raises(DownloadError, match=r"/0\.tar: .*does not say how long.*data_dir"):
-        open_source(f"{server.url}/0.tar?key=SECRET")
+        open_file(f"{server.url}/0.tar?key=SECRET")
     assert not waits
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(server, waits):
-    with open_source(f"{server.url}/0.tar") as file:
+    with open_file(f"{server.url}/0.tar") as file:
         (server.root / "0.tar").write_bytes(bytes(10_240))
         with pytest.raises(DownloadError, match=r"/0\.tar: the file has changed"):
             file.read()
@@ -163,7 +163,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(server, waits):
 
 def test_an_empty_file_is_empty(server):
     (server.root / "0.tar").write_bytes(b"")
-    with open_source(f"{server.url}/0.tar") as file:
+    with open_file(f"{server.url}/0.tar") as file:
         assert file.read() == b""
 
 
@@ -172,7 +172,7 @@ def test_patience_ends_after_half_an_hour(server, waits):
     with pytest.raises(
         DownloadError, match=r"/0\.tar: the server answered 503, for half an hour\. Run again"
     ):
-        open_source(f"{server.url}/0.tar?key=SECRET")
+        open_file(f"{server.url}/0.tar?key=SECRET")
     assert 1800 <= sum(waits) < 1900
 
 
@@ -180,7 +180,7 @@ def test_a_server_that_is_not_there_is_waited_for(server, waits):
     server.server_close()
     server.shutdown()
     with pytest.raises(DownloadError, match=r"Connect.*for half an hour"):
-        open_source(f"{server.url}/0.tar")
+        open_file(f"{server.url}/0.tar")
     assert sum(waits) >= 1800
 
 
@@ -248,7 +248,7 @@ def test_an_archive_that_the_disk_cannot_read_costs_its_own_rows(tars, build):
     assert outcomes(found) == ["a", "a", "bad_archive", "a", "a"]
     assert "Input/output error" in found[2]["error"]
     for length in (-1, 512):
-        with open_source(str(tars / "1.tar")) as file:
+        with open_file(str(tars / "1.tar")) as file:
             with pytest.raises(ArchiveError, match="the disk cannot read it"):
                 file.read(length)
 

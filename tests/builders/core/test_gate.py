@@ -15,7 +15,7 @@ from builders.core.images import UndecodableImage
 from builders.core.record import Record, SourceRow
 from precompute.input.open_records import open_records
 from precompute.input.pixels import read_picture
-from precompute.input.records import Source
+from precompute.input.records import SourceOptions
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import encode, jpeg
 
@@ -93,8 +93,10 @@ def test_a_dataset_of_others_is_judged_as_ours_is(tmp_path: Path) -> None:
     ]
     write_tar(tmp_path / "0.tar", members)
     options = (f"data_files={tmp_path / '0.tar'}",)
-    others = open_records(Source("webdataset", options=options, image_column="jpg", caption_column="txt"))
-    ours = open_records(Source("builders/webdataset", options=options))
+    others = open_records(
+        SourceOptions("webdataset", options=options, image_column="jpg", caption_column="txt")
+    )
+    ours = open_records(SourceOptions("builders/webdataset", options=options))
     found = [
         [
             (r.caption, r.captions, r.width, r.height, r.reject, r.image)

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from precompute.encode.image import open_image_encoder
-from precompute.encode.presets import choose
+from precompute.encode.presets import choose_models
 from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import text_encoder_value
 from precompute.errors import UsageError
@@ -67,7 +67,7 @@ def test_the_default_is_what_sdxl_takes(tmp_path: Path) -> None:
     pipeline = diffusers.StableDiffusionXLPipeline(**parts, vae=None, unet=None, scheduler=None)
     texts = [*CAPTIONS, ""]
     rows, _, pooled, _ = pipeline.encode_prompt(texts, device="cpu", do_classifier_free_guidance=False)
-    chosen = choose(None, str(folder), None, ())
+    chosen = choose_models(None, str(folder), None, ())
     one, two = (open_text_encoder(value).encode(texts) for value in chosen.text_encoders)
     joined = [
         np.concatenate([a["caption_latents"], b["caption_latents_g"]], axis=-1)

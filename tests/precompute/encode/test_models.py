@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from precompute.encode.models import locate
+from precompute.encode.models import locate_model
 from precompute.errors import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_cached_model_is_found_wherever_it_lies_in_its_repository(cache: Path, place: str) -> None:
     (cache / place).mkdir(parents=True)
     (cache / place / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    location = locate("--text-encoder", "user/model", ["text_encoder"])
+    location = locate_model("--text-encoder", "user/model", ["text_encoder"])
     assert (location.name, location.subfolder, location.revision) == ("user/model", place, COMMIT)
     assert location.config == {"model_type": "t5"}
 
@@ -35,4 +35,4 @@ def test_model_that_is_not_cached_says_that_the_hub_cannot_be_reached(cache: Pat
     with pytest.raises(
         ModelError, match="--vae user/model: not in the local cache, and the Hub cannot be reached"
     ):
-        locate("--vae", "user/model", ["vae"])
+        locate_model("--vae", "user/model", ["vae"])

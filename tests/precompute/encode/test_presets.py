@@ -9,7 +9,7 @@ import pytest
 
 from loader import make_loader
 from precompute import verify
-from precompute.encode.presets import PRESETS, Model, choose
+from precompute.encode.presets import PRESETS, Model, choose_models
 from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import parse_text_encoder
 from precompute.errors import UsageError
@@ -21,9 +21,9 @@ from tests.support.tiny_pipelines import PARTS
 @pytest.mark.parametrize("name", get_args(Model))
 def test_every_entry_can_be_read_and_names_a_pipeline_that_the_suite_holds(name: Any) -> None:
     preset = PRESETS[name]
-    specs = [parse_text_encoder(value) for value in choose(name, None, None, ()).text_encoders]
+    specs = [parse_text_encoder(value) for value in choose_models(name, None, None, ()).text_encoders]
     assert specs[0].name == "" and len({spec.name for spec in specs}) == len(specs)
-    assert choose(name, None, None, ()).vae == preset.model
+    assert choose_models(name, None, None, ()).vae == preset.model
     if name != "micro-diffusion":
         assert hasattr(diffusers, preset.pipeline) and name in PARTS
 
@@ -52,14 +52,14 @@ def test_what_is_printed_says_the_same_run(
 
 
 def test_flags_override_a_preset() -> None:
-    flux = choose("flux1", None, None, ())
-    assert choose("flux1", "M", "toy", ("toy",)) == choose(None, None, "toy", ("toy",))
-    short = choose("flux1", "M", None, ("?length=256", "clip=?pooled"))
+    flux = choose_models("flux1", None, None, ())
+    assert choose_models("flux1", "M", "toy", ("toy",)) == choose_models(None, None, "toy", ("toy",))
+    short = choose_models("flux1", "M", None, ("?length=256", "clip=?pooled"))
     assert short.vae == "M"
     assert short.text_encoders == ("M?subfolder=text_encoder_2&length=256&padding=full", "clip=M?pooled")
-    assert choose("flux1", flux.vae, None, ()) == flux
-    changed = choose("qwen-image", None, None, ("?length=77",)).text_encoders[0]
-    whole = parse_text_encoder(choose("qwen-image", None, None, ()).text_encoders[0])
+    assert choose_models("flux1", flux.vae, None, ()) == flux
+    changed = choose_models("qwen-image", None, None, ("?length=77",)).text_encoders[0]
+    whole = parse_text_encoder(choose_models("qwen-image", None, None, ()).text_encoders[0])
     assert parse_text_encoder(changed).template == whole.template and parse_text_encoder(changed).length == 77
 
 
@@ -69,13 +69,13 @@ def test_flags_override_a_preset() -> None:
 )
 def test_changes_of_no_encoder_are_refused(given: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=f"--text-encoder .*{message}"):
-        choose("flux1", None, None, given)
+        choose_models("flux1", None, None, given)
 
 
 def test_a_part_that_the_repository_lacks_comes_from_elsewhere_or_the_folder(tmp_path: Path) -> None:
-    assert "llama=auto:meta-llama/" in choose("hidream", str(tmp_path), None, ()).text_encoders[1]
+    assert "llama=auto:meta-llama/" in choose_models("hidream", str(tmp_path), None, ()).text_encoders[1]
     (tmp_path / "text_encoder_4").mkdir()
-    assert f"llama=auto:{tmp_path}?" in choose("hidream", str(tmp_path), None, ()).text_encoders[1]
+    assert f"llama=auto:{tmp_path}?" in choose_models("hidream", str(tmp_path), None, ()).text_encoders[1]
 
 
 @pytest.mark.parametrize(

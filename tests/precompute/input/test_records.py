@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from precompute.input.open_records import open_records
-from precompute.input.records import Records, Source
+from precompute.input.records import Records, SourceOptions
 from precompute.input.units import Unit
 from tests.support.raw import sa1b
 from tests.support.raw.archive import write_tar, write_tgz
@@ -33,14 +33,14 @@ def same(one: Records, other: Records) -> bool:
 
 def test_archives_under_another_mount_point_are_the_same(tmp_path: Path) -> None:
     one, other = (
-        open_records(Source("builders/webdataset", data_dir=write_tars(tmp_path / mount)))
+        open_records(SourceOptions("builders/webdataset", data_dir=write_tars(tmp_path / mount)))
         for mount in ("a", "mnt/b")
     )
     assert same(one, other)
 
 
 def test_archive_that_is_fetched_again_is_the_same(tmp_path: Path) -> None:
-    source = Source("builders/webdataset", data_dir=write_tars(tmp_path))
+    source = SourceOptions("builders/webdataset", data_dir=write_tars(tmp_path))
     whole = (tmp_path / "0.tar").read_bytes()
     (tmp_path / "0.tar").write_bytes(whole[:5000])
     cut = open_records(source)
@@ -50,7 +50,7 @@ def test_archive_that_is_fetched_again_is_the_same(tmp_path: Path) -> None:
 
 def test_other_tars_of_the_same_names_are_not_the_same(tmp_path: Path) -> None:
     one, other = (
-        open_records(Source("builders/webdataset", data_dir=write_tars(tmp_path / str(first), first)))
+        open_records(SourceOptions("builders/webdataset", data_dir=write_tars(tmp_path / str(first), first)))
         for first in (0, 1)
     )
     assert one.plan != other.plan
@@ -60,7 +60,7 @@ def sa1b_by_links(path: Path, token: str) -> Records:
     path.parent.mkdir()
     lines = [f"sa_{number:06d}.tar\thttps://scontent.example.org/{token}/a?oh={token}" for number in range(3)]
     path.write_text("\n".join(["file_name\tcdn_link", *lines]))
-    return open_records(Source("builders/sa1b", options=(f"links={path}",)))
+    return open_records(SourceOptions("builders/sa1b", options=(f"links={path}",)))
 
 
 def test_links_of_another_day_lead_to_the_same_archives(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_links_of_another_day_lead_to_the_same_archives(tmp_path: Path) -> None:
 
 def test_annotations_that_have_changed_are_not_the_same(tmp_path: Path) -> None:
     sa1b.make(tmp_path)
-    source = Source("builders/sa1b", data_dir=tmp_path)
+    source = SourceOptions("builders/sa1b", data_dir=tmp_path)
     before = open_records(source)
     assert same(before, open_records(source))
     write_tgz(tmp_path / "SA1B_caption.tar.gz", [("sa_1010.txt", b"New caption.")])
@@ -81,7 +81,9 @@ def test_annotations_that_have_changed_are_not_the_same(tmp_path: Path) -> None:
 
 def foreign(*files: object) -> Records:
     option = f"data_files={json.dumps([str(file) for file in files])}"
-    return open_records(Source("webdataset", options=(option,), image_column="jpg", caption_column="txt"))
+    return open_records(
+        SourceOptions("webdataset", options=(option,), image_column="jpg", caption_column="txt")
+    )
 
 
 def test_recipe_of_other_datasets_names_no_local_path(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_patience_begins_anew_with_every_row(tmp_path: Path, monkeypatch: pytest
         ],
     )
     records = open_records(
-        Source(
+        SourceOptions(
             "webdataset",
             options=(f"data_files={tmp_path / 'raw.tar'}",),
             image_column="jpg",

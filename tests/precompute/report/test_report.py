@@ -15,7 +15,7 @@ from precompute.report import charts
 from precompute.report.figures import Figures, Reject
 from precompute.report.formatting import flatten
 from precompute.report.page import render
-from precompute.report.tiles import Card, Picture
+from precompute.report.tiles import Card, Tile
 from tests.support.made_shards import RECIPE, write_shards
 
 ATTACK = "<script>document.title='owned'</script>\"'><img src=https://example.invalid/x onerror=alert(1)>{{recipe}}"
@@ -61,7 +61,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         repeated=[(ATTACK, 3)],
         notes=[ATTACK],
     )
-    cards = [Card(ATTACK, ATTACK, [Picture(ATTACK, pixels), Picture(ATTACK, pixels, 20.0)])]
+    cards = [Card(ATTACK, ATTACK, [Tile(ATTACK, pixels), Tile(ATTACK, pixels, 20.0)])]
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(
         render(ATTACK, ATTACK, cards, cards, figures, {**RECIPE, ATTACK: [ATTACK, {"a": ATTACK}]})

@@ -22,7 +22,7 @@ from precompute.encode.text import open_text_encoder
 from precompute.errors import OutputError, PrecomputeError, SourceError, output_errors
 from precompute.input.open_records import open_records
 from precompute.input.pixels import Picture, read_picture
-from precompute.input.records import Records, Source
+from precompute.input.records import Records, SourceOptions
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
@@ -290,7 +290,7 @@ def webdataset_tar(path: Path, samples: int) -> bytes:
 
 
 def open_webdataset(folder: Path) -> Records:
-    source = Source("webdataset", data_dir=folder, image_column="jpg", caption_column="txt")
+    source = SourceOptions("webdataset", data_dir=folder, image_column="jpg", caption_column="txt")
     return open_records(source)
 
 

@@ -23,7 +23,7 @@ from precompute.shards.sample_reader import pick_samples, spread
 from precompute.shards.store import Store
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from precompute.verification import read_folder
-from precompute.verification.caption_check import check_captions
+from precompute.verification.caption_check import check_caption_states
 from precompute.verification.check_folder import Finding
 from precompute.verification.decode_check import compare, psnr
 from precompute.verification.source_check import _compare
@@ -174,7 +174,7 @@ def test_a_wrong_scale_is_found_without_the_photographs(
         raise UsageError("builders/demo: its archives are not here")
 
     remake(mode, tmp_path / "out", each(latents_256=lambda a: a * np.float16(3)))
-    monkeypatch.setattr("precompute.verification.decode_check.open_source", gone)
+    monkeypatch.setattr("precompute.verification.decode_check.open_recorded", gone)
     report = report_of(tmp_path / "out", decode=100)
     assert report.psnr == {} and "no source images" in report.notes[0]
     assert [f.shard for f in report.findings] == ["latents_256"] and "standard deviation" in report.findings[
@@ -362,7 +362,7 @@ def test_an_embedding_that_is_off_is_told_though_it_is_nearest_to_its_own_captio
         )
         for caption, arrays in zip(captions, Encoder().encode(captions), strict=True)
     ]
-    found = list(check_captions(samples, Encoder(), FIELDS[1:]))  # type: ignore[arg-type]
+    found = list(check_caption_states(samples, Encoder(), FIELDS[1:]))  # type: ignore[arg-type]
     assert ("a" in [finding.key for finding in found]) == is_told
 
 
@@ -379,5 +379,5 @@ def test_options_of_the_command_line_win_over_those_of_the_recipe(monkeypatch: p
     for dataset in ({"path": "x", "options": ["a=1", "b=1"]}, {"path": "builders/demo", "a": 1, "b": 1}):
         split = SimpleNamespace(plan={"units": 1})
         manifest: Any = SimpleNamespace(recipe={"dataset": dataset}, splits={"train": split})
-        recorded_source.open_source(manifest, "train", recorded_source.Where(options=("a=2",)))
+        recorded_source.open_recorded(manifest, "train", recorded_source.Where(options=("a=2",)))
     assert [(options["a"], options["b"]) for options in seen] == [(2, 1), (2, 1)]

@@ -7,7 +7,7 @@ import pytest
 
 from precompute.errors import UsageError
 from precompute.input import recorded_source
-from precompute.input.recorded_source import Where, open_source
+from precompute.input.recorded_source import Where, open_recorded
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], where: Where) -> list[Any]:
@@ -20,7 +20,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, recipe: dict[str, Any], where: Where
 
     monkeypatch.setattr(recorded_source, "open_records", records)
     split = SimpleNamespace(plan={"units": 1})
-    open_source(SimpleNamespace(recipe={"dataset": recipe}, splits={"train": split}), "train", where)  # type: ignore[arg-type]
+    open_recorded(SimpleNamespace(recipe={"dataset": recipe}, splits={"train": split}), "train", where)  # type: ignore[arg-type]
     return asked
 
 

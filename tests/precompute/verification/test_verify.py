@@ -20,7 +20,7 @@ from precompute import verify
 from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import write_file
 from precompute.shards.tar_writer import TarWriter
-from precompute.shards.tars import BadTar, tar_members
+from precompute.shards.tars import BadTar, walk_tar
 from precompute.shards.unit_writer import SidecarRow
 from precompute.verification.check_folder import Finding
 from tests.support import made_shards
@@ -449,7 +449,7 @@ def test_the_tar_reader_agrees_with_tarfile(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(bytes(size)))
     seen = bytearray()
     with open(tmp_path / "x.tar", "rb") as file:
-        ours = [(name, offset, len(data)) for name, offset, data in tar_members(file, seen.extend)]
+        ours = [(name, offset, len(data)) for name, offset, data in walk_tar(file, seen.extend)]
     with tarfile.open(tmp_path / "x.tar") as tar:
         assert ours == [(info.name, info.offset_data, info.size) for info in tar]
     assert bytes(seen) == (tmp_path / "x.tar").read_bytes()
@@ -463,6 +463,6 @@ def test_the_tar_reader_survives_noise() -> None:
         for position in random.integers(0, len(data), 3):
             data[position] = random.integers(256)
         try:
-            list(tar_members(io.BytesIO(data), lambda block: None))
+            list(walk_tar(io.BytesIO(data), lambda block: None))
         except BadTar:
             pass
