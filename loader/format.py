@@ -13,11 +13,14 @@ become *latents*, `(raw - shift) * scale`, so that nothing random and no scale i
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from math import prod
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from loader import border
 from loader.border import FormatError as FormatError
+from loader.field import DTYPES as DTYPES
+from loader.field import Field as Field
+from loader.field import Kind as Kind
+from loader.field import parse_fields
 from loader.field_names import image_field_name as image_field_name
 from loader.field_names import text_field_name as text_field_name
 from loader.npy import npy_bytes as npy_bytes
@@ -38,108 +41,10 @@ FOLDER = re.compile(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+|")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5,}(-\d{2,})?")
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-FIELD_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 REASON = re.compile(r"[A-Za-z0-9_-]{1,100}")
 BUCKET = re.compile(r"(\d{1,6}x\d{1,6}(\+\d{1,6}x\d{1,6}){0,9})?")
-DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-LARGEST_MEMBER = 1 << 28  # bytes of one array: no field of any model comes near
 LARGEST_SHARD = 1 << 48
-MOST_CAPTIONS = 1000  # of a sample
 MOST_SHARDS = 10_000_000
-
-Kind = Literal["moments", "latents", "caption_latents", "caption_pooled", "features"]
-# Of each kind: how its fields are named, and how many axes they have, least and most.
-KINDS = {
-    **{kind: (re.compile(kind + r"_\d{1,6}(_flipped)?"), 3, 3) for kind in ("moments", "latents")},
-    "caption_latents": (re.compile(r"caption_latents(_.+)?"), 2, 2),
-    "caption_pooled": (re.compile(r"caption_pooled(_.+)?"), 1, 2),
-    "features": (re.compile(r"features_.+"), 2, 2),
-}
-
-
-# --- fields -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Field:
-    """One array member of every sample: `KEY.{name}.npy`.
-
-    shape: of one sample, channels first; None where it varies from sample to sample (a trimmed token axis).
-    scale, shift: `latents = (raw - shift) * scale`; one number, or one per channel. Only `moments` fields have them;
-        a `latents` field is scaled already.
-    captions: of a text field, how many captions of a sample may lie in its member at most. Where more than one, they lie end to
-        end, each of `shape`, pooled ones as rows; how many tokens each has is in the sidecar's `caption_tokens`.
-    """
-
-    name: str
-    kind: Kind
-    dtype: str
-    shape: tuple[int | None, ...]
-    scale: float | tuple[float, ...] | None = None
-    shift: float | tuple[float, ...] | None = None
-    captions: int = 1
-
-    @property
-    def member(self) -> str:
-        return f"{self.name}.npy"
-
-    @property
-    def stored_shape(self) -> tuple[int | None, ...]:
-        """The shape of the member: with several captions their number, or that of all their tokens, varies."""
-        if self.captions == 1:
-            return self.shape
-        return (None, *(self.shape[1:] if self.kind == "caption_latents" else self.shape))
-
-    @property
-    def known_bytes(self) -> int:
-        """Bytes that the data of a sample takes at least."""
-        return prod(n for n in self.shape if n is not None) * DTYPES.get(self.dtype, 1)
-
-    @classmethod
-    def from_json(cls, obj: Any, place: str = "field") -> Self:
-        """Raises FormatError for what no reader could make an array of."""
-        obj = border.mapping(obj, place)
-        name = border.text(border.part(obj, "name", place), f"{place}.name", FIELD_NAME)
-        place = f"field {name}"
-        axes = border.sequence(border.part(obj, "shape", place), f"{place}.shape", 8)
-        shape = tuple(None if n is None else border.count(n, f"{place}.shape", LARGEST_MEMBER) for n in axes)
-        made = cls(
-            name=name,
-            kind=border.one_of(border.part(obj, "kind", place), f"{place}.kind", KINDS),
-            dtype=border.one_of(border.part(obj, "dtype", place), f"{place}.dtype", DTYPES),
-            shape=shape,
-            scale=_per_channel(obj.get("scale"), f"{place}.scale", shape),
-            shift=_per_channel(obj.get("shift"), f"{place}.shift", shape),
-            captions=border.count(obj.get("captions", 1), f"{place}.captions", MOST_CAPTIONS),
-        )
-        names, least, most = KINDS[made.kind]
-        if not names.fullmatch(name) or not least <= len(shape) <= most:
-            raise FormatError(f"{place}: shape {list(shape)} or name is not one of kind {made.kind}")
-        if not made.captions or (made.captions > 1 and not made.kind.startswith("caption_")):
-            raise FormatError(f"{place}: {made.captions} captions in a field of kind {made.kind}")
-        if made.kind == "moments" and (not shape[0] or shape[0] % 2):
-            raise FormatError(
-                f"{place}: shape {list(shape)} does not begin with means and as many deviations"
-            )
-        if 0 in shape or made.known_bytes > LARGEST_MEMBER:
-            raise FormatError(
-                f"{place}: an array of shape {list(shape)} is not of 1 to {LARGEST_MEMBER} bytes"
-            )
-        return made
-
-
-def _per_channel(value: Any, place: str, shape: tuple[int | None, ...]) -> float | tuple[float, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        return border.number(value, place)
-    numbers = tuple(border.number(v, place) for v in value)
-    if len(shape) != 3 or shape[0] not in (len(numbers), 2 * len(numbers)):
-        raise FormatError(f"{place}: {len(numbers)} numbers do not fit the channels of shape {list(shape)}")
-    return numbers
-
-
-# --- marker and manifest ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -230,7 +135,7 @@ class Marker(_HasShards):
     def from_json(cls, text: str | bytes) -> Self:
         """Raises FormatError where the text is no marker, is of a newer format, or its counts contradict."""
         obj = _load(text, "marker")
-        fields = _fields(obj, "marker")
+        fields = parse_fields(obj, "marker")
         marker = cls(
             split=border.text(border.part(obj, "split", "marker"), "marker.split", SPLIT_NAME),
             unit=border.count(border.part(obj, "unit", "marker"), "marker.unit"),
@@ -309,7 +214,7 @@ class Manifest:
     def from_json(cls, text: str | bytes) -> Self:
         """Raises FormatError where the text is no manifest, or one of a newer format."""
         obj = _load(text, "manifest")
-        fields = _fields(obj, "manifest")
+        fields = parse_fields(obj, "manifest")
         splits = {}
         for name, split in border.mapping(border.part(obj, "splits", "manifest"), "manifest.splits").items():
             border.text(name, "manifest.splits", SPLIT_NAME)
@@ -331,14 +236,6 @@ def _split(obj: Any, place: str, fields: tuple[Field, ...]) -> Split:
     done = border.count(border.part(obj, "units_done", place), f"{place}: units_done")
     counts = (_by_reason({name: {}, **obj}, name, place) for name in ("left_out", "caption_kinds"))
     return Split(plan, done, _shards(obj, place, fields), _by_reason(obj, "rejected", place), *counts)
-
-
-def _fields(obj: dict[str, Any], place: str) -> tuple[Field, ...]:
-    listed = border.sequence(border.part(obj, "fields", place), f"{place}.fields", 1000)
-    fields = tuple(Field.from_json(one, f"{place}.fields") for one in listed)
-    if len({one.name for one in fields}) != len(fields):
-        raise FormatError(f"{place}.fields: two of the same name")
-    return fields
 
 
 def _by_reason(obj: dict[str, Any], name: str, place: str) -> dict[str, int]:

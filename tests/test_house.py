@@ -143,13 +143,9 @@ def test_the_wheel_holds_every_package() -> None:
 
 
 # Files of over 300 lines and classes of over 150: two nouns each. The lists only shrink.
-LONG_FILES = {
-    "loader/format.py": 398,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_CLASSES = {
     "loader/dataset.py:LatentDataset": 244,
-    "precompute/hub/hub_dataset.py:Target": 154,
-    "precompute/runtime/pipeline.py:Pipeline": 190,
 }
 
 

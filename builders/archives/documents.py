@@ -100,6 +100,10 @@ class _Window:
                 what = "cut short"
             except json.JSONDecodeError as error:
                 what = error.msg
+            except RecursionError:
+                raise ValueError(
+                    f"nested too deep: in the value at character {self._passed + self._at:,}"
+                ) from None
             if size > _LONGEST or not self._read_on(size):
                 raise ValueError(f"{what}: in the value at character {self._passed + self._at:,}")
             size *= 2

@@ -118,7 +118,7 @@ class Target:
                 self._confirm(local, units)
                 self._delete(local, units)
 
-    def _bear(self, error: Exception, patience: "HubPatience") -> None:
+    def _bear(self, error: Exception, patience: HubPatience) -> None:
         """Wait until the commit may be tried again, or raise PushError. What fits into no time-out is made smaller."""
         status = status_of(error)
         if status in CONFLICTS:
@@ -139,7 +139,7 @@ class Target:
                 manifest.splits.setdefault(name, Split(split.plan, 0, (), {}))
         manifest, wanted = _beside(local.folder, manifest, hub.manifest)
         sheet = SHEET in wanted or SHEET in hub.snapshot.files
-        wanted[README] = self._card(manifest, hub, sheet)
+        wanted[README] = _card(self._repository, manifest, hub, sheet)
         contents = {
             name: data for name, data in wanted.items() if not is_same(hub.snapshot.files.get(name), data)
         }
@@ -148,17 +148,6 @@ class Target:
         said = f"Add {len(units)} units, {size / 1e9:.2f} GB" if units else "Update manifest and card"
         said += f", delete {len(stale)} stale files" if stale else ""
         return Change(units, len(markers), contents, stale, said)
-
-    def _card(self, manifest: Manifest, hub: Published, sheet: bool) -> bytes:
-        """The card, around what people wrote. Raises Refusal where what is there cannot be read as a card."""
-        there = self._repository.read(hub.snapshot, README)
-        try:
-            return render_card(manifest, self._repository.name, there.decode("utf-8"), sheet).encode()
-        except (ValueError, YAMLError) as error:
-            raise Refusal(
-                f"{self._repository.name}: {README} there has no header that can be read ({str(error).splitlines()[0]}). "
-                "Mend it there, or remove it, and run the same command again"
-            ) from error
 
     def _commit(self, local: Finished, hub: Published, missing: dict[str, list[str]], change: Change) -> None:
         opens_pr = self._create_pr and self._repository.revision is None
@@ -253,3 +242,15 @@ def _has(hub: Published, path: str, sha256: str, here: Path) -> bool:
     if there is not None and there.lfs is None:
         return here.exists() and is_same(there, here.read_bytes())
     return there is not None and bool(there.lfs.sha256 == sha256)
+
+
+def _card(repository: Repository, manifest: Manifest, hub: Published, sheet: bool) -> bytes:
+    """The card, around what people wrote. Raises Refusal where what is there cannot be read as a card."""
+    there = repository.read(hub.snapshot, README)
+    try:
+        return render_card(manifest, repository.name, there.decode("utf-8"), sheet).encode()
+    except (ValueError, YAMLError) as error:
+        raise Refusal(
+            f"{repository.name}: {README} there has no header that can be read ({str(error).splitlines()[0]}). "
+            "Mend it there, or remove it, and run the same command again"
+        ) from error

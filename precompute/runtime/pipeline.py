@@ -12,16 +12,12 @@ is in a batch, and so every value, depends on the unit alone. A fault in any thr
 import contextlib
 import functools
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import replace
-from typing import Any
 
-from builders.archives import backoff
 from builders.core.images import UndecodableImage
 from builders.core.record import Record
 from precompute.encode.batch_encoder import BatchEncoder, EncoderInput
@@ -32,9 +28,8 @@ from precompute.input.records import Records
 from precompute.runtime.commits import Commits
 from precompute.runtime.leases import UnitLease, UnitLeases
 from precompute.runtime.stats import Stats
+from precompute.runtime.threads import Threads
 from precompute.runtime.unit_output import Batch, Item, OpenUnit, Output
-
-TICK = 0.1  # seconds between looks at whether another thread has failed
 
 
 class Idle:
@@ -59,8 +54,7 @@ class Pipeline:
     ) -> None:
         self._records, self._leases, self._encoder, self._output = records, leases, encoder, output
         self._read_picture, self._num_threads, self._on_progress = read, num_threads, on_progress
-        self._failed = threading.Event()
-        self._failure: BaseException | None = None
+        self._threads = Threads()
         self._decoded: queue.Queue[Decoding | Idle | None] = queue.Queue(
             4 * output.batch_size + 2 * num_threads
         )
@@ -73,7 +67,8 @@ class Pipeline:
         started = time.monotonic()
         self._encoder.clock.reset()
         with ThreadPoolExecutor(self._num_threads, thread_name_prefix="decode") as decoders:
-            threads = [self._thread(self._read, decoders), self._thread(self._write)]
+            self._threads.start(self._read, decoders)
+            self._threads.start(self._write)
             try:
                 for batch in self._batches():
                     if batch.good:
@@ -88,46 +83,33 @@ class Pipeline:
                     self._on_progress(self.stats)
                 for batch in self._launched:
                     self._hand_over(batch)
-                self._put(self._encoded, None)
-                for thread in threads:
-                    thread.join()
+                self._threads.put(self._encoded, None)
+                self._threads.join()
             except BaseException as error:  # noqa: BLE001  raised below, once the threads have stopped
-                self._fail(error)
+                self._threads.fail(error)
                 decoders.shutdown(wait=False, cancel_futures=True)
-                for thread in threads:
-                    thread.join()
+                self._threads.join()
         self.stats.seconds = time.monotonic() - started
-        if self._failure is not None:
-            raise self._failure
+        self._threads.raise_failure()
         return self.stats
 
     # --- the threads ---
 
     def _read(self, decoders: ThreadPoolExecutor) -> None:
-        for lease in self._leases.all(self._failed):
+        for lease in self._leases.all(self._threads.failed):
             if lease is None:
-                self._put(self._decoded, Idle())
+                self._threads.put(self._decoded, Idle())
                 continue
             seen: set[str] = set()
             for record in self._records.rows(lease.unit):
                 if record.key in seen:
                     record = replace(record, reject=record.reject or "duplicate_key")
                 seen.add(record.key)
-                self._put(self._decoded, (lease, decoders.submit(self._decode, record)))
-            self._put(self._decoded, (lease, None))
-        self._put(self._decoded, None)
-
-    def _decode(self, record: Record) -> Item:
-        if record.reject is not None:
-            return Item(record)
-        try:
-            return Item(record, self._read_picture(record))
-        except UndecodableImage as error:
-            return Item(replace(record, reject=error.reject))
-        except MemoryError as error:
-            raise PrecomputeError(
-                "--num-threads: no memory left to decode an image; use fewer threads or processes, or a smaller --batch-size"
-            ) from error
+                self._threads.put(
+                    self._decoded, (lease, decoders.submit(_decode, record, self._read_picture))
+                )
+            self._threads.put(self._decoded, (lease, None))
+        self._threads.put(self._decoded, None)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches of one size of pictures each: full ones as they fill, the others at the end of the unit.
@@ -159,9 +141,9 @@ class Pipeline:
     def _write(self) -> None:
         unit: OpenUnit | None = None
         since = time.monotonic()
-        commits = Commits(self._output.destination.behind, self._fail)
+        commits = Commits(self._output.destination.behind, self._threads.fail)
         try:
-            while (batch := self._get(self._encoded)) is not None:
+            while (batch := self._threads.get(self._encoded)) is not None:
                 unit = unit or OpenUnit(batch.lease, self._output, self._encoder, since)
                 unit.write(batch)
                 if batch.last:
@@ -182,7 +164,7 @@ class Pipeline:
             while self._launched and self._decoded.empty():
                 self._hand_over(self._launched.popleft())
             with self._timed(stage):
-                entry = self._get(self._decoded)
+                entry = self._threads.get(self._decoded)
             if not isinstance(entry, Idle):
                 break
             stage = "idle"
@@ -205,40 +187,20 @@ class Pipeline:
         batch.in_flight, self.stats.images = None, self.stats.images + len(batch.good)
         self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
         with self._timed("writing"):
-            self._put(self._encoded, batch)
-
-    def _thread(self, work: Callable[..., None], *arguments: Any) -> threading.Thread:
-        def guarded() -> None:
-            try:
-                work(*arguments)
-            except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
-                self._fail(error)
-
-        thread = threading.Thread(target=copy_context().run, args=(guarded,), name=work.__name__)
-        thread.start()
-        return thread
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._failed.is_set():
-            self._failure = error
-            self._failed.set()
-            backoff.give_up()
-
-    def _put(self, channel: queue.Queue[Any], item: Any) -> None:
-        while not self._failed.is_set():
-            with contextlib.suppress(queue.Full):
-                return channel.put(item, timeout=TICK)
-        raise _Stopped
-
-    def _get(self, channel: queue.Queue[Any]) -> Any:
-        while not self._failed.is_set():
-            with contextlib.suppress(queue.Empty):
-                return channel.get(timeout=TICK)
-        raise _Stopped
+            self._threads.put(self._encoded, batch)
 
 
-class _Stopped(Exception):
-    """Another thread has failed: end this one. Never the first failure, so never raised to the user."""
+def _decode(record: Record, read: Callable[[Record], Picture]) -> Item:
+    if record.reject is not None:
+        return Item(record)
+    try:
+        return Item(record, read(record))
+    except UndecodableImage as error:
+        return Item(replace(record, reject=error.reject))
+    except MemoryError as error:
+        raise PrecomputeError(
+            "--num-threads: no memory left to decode an image; use fewer threads or processes, or a smaller --batch-size"
+        ) from error
 
 
 def _input(item: Item, max_captions: int) -> EncoderInput:

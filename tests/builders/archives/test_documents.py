@@ -89,6 +89,11 @@ def test_an_element_without_end_is_an_error_before_it_fills_memory(monkeypatch):
     assert endless.tell() < 2**22
 
 
+def test_an_element_that_nests_without_end_is_an_error():
+    with pytest.raises(ValueError, match="nested too deep: in the value at character 7"):
+        lists(b'{"a": [' + b"[" * 50_000 + b"]" * 50_000 + b"]}")
+
+
 def test_memory_is_that_of_the_window():
     row = json.dumps({"image_id": 1, "caption": "a man on a moped" * 4})
     data = io.BytesIO(('{"annotations": [' + ",".join([row] * 200_000) + "]}").encode())
