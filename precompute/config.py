@@ -71,7 +71,8 @@ class Config:
     """Folder or Hub id with the parts of --for's pipeline. Default: the Hub's."""
 
     vae: str | None = None
-    """Image encoder: a Hub id with an optional @REVISION, a folder, or `toy` (no download). A `vae` subfolder is found."""
+    """Image encoder: a Hub id with an optional @REVISION, a folder, or `toy` (no download). A `vae` subfolder is found. With
+    ?shift=0 behind it latents are scaled and not shifted, as some pipelines take them."""
 
     text_encoder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """[NAME=]ID[@REVISION][?OPTION&OPTION...], or `toy`, instead of the encoders of --for; repeat for several. Without an ID,
@@ -80,8 +81,8 @@ class Config:
     template=TEXT with {} for the caption (or @FILE), skip=34 (of the template's first tokens; skip=template counts those before
     {}), pooled (or pooled=only, no states), subfolder=NAME, side=left (where padding goes), multiple=16 (pad to multiples, hide
     nothing), mask=real or one-more (store what a mask shows of padded text), norm (the final norm on earlier layers),
-    case=lower, clean=ftfy (as Wan's pipeline mends text), keep=first (the BOS before what is skipped), empty=bare (the empty
-    caption without template), quoted (only the text in quotation marks)."""
+    case=lower, clean=ftfy or deepfloyd (as Wan's and PixArt's pipelines clean text), keep=first (the BOS before what is
+    skipped), empty=bare (the empty caption without template), quoted (only the text in quotation marks)."""
 
     max_captions: int = 1
     """Captions of a picture that are embedded at most; the loader then draws one of them each time."""

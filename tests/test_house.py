@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "loader": LOADER,
     "precompute.shards": GROUND,
     "precompute.cloud": {*GROUND, *BUILDERS, "precompute.cloud"},
-    "precompute.encode": {*GROUND, "precompute.encode"},
+    "precompute.encode": {*GROUND, "builders.core", "precompute.encode"},
     "precompute.input": READING,
     "precompute.runtime": {*READING, "precompute.cloud", "precompute.runtime"},
     "precompute.verification": {*READING, "precompute.verification"},

@@ -20,6 +20,7 @@ from precompute.errors import ModelError, UsageError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PROBE = 128  # pixels: a multiple of every known factor
+UNSHIFTED = "?shift=0"  # behind the name of a model whose shift the pipeline leaves out
 SHAPES = 1024  # of compiled inputs: more than there are buckets. Beyond the limit torch would compute without compiling
 
 Number = float | tuple[float, ...]
@@ -87,6 +88,11 @@ class ImageEncoder:
         torch._dynamo.config.recompile_limit = SHAPES
         torch._dynamo.config.accumulated_recompile_limit = SHAPES
         model.encoder.compile(dynamic=False)
+
+    def leave_unshifted(self) -> None:
+        """Let `latents = raw * scale`, as pipelines do that leave the shift in the model's config alone."""
+        self.shift = 0.0
+        self.recipe = {**self.recipe, "shift": self.shift, "unshifted": True}
 
     def forget(self, dtype: torch.dtype) -> None:
         """Free what computing in a precision that is not the encoder's own has taken."""
@@ -199,10 +205,17 @@ FAMILIES: dict[str, type[ImageEncoder]] = {
 def open_image_encoder(name: str, device: torch.device | str = "cpu", dtype: str = "float32") -> ImageEncoder:
     """The encoder that `--vae` names: `toy`, a folder, a Hub id with an optional `@REVISION`, or NAME:ID of an installed package.
 
-    A `vae` subfolder, as diffusers pipelines have it, is found by itself. dtype: that of the computation.
+    A `vae` subfolder, as diffusers pipelines have it, is found by itself. Behind it may stand `?shift=0`: the latents are scaled
+    and not shifted, whatever the model's config says. dtype: that of the computation.
     Raises ModelError where there is no such model, or none of a family in `FAMILIES`.
     """
-    device = torch.device(device)
+    encoder = _open(name.removesuffix(UNSHIFTED), torch.device(device), dtype)
+    if name.endswith(UNSHIFTED):
+        encoder.leave_unshifted()
+    return encoder
+
+
+def _open(name: str, device: torch.device, dtype: str) -> ImageEncoder:
     if name == "toy":
         toy = ToyVAE()
         return ImageEncoder(toy, {"model": "toy", "weights": weights_hash(toy)}, device, DTYPES[dtype])

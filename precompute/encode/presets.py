@@ -23,16 +23,17 @@ Model = Literal[
 
 @dataclass(frozen=True)
 class Preset:
-    """pipeline: the class in diffusers whose `encode_prompt` it repeats. model: where its parts are on the Hub.
+    """pipeline: the class in diffusers whose `encode_prompt` it repeats, called as it calls it. model: where its parts are on the Hub.
 
     text_encoders: values of `--text-encoder`; {} is the model, {elsewhere} the repository of a part that the model's own does
-    not hold.
+    not hold. vae: the value of `--vae`.
     """
 
     pipeline: str
     model: str
     text_encoders: tuple[str, ...]
     elsewhere: str = ""
+    vae: str = "{}"
 
     def values(self, model: str) -> list[str]:
         """`--text-encoder` values whose parts lie in `model`, a folder or a Hub id."""
@@ -105,7 +106,7 @@ PRESETS: dict[Model, Preset] = {
     "qwen-image": Preset(
         "QwenImagePipeline",
         "Qwen/Qwen-Image",
-        (f"auto:{{}}?length=1024&skip=34&template={quote(QWEN_IMAGE)}",),
+        (f"auto:{{}}?length=512&skip=34&template={quote(QWEN_IMAGE)}",),
     ),
     "z-image": Preset(
         "ZImagePipeline",
@@ -118,7 +119,7 @@ PRESETS: dict[Model, Preset] = {
         (f"auto:{{}}?length=300&keep=first&skip=template-1&case=lower&empty=bare&template={quote(SANA)}",),
     ),
     "pixart-sigma": Preset(
-        "PixArtSigmaPipeline", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", ("{}?length=300&case=lower",)
+        "PixArtSigmaPipeline", "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", ("{}?length=300&clean=deepfloyd",)
     ),
     "lumina2": Preset(
         "Lumina2Pipeline",
@@ -144,6 +145,7 @@ PRESETS: dict[Model, Preset] = {
             f"auto:{{}}?length=512&skip=40&clean=ftfy&template={quote(KANDINSKY)}",
             "clip={}?subfolder=text_encoder_2&pooled=only&clean=ftfy",
         ),
+        vae="{}?shift=0",
     ),
     "hidream": Preset(
         "HiDreamImagePipeline",
@@ -158,7 +160,10 @@ PRESETS: dict[Model, Preset] = {
     ),
     "auraflow": Preset("AuraFlowPipeline", "fal/AuraFlow", ("{}?length=256",)),
     "cogview4": Preset(
-        "CogView4Pipeline", "THUDM/CogView4-6B", ("auto:{}?length=1024&layer=-2&multiple=16&side=left",)
+        "CogView4Pipeline",
+        "THUDM/CogView4-6B",
+        ("auto:{}?length=1024&layer=-2&multiple=16&side=left",),
+        vae="{}?shift=0",
     ),
     "ltx": Preset("LTXPipeline", "Lightricks/LTX-Video", ("{}?length=128&padding=full&mask=real",)),
     "micro-diffusion": Preset(
@@ -202,7 +207,7 @@ def choose_models(name: Model | None, model: str | None, vae: str | None, given:
         )
     for change in changes:
         values = _changed(values, change)
-    return Chosen(vae or model, tuple(values))
+    return Chosen(vae or preset.vae.replace("{}", model), tuple(values))
 
 
 def _changed(values: list[str], change: str) -> list[str]:

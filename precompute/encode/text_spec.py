@@ -17,7 +17,8 @@ multiple: pad each caption to the next multiple of so many tokens, which are all
 mask: of padded text, `real` stores the real tokens alone, so that the loader gives a mask; `one-more` one padding token too.
 norm: apply the model's final norm to earlier layers, as clip skip in SD 1.5 does.
 case: `lower` makes captions lower-case, and strips them.
-clean: `ftfy` mends text as Wan's pipeline does: ftfy, which straightens curly quotes too, HTML entities, white space.
+clean: `ftfy` mends text as Wan's pipeline does: ftfy, which straightens curly quotes too, HTML entities, white space;
+    `deepfloyd` cleans it as PixArt's does by default: lower case, no links, no CJK, no codes.
 keep: `first` stores the first token (BOS) too, ahead of what `skip` leaves.
 empty: `bare` reads the empty caption without template and skip, as some pipelines do for guidance.
 quoted: read only what stands in quotation marks, as `Text "A". Text "B". `; a caption without any has no rows at all.
@@ -33,6 +34,7 @@ from urllib.parse import parse_qs, quote
 
 import ftfy
 
+from builders.core.captions import clean_caption
 from precompute.errors import UsageError
 
 logger = logging.getLogger("precompute")
@@ -49,7 +51,7 @@ CHOICES = {
     "side": ("left", "right"),
     "mask": ("real", "one-more"),
     "case": ("lower",),
-    "clean": ("ftfy",),
+    "clean": ("ftfy", "deepfloyd"),
     "keep": ("first",),
     "empty": ("bare",),
 }
@@ -94,6 +96,8 @@ class TextSpec:
         """What of a caption the model reads, the template aside; with `quoted` nothing where nothing is quoted."""
         if self.clean == "ftfy":
             caption = " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split())
+        elif self.clean == "deepfloyd":
+            caption = clean_caption(caption, "deepfloyd")
         if self.quoted:
             found = [text for pattern in QUOTED for text in re.findall(pattern, caption)]
             caption = "".join(f'Text "{text}". ' for text in found)

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from loader.format import Field
 from loader.recipe import BASE, Recipe
 from precompute.config import Config
+from precompute.encode.image import UNSHIFTED
 from precompute.errors import UsageError
 from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
@@ -121,4 +122,5 @@ def _image_encoder(base: Base) -> str:
         raise UsageError(
             "--vae: the base's recipe names no autoencoder on the Hub; name one, or a --text-encoder"
         )
-    return f"{model}@{revision}" if revision else model
+    name = f"{model}@{revision}" if revision else model
+    return f"{name}{UNSHIFTED}" if about.get("unshifted") else name

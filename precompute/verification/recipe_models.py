@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from loader.recipe import Recipe
-from precompute.encode.image import ImageEncoder, open_image_encoder
+from precompute.encode.image import UNSHIFTED, ImageEncoder, open_image_encoder
 from precompute.encode.stored import store_of
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.encode.text_spec import split_value, text_encoder_value
@@ -26,6 +26,7 @@ def recipe_image_encoder(recipe: Recipe, models: Models) -> ImageEncoder:
     """The image encoder that a recipe names. Raises ModelError."""
     spec = recipe["image_encoder"]
     name = models.vae or hub_name("--vae", spec)
+    name = f"{name.removesuffix(UNSHIFTED)}{UNSHIFTED}" if spec.get("unshifted") else name
     return open_image_encoder(name, device(), dtype_of(spec))
 
 

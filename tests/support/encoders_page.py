@@ -88,7 +88,9 @@ def row(name: Any) -> str:
         for field, varies in stored
     ]
     picture, *text = (2 * prod(n or 0 for n in field.shape) / 1e6 for field, _ in stored)
-    values = "<br>".join(f"`{_short(value, preset.elsewhere)}`" for value in preset.text_encoders)
+    said = [_short(value, preset.elsewhere) for value in preset.text_encoders]
+    said += [f"--vae {_short(preset.vae, '')}"] if preset.vae != "{}" else []
+    values = "<br>".join(f"`{value}`" for value in said)
     return f"| `{name}` | {link} | {values} | {'<br>'.join(shown)} | {sum(text):.2f} + {picture:.2f} |"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import diffusers
 import huggingface_hub.constants
 import torch
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from precompute.errors import one_line_errors, output_errors
 from precompute.hub import follow, push_loop
 from precompute.shards.tar_writer import TarWriter
 
+diffusers.AutoencoderKL  # noqa: B018  read once for all processes, which takes a second
 DEAD = 9  # exit code of a process that die_at has ended
 TOY: dict[str, Any] = {"vae": "toy", "text_encoder": ("toy",), "dtype": "float32", "resolutions": (64,)}
 
@@ -36,9 +38,10 @@ def work(
     signal_at: tuple[int, int] | None = None,
     hub: str | None = None,
     timeout: float = 60.0,
+    dataset: str = "builders/webdataset",
     **options: Any,
 ) -> None:
-    """`precompute/run.py builders/webdataset` over the tars in `data`.
+    """`precompute/run.py DATASET` over the tars, or other files, in `data`.
 
     slow: seconds that each write to a tar takes longer. full_disk: seed; the disk is full at a random write.
     die_at: the process is gone at the n-th change to the output folder.
@@ -74,7 +77,7 @@ def work(
     with one_line_errors(), output_errors(output):
         run.run(
             run.Config(
-                "builders/webdataset",
+                dataset,
                 output,
                 data_dir=data,
                 batch_size=3,

@@ -10,8 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loader import make_loader
+from precompute.encode.presets import PRESETS
 from precompute.encode.text import open_text_encoder
 from precompute.errors import ModelError
+from tests.support import tiny_models
+from tests.support.hub_cache import cached
+from tests.support.launching import run_here
 
 CAPTIONS = ["a photograph of a cat", "", "the cup " * 60]
 
@@ -22,39 +27,52 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_text_encoder("openclip:ViT-B-32/openai")
 
 
-@pytest.fixture(scope="module", params=["CLIP", "CustomTextCLIP"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
-    """`openclip:local-dir:FOLDER` of a small random model, and OpenCLIP's own copy of it."""
+def save(folder: Path, family: str) -> Any:
+    """Save a small random model as OpenCLIP's are published; returns OpenCLIP's own copy of it."""
     open_clip = pytest.importorskip("open_clip")
-    folder = tmp_path_factory.mktemp("openclip")
     config = {
         "embed_dim": 12,
         "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3},
-        "custom_text": request.param == "CustomTextCLIP",
+        "custom_text": family == "CustomTextCLIP",
     }
     torch.manual_seed(5)
-    made = getattr(open_clip.model, request.param)(
+    made = getattr(open_clip.model, family)(
         config["embed_dim"], config["vision_cfg"], config["text_cfg"]
     ).eval()
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     save_file(made.state_dict(), folder / "open_clip_model.safetensors")
+    return made
+
+
+@pytest.fixture(scope="module", params=["CLIP", "CustomTextCLIP"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    """`openclip:local-dir:FOLDER` of a small random model, and OpenCLIP's own copy of it."""
+    folder = tmp_path_factory.mktemp("openclip")
+    made = save(folder, request.param)
     return f"openclip:local-dir:{folder}", made
 
 
+@torch.no_grad()
+def states_of(made: Any, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states after the final norm, and the pooled vector, as OpenCLIP computes them of its own tokens."""
+    import open_clip
+
+    tokens = open_clip.get_tokenizer("ViT-B-32")(captions)
+    assert all((row[row.argmax() + 1 :] == 0).all() for row in tokens), "padded with 0"
+    normed: list[torch.Tensor] = []
+    hook = getattr(made, "text", made).ln_final.register_forward_hook(lambda *a: normed.append(a[-1]))
+    pooled = made.encode_text(tokens)
+    hook.remove()
+    return normed[0], pooled
+
+
 def test_states_are_those_after_the_final_layer_norm(model: tuple[str, Any]) -> None:
-    open_clip = pytest.importorskip("open_clip")
     name, made = model
     encoder = open_text_encoder(f"{name}?pooled")
     assert [field.shape for field in encoder.fields] == [(77, 64), (12,)]
-    tokens = open_clip.get_tokenizer("ViT-B-32")(CAPTIONS)
-    assert (tokens[1, 2:] == 0).all() and (tokens[2] != 0).all()
-    normed: list[torch.Tensor] = []
-    hook = getattr(made, "text", made).ln_final.register_forward_hook(lambda *a: normed.append(a[-1]))
-    with torch.no_grad():
-        pooled = made.encode_text(tokens)
-    hook.remove()
-    for arrays, states, vector in zip(encoder.encode(CAPTIONS), normed[0], pooled, strict=True):
+    for arrays, states, vector in zip(encoder.encode(CAPTIONS), *states_of(made, CAPTIONS), strict=True):
         np.testing.assert_allclose(arrays["caption_latents"], states.numpy(), rtol=2e-3, atol=2e-3)
         np.testing.assert_allclose(arrays["caption_pooled"], vector.numpy(), rtol=2e-3, atol=2e-3)
 
@@ -80,3 +98,31 @@ def test_model_that_is_not_there(tmp_path: Path) -> None:
         open_text_encoder(f"openclip:local-dir:{tmp_path}")
     with pytest.raises(ModelError, match="--text-encoder openclip:NoSuchModel"):
         open_text_encoder("openclip:NoSuchModel/openai")
+
+
+def test_micro_diffusion_is_what_openclip_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The preset as it stands, its text tower out of a cache of the Hub, from the command to the loader."""
+    preset = PRESETS["micro-diffusion"]
+    made = save(
+        cached(tmp_path / "cache", preset.elsewhere.removeprefix("hf-hub:"), monkeypatch), "CustomTextCLIP"
+    )
+    tiny_models.save_kl(tmp_path / "sdxl", scaling_factor=0.13025)
+    flags = [
+        "builders/demo",
+        "--limit",
+        5,
+        "--resolutions",
+        64,
+        "--dtype",
+        "float32",
+        "--output",
+        tmp_path / "out",
+    ]
+    run_here(monkeypatch, capsys, *flags, "--for", "micro-diffusion", "--model", tmp_path / "sdxl")
+    (batch,) = make_loader(tmp_path / "out", 5, extras=["caption"])
+    states, _ = states_of(made, batch["caption"])
+    np.testing.assert_allclose(batch["caption_latents"][:, 0], states.numpy(), rtol=2**-10, atol=2e-5)
+    null = np.load(tmp_path / "out" / "null_caption.npz")["caption_latents"]
+    np.testing.assert_allclose(null, states_of(made, [""])[0][0], rtol=2**-10, atol=2e-5)
