@@ -14,7 +14,8 @@ from precompute.encode.text_spec import TextSpec, parse_text_encoder
 
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
 EDGE = 512
-# Of the published weights. Picture: channels of a latent, and pixels along its cell. Text: a hidden state of each encoder.
+# Of the published weights: each repository's config.json, of which most are the defaults of its transformer in diffusers, by which
+# test_presets.py holds them. Picture: channels of a latent, and pixels along its cell. Text: a hidden state of each encoder.
 WIDTHS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
     "sd15": ((4, 8), (768,)),
     "sdxl": ((4, 8), (768, 1280)),
@@ -48,7 +49,7 @@ for pictures again when they are read) is a failure.
 **Stored**: one sample of {EDGE} pixels, one caption, the widths of the published weights; `≤T` tokens where only a caption's own are stored.
 **MB**: of these arrays in float16, captions at their longest, text + picture. M is the repository or `--model`, … the model's template.
 
-| `--for` | pipeline | `--text-encoder` | stored | MB a sample | off by |
+| `--for` | pipeline | `--text-encoder`, and a `--vae` that is not M | stored | MB a sample | off by |
 |---|---|---|---|---|---|
 """
 

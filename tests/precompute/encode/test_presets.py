@@ -1,5 +1,7 @@
 """`--for MODEL`: the table is whole, what it stands for is printed, and every flag overrides it."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +15,7 @@ from precompute.encode.presets import PRESETS, Model, choose_models
 from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import parse_text_encoder
 from precompute.errors import UsageError
-from tests.support import tiny_models
+from tests.support import encoders_page, tiny_models
 from tests.support.launching import run_here
 from tests.support.tiny_pipelines import PARTS
 
@@ -26,6 +28,35 @@ def test_every_entry_can_be_read_and_names_a_pipeline_that_the_suite_holds(name:
     assert choose_models(name, None, None, ()).vae.removesuffix("?shift=0") == preset.model
     if name != "micro-diffusion":
         assert hasattr(diffusers, preset.pipeline) and name in PARTS
+
+
+# The transformer that is trained on it, and what its arguments are called and default to, of a latent's channels and the encoders' widths.
+TAKES: dict[str, tuple[str, Callable[[int, tuple[int, ...]], dict[str, int]]]] = {
+    "sd3": ("SD3Transformer2DModel", lambda c, w: {"in_channels": c, "joint_attention_dim": w[2], "pooled_projection_dim": w[0] + w[1]}),
+    "flux1": ("FluxTransformer2DModel", lambda c, w: {"in_channels": 4 * c, "joint_attention_dim": w[0], "pooled_projection_dim": w[1]}),
+    "flux2-dev": ("Flux2Transformer2DModel", lambda c, w: {"in_channels": c, "joint_attention_dim": 3 * w[0]}),
+    "qwen-image": ("QwenImageTransformer2DModel", lambda c, w: {"in_channels": 4 * c, "joint_attention_dim": w[0]}),
+    "z-image": ("ZImageTransformer2DModel", lambda c, w: {"in_channels": c, "cap_feat_dim": w[0]}),
+    "sana": ("SanaTransformer2DModel", lambda c, w: {"in_channels": c, "caption_channels": w[0]}),
+    "pixart-sigma": ("PixArtTransformer2DModel", lambda c, w: {"in_channels": c}),
+    "hunyuan-image": ("HunyuanImageTransformer2DModel", lambda c, w: {"in_channels": c, "text_embed_dim": w[0]}),
+    "wan": ("WanTransformer3DModel", lambda c, w: {"in_channels": c, "text_dim": w[0]}),
+    "chroma": ("ChromaTransformer2DModel", lambda c, w: {"in_channels": 4 * c, "joint_attention_dim": w[0]}),
+    "kandinsky5": ("Kandinsky5Transformer3DModel", lambda c, w: {"in_text_dim": w[0], "in_text_dim2": w[1]}),
+    "hidream": ("HiDreamImageTransformer2DModel", lambda c, w: {"in_channels": 4 * c, "text_emb_dim": w[2] + w[3]}),
+    "auraflow": ("AuraFlowTransformer2DModel", lambda c, w: {"in_channels": c, "joint_attention_dim": w[0]}),
+    "cogview4": ("CogView4Transformer2DModel", lambda c, w: {"in_channels": c, "text_embed_dim": w[0]}),
+    "ltx": ("LTXVideoTransformer3DModel", lambda c, w: {"in_channels": c, "caption_channels": w[0]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_the_widths_on_the_page_are_those_that_the_model_takes(name: str) -> None:
+    family, expected = TAKES[name]
+    (channels, _), widths = encoders_page.WIDTHS[name]
+    takes = inspect.signature(getattr(diffusers, family).__init__).parameters
+    said = expected(channels, widths)
+    assert {argument: takes[argument].default for argument in said} == said
 
 
 def test_what_is_printed_says_the_same_run(
