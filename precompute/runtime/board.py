@@ -83,16 +83,15 @@ class Board:
         mine = {claim.name for claim in self._claims.held}
         # Those that wait for the last units hold none, and are there all the same.
         self._others = max(self._others, sum(turn.alive for turn in turns.values()) - len(mine))
-        near: list[Free] = []
-        for unit in self._unfinished():
-            stem = stem_of(self._output.split, unit.index)
-            turn = turns.get(stem)
-            if stem not in mine and (turn is None or not turn.alive):
-                near.append(Free(unit, turn.number + 1 if turn else 1))
-                if len(near) >= max(KEPT, self._window):
-                    break
+        busy = mine | {name for name, turn in turns.items() if turn.alive}
+        split = self._output.split
+        free = (unit for unit in self._unfinished() if stem_of(split, unit.index) not in busy)
+        near = list(itertools.islice(free, max(KEPT, self._window)))
         chosen = near if len(near) <= KEPT else self._rng.sample(near, KEPT)
-        self._free = sorted(chosen, key=lambda one: one.unit.index)
+        self._free = [
+            Free(unit, turn.number + 1 if (turn := turns.get(stem_of(split, unit.index))) else 1)
+            for unit in sorted(chosen, key=lambda unit: unit.index)
+        ]
         self._looked = self._clock.now()
         self._took = max(0.0, self._looked - began)
 
@@ -101,7 +100,7 @@ class Board:
         if self._passed == len(self._units) and not self._behind and not self.is_complete:
             self._passed = 0
         self._behind = [unit for unit in self._behind if unit.index not in self.finished]
-        yield from tuple(self._behind)
+        yield from list(self._behind)
         for unit in itertools.islice(self._units, self._passed, None):
             self._passed += 1
             if unit.index not in self.finished:

@@ -20,7 +20,10 @@ START = ("-m precompute.run ", "latentmill run ")
 def text_of(path: Path) -> str:
     """What a shell is given: a container's list of words is one line of them."""
     if path.name != "kubernetes.yaml":
-        return path.read_text()
+        text = path.read_text()
+        # A script that hands its arguments on shows above how it is called.
+        given = re.search(rf"^#.*examples/cluster/{re.escape(path.name)} (.+)$", text, re.MULTILINE)
+        return text.replace('"$@"', given[1] if given else "")
     (container,) = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"]
     return shlex.join(container["command"])
 
