@@ -131,7 +131,8 @@ class Folder(ImageCaptionBuilder):
 
     def _rows(self, shard: tuple[_File, ...]) -> Iterator[SourceRow]:
         root, table = self.config.data_dir, self._captions()
-        for file in shard:
+        for number, file in enumerate(shard, 1):
+            self.share_read = number / len(shard)
             captions, reject = list(table.get(file.image or "", ())), None
             if file.sidecar and not captions:
                 try:

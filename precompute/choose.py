@@ -1,16 +1,18 @@
 """See how many samples a condition takes, of what, before anything trains on them.
 
-    python precompute/choose.py latents/cc12m --where "width >= 512 and aesthetic > 5" --subset 0 0.99
-    python precompute/choose.py latents/cc12m --keys reviewed.csv --output kept.parquet
+    python precompute/choose.py latents/coco --where "width >= 512" --subset 0 0.9
+    python precompute/choose.py latents/coco --keys good.csv --output kept.parquet
 
-Its name is not `select`, which is a module of Python that a script beside it would hide. The same `where=`, `keys=`
-and `subset=` go to `make_loader`; `kept.parquet` goes to its `keys=`.
+The same `where=`, `keys=` and `subset=` go to `make_loader`; `kept.parquet` goes to its `keys=`.
 """
+
+# This file is not called `select.py`: a script beside it would import that in place of Python's module.
 
 import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +27,7 @@ from loader.source import ManifestSource
 from loader.tar_source import TarSource
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
+from precompute.flags import takes
 from precompute.shards.output_folder import write_file
 
 PATIENCE = 60.0  # seconds
@@ -32,25 +35,25 @@ PATIENCE = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Config:
-    path: tyro.conf.Positional[str]
+    path: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
     """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
 
-    where: str | None = None
+    where: Annotated[str | None, takes("SQL")] = None
     """SQL over key, caption, width, height, source and the extras by name, as in "width >= 512 and aesthetic > 5"."""
 
-    keys: Path | None = None
+    keys: Annotated[Path | None, takes("FILE")] = None
     """File of keys: parquet or csv with a column `key`, or text with one a line."""
 
-    subset: tuple[float, float] | None = None
+    subset: Annotated[tuple[float, float] | None, takes("FROM TO")] = None
     """Keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
 
-    layers: tuple[str, ...] = ()
+    layers: Annotated[tuple[str, ...], takes("FOLDER|URL ...")] = ()
     """Layers beside the shards: only samples that are whole in all of them count."""
 
-    split: str = "train"
+    split: Annotated[str, takes("SPLIT")] = "train"
     """Split of the shards."""
 
-    output: Path | None = None
+    output: Annotated[Path | None, takes("FILE")] = None
     """Parquet file to write the keys of the chosen samples to."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
+from precompute.flags import read_flags
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ def launched() -> str:
 
 def parse(verb: str, config: type[T], description: str | None) -> T:
     """The flags of a verb; its description names commands as they are started here."""
-    return tyro.cli(config, prog=" ".join(words(verb)), description=as_started(description or ""))
+    return read_flags(config, " ".join(words(verb)), as_started(description or ""))
 
 
 def as_started(text: str) -> str:

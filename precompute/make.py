@@ -1,6 +1,6 @@
 """Make every dataset of a recipe: download, precompute, verify, preview and push, one after the other.
 
-    python precompute/make.py micro_budget --plan      # what it takes, from a measured sample
+    python precompute/make.py micro_budget --plan      # what it takes
     python precompute/make.py micro_budget --small     # about 1 %
 
 A recipe is a TOML file of precompute/recipes, or any other. Each step is a command that you could type, is printed before it
@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from precompute.commands import executable, flag_words, merge_flags, parse, script, words
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
+from precompute.flags import takes
 from precompute.hub.dataset_card import known_source
 from precompute.hub.permissions import reading_lacks, writing_lacks
 from precompute.shards.markers import marker_paths, read_marker
@@ -32,8 +33,10 @@ TERABYTE = 1e12
 
 
 @dataclass(frozen=True)
-class Config:
-    recipe: tyro.conf.Positional[str]
+class MainFlags:
+    """What is made, and how much of it."""
+
+    recipe: Annotated[tyro.conf.Positional[str], takes("RECIPE")]
     """Name of a file in precompute/recipes, or path of a TOML file."""
 
     plan: bool = False
@@ -42,32 +45,52 @@ class Config:
     small: bool = False
     """The `small` config of each dataset, about 1 %."""
 
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], takes("NAME ...")] = ()
     """Names of datasets; default: all of the recipe."""
 
-    raw: Path = Path("raw")
+    sample: Annotated[str, takes("DATASET")] = "builders/demo"
+    """Dataset that --plan encodes to measure bytes and images/s."""
+
+
+@dataclass(frozen=True)
+class FolderFlags:
+    """Where it lies."""
+
+    raw: Annotated[Path, takes("FOLDER")] = Path("raw")
     """Folder for the raw archives, RAW/NAME each."""
 
-    latents: Path = Path("latents")
+    latents: Annotated[Path, takes("FOLDER")] = Path("latents")
     """Folder for the shards, LATENTS/NAME each."""
 
     stream: bool = False
     """Read the archives in place, on the Hub, instead of downloading them first."""
 
-    push_to: str | None = None
+
+@dataclass(frozen=True)
+class RunFlags:
+    """How it is encoded."""
+
+    launch: Annotated[str, takes("COMMAND")] = "accelerate launch"
+    """How a run is started."""
+
+    flags: Annotated[str, takes("FLAGS")] = ""
+    """More flags of the run, as in --flags="--batch-size 64". They come last, and win."""
+
+
+@dataclass(frozen=True)
+class HubFlags:
+    """Where it is published."""
+
+    push_to: Annotated[str | None, takes("USER")] = None
     """User or organisation of the Hub: pushes to PUSH_TO/RECIPE-NAME."""
 
     private: bool = False
     """Make the pushed datasets private, and not only those whose licence forbids to share them."""
 
-    launch: str = "accelerate launch"
-    """How a run is started."""
 
-    flags: str = ""
-    """More flags of the run, as in --flags="--batch-size 64". They come last, and win."""
-
-    sample: str = "builders/demo"
-    """Dataset that --plan encodes to measure bytes and images/s."""
+@dataclass(frozen=True)
+class Config(HubFlags, RunFlags, FolderFlags, MainFlags):
+    """All flags, in groups."""
 
 
 @dataclass(frozen=True)

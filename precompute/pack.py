@@ -1,6 +1,6 @@
 """Write shards and the layers beside them as one dataset: samples selected, shuffled over all shards, in shards of one size.
 
-    python precompute/pack.py latents/cc12m latents/cc12m-t5 --output latents/packed --where "width >= 512" --shuffle 0
+    python precompute/pack.py latents/cc12m latents/cc12m-t5 --output packed
 
 No model is needed: members are copied byte for byte. Run the same command again after any interruption, as often at once as you
 like: finished units are kept.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import tyro
@@ -36,6 +36,7 @@ from precompute.errors import (
     one_line_errors,
     output_errors,
 )
+from precompute.flags import takes
 from precompute.input.units import Unit
 from precompute.runtime.leases import Lease, Leases
 from precompute.shards.destination import Destination
@@ -51,33 +52,50 @@ PATIENCE = 900.0  # seconds
 
 
 @dataclass(frozen=True)
-class Config:
-    inputs: tyro.conf.Positional[tuple[str, ...]]
+class MainFlags:
+    """What goes in, and where it goes."""
+
+    inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], takes("FOLDER|URL ...")]
     """Folders with shards, or hf://datasets/USER/REPO[@REVISION], each followed by the layers beside it."""
 
-    output: Path
+    output: Annotated[Path, takes("FOLDER")]
     """Folder for the packed shards. Processes that share it share the work."""
 
-    where: str | None = None
-    """Only samples for which this SQL is true, as in "width >= 512 and aesthetic > 5"."""
-
-    keys: Path | None = None
-    """Only samples of this file of keys: parquet or csv with a column `key`, or text with one a line."""
-
-    subset: tuple[float, float] | None = None
-    """Only keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
-
-    shuffle: int | None = None
-    """Seed by which the samples are shuffled over all shards. Default: they stay in order."""
-
-    split: str = "train"
+    split: Annotated[str, takes("SPLIT")] = "train"
     """Split to pack."""
 
-    samples_per_shard: int = 4096
+
+@dataclass(frozen=True)
+class SelectFlags:
+    """Which samples."""
+
+    where: Annotated[str | None, takes("SQL")] = None
+    """Only samples for which this SQL is true, as in "width >= 512 and aesthetic > 5"."""
+
+    keys: Annotated[Path | None, takes("FILE")] = None
+    """Only samples of this file of keys: parquet or csv with a column `key`, or text with one a line."""
+
+    subset: Annotated[tuple[float, float] | None, takes("FROM TO")] = None
+    """Only keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
+
+
+@dataclass(frozen=True)
+class ShardFlags:
+    """How they are stored."""
+
+    shuffle: Annotated[int | None, takes("SEED")] = None
+    """Seed by which the samples are shuffled over all shards. Default: they stay in order."""
+
+    samples_per_shard: Annotated[int, takes("N")] = 4096
     """Samples a tar holds at most; all hold as many, give or take one."""
 
-    lease_timeout: float = 60.0
+    lease_timeout: Annotated[float, takes("SECONDS")] = 60.0
     """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
+
+
+@dataclass(frozen=True)
+class Config(ShardFlags, SelectFlags, MainFlags):
+    """All flags, in groups."""
 
 
 def run(config: Config) -> str:

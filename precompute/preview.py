@@ -10,13 +10,14 @@ import datetime
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from loader.format import Manifest
 from precompute.commands import parse
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
+from precompute.flags import takes
 from precompute.input.recorded_source import Where
 from precompute.report.figures import gather
 from precompute.report.page import render
@@ -34,28 +35,28 @@ from precompute.verification.verdict import last_verdict
 
 @dataclass(frozen=True)
 class Config:
-    output: tyro.conf.Positional[str]
+    output: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
     """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
 
-    to: Path | None = None
+    to: Annotated[Path | None, takes("FOLDER")] = None
     """Folder for preview.png and report.html. Default: the shards' own."""
 
-    split: str | None = None
+    split: Annotated[str | None, takes("SPLIT")] = None
     """Split to show. Default: the first."""
 
-    num_samples: int = 12
+    num_samples: Annotated[int, takes("N")] = 12
     """Samples on the contact sheet, spread over the shards."""
 
-    source: str | None = None
+    source: Annotated[str | None, takes("DATASET")] = None
     """DATASET with the source images. Default: the one that the recipe names."""
 
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, takes("FOLDER")] = None
     """Folder with the raw archives, as the run had it."""
 
-    options: tuple[str, ...] = ()
-    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=PATH` say."""
+    options: Annotated[tuple[str, ...], takes("NAME=VALUE ...")] = ()
+    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=FILE` say."""
 
-    vae: str | None = None
+    vae: Annotated[str | None, takes("ID|FOLDER")] = None
     """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
 
 

@@ -1,7 +1,7 @@
 """Shards to the Hub: resumable, in few commits, each of which leaves a whole dataset there.
 
     python precompute/push.py latents/cc12m USER/cc12m-latents
-    python precompute/push.py latents/cc12m USER/cc12m-latents --follow --delete-pushed     # while precompute runs
+    python precompute/push.py latents/cc12m USER/cc12m-latents --follow
 
 A commit holds some finished units and the manifest of exactly the units that are then there, so a reader never meets a
 manifest that names a missing shard, nor a shard that no manifest names: what a unit left behind is deleted in the same

@@ -1,6 +1,6 @@
 """Image-caption records in, WebDataset shards of latents and text embeddings out.
 
-    accelerate launch precompute/run.py builders/cc12m --split train --output latents/cc12m
+    accelerate launch precompute/run.py builders/cc12m --output latents/cc12m
 
 Run the same command again after any interruption, on as many processes or machines as you like: finished units are
 kept, the rest is done. Start it with `accelerate launch`, `torchrun`, SLURM or plain `python`, several times if you
@@ -36,7 +36,7 @@ from precompute.input.ours import OurRecords
 from precompute.runtime.disk_budget import DiskBudget
 from precompute.runtime.joined import told_of_captions
 from precompute.runtime.leases import Gate, Leases
-from precompute.runtime.progress import progress_bar, summary
+from precompute.runtime.progress import ProgressBar, summary
 from precompute.runtime.session import Session, models_of, source_of
 from precompute.runtime.stats import Stats
 from precompute.shards.destination import Destination
@@ -93,16 +93,17 @@ def work(session: "Session | RaySession") -> None:
             gates.append(stack.enter_context(contextlib.closing(budget)))
         leases = Leases(destination, session.units, config.lease_timeout, gates)
         stack.enter_context(contextlib.closing(leases))
-        before = leases.finished()
-        on_progress = stack.enter_context(progress_bar(leases, is_main()))
+        before, bar = leases.finished(), ProgressBar(leases, finished_before(session), is_main())
+        stack.enter_context(contextlib.closing(bar))
 
         def on_batch(stats: Stats) -> None:
             check()
-            on_progress(stats)
+            bar.on_progress(stats)
 
         stats = session.work(leases, on_batch, on_commit=keeper.keep_fresh)
         manifest = keeper.refresh()
         split, new = manifest.splits[config.split], keeper.samples_since(before)
+        bar.end(split.rows)
         joined = joined_of(session, split) if is_main() and new is not None else ""
     if is_main():
         print(summary(split, new, stats, time.monotonic() - started), flush=True)
@@ -112,6 +113,14 @@ def work(session: "Session | RaySession") -> None:
             raise PrecomputeError(
                 f"{config.beside or config.dataset}: no row of split {config.split} became a sample; the reasons stand above"
             )
+
+
+def finished_before(session: "Session | RaySession") -> tuple[int, int]:
+    """How many units are finished, and their rows, for the one process that says so."""
+    if not is_main():
+        return 0, 0
+    split = session.keeper.manifest().splits[session.config.split]
+    return split.units_done, split.rows
 
 
 def joined_of(session: "Session | RaySession", split: Split) -> str:

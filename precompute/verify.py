@@ -2,7 +2,7 @@
 
     python precompute/verify.py latents/cc12m
     python precompute/verify.py hf://datasets/USER/cc12m-latents --quick
-    python precompute/verify.py latents/cc12m --decode 64 --source builders/cc12m --data-dir raw/cc12m
+    python precompute/verify.py latents/coco --source builders/coco --decode 64
 
 Prints one line for each fault, with its cure. Exit code 0: whole; 1: there are faults; 2: a flag is wrong; 3: no fault was
 found, but rights, a disk or a network kept something from being read.
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from loader.format import Manifest, Marker
 from loader.recipe import BASE
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
+from precompute.flags import takes
 from precompute.shards.store import Store, expected_manifest
 from precompute.verification import check_folder as checks
 from precompute.verification.beside_check import check_beside
@@ -36,39 +37,56 @@ SHOWN = 50  # findings; --json has them all
 
 
 @dataclass(frozen=True)
-class Config:
-    output: tyro.conf.Positional[str]
+class MainFlags:
+    """What is checked."""
+
+    output: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
     """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
 
     quick: bool = False
     """Look at markers, names, sizes and counts only, and on the Hub at the hashes that it keeps."""
 
-    decode: int = 0
+    decode: Annotated[int, takes("N")] = 0
     """Decode this many samples too, and hold them against their source images where those are at hand."""
 
-    beside: str | None = None
+    beside: Annotated[str | None, takes("BASE")] = None
     """BASE of a layer: check too that units, shards and keys are those of the base, and that it has not changed."""
 
-    source: str | None = None
-    """Read DATASET again, and check that every one of its rows is written or rejected, under its own caption."""
-
-    data_dir: Path | None = None
-    """Folder with the raw archives, as the run had it."""
-
-    options: tuple[str, ...] = ()
-    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=PATH` say."""
-
-    vae: str | None = None
-    """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
-
-    text_encoder: tuple[str, ...] = ()
-    """Text encoders to compare with, where they came from a folder. Default: those that the recipe names."""
-
-    num_threads: int = min(32, 2 * (os.cpu_count() or 1))
+    num_threads: Annotated[int, takes("N")] = min(32, 2 * (os.cpu_count() or 1))
     """Shards read at once; more than there are cores, since some wait for the disk."""
 
     json: bool = False
     """Print one JSON object: what was checked, and all findings."""
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """What it is held against."""
+
+    source: Annotated[str | None, takes("DATASET")] = None
+    """Read DATASET again, and check that every one of its rows is written or rejected, under its own caption."""
+
+    data_dir: Annotated[Path | None, takes("FOLDER")] = None
+    """Folder with the raw archives, as the run had it."""
+
+    options: Annotated[tuple[str, ...], takes("NAME=VALUE ...")] = ()
+    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=FILE` say."""
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """What decodes and compares."""
+
+    vae: Annotated[str | None, takes("ID|FOLDER")] = None
+    """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
+
+    text_encoder: Annotated[tuple[str, ...], takes("[NAME=]ID ...")] = ()
+    """Text encoders to compare with, where they came from a folder. Default: those that the recipe names."""
+
+
+@dataclass(frozen=True)
+class Config(ModelFlags, SourceFlags, MainFlags):
+    """All flags, in groups."""
 
 
 @dataclass

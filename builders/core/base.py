@@ -32,6 +32,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
     BUILDER_CONFIG_CLASS = ImageCaptionConfig
     DEFAULT_WRITER_BATCH_SIZE = 64  # rows in memory before a write; datasets' 100 is much with 2 MB images
     EXTRAS: ClassVar[dict[str, Any]] = {}
+    share_read: float | None = None  # of the shard that is being read, from 0 to 1, where its reader knows
     CAPTION_KIND = "caption"  # where captions come from: letters and digits
     DESCRIPTION = HOMEPAGE = LICENSE = CITATION = ""
 

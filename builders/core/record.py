@@ -30,7 +30,7 @@ class Record:
 
     caption: cleaned, the first of `captions`; caption_kinds: of each where it is from. image: encoded bytes. width, height: pixels as
     a viewer sees it. extras: further columns by name. reject: out of account.REASONS, None for a row to use. shard: of a row that
-    stands in finished shards already, the name of its own.
+    stands in finished shards already, the name of its own. share: how much of its unit was read with it, from 0 to 1, where known.
     """
 
     key: str
@@ -44,6 +44,7 @@ class Record:
     height: int | None = None
     reject: str | None = None
     shard: str | None = None
+    share: float | None = field(default=None, compare=False)
 
     def columns(self) -> dict[str, Any]:
         """The columns of a dataset by name."""

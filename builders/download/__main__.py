@@ -1,11 +1,13 @@
 """Fetch a dataset's raw archives into a folder that `data_dir` takes.
 
     python -m builders.download cc12m --parts 0-22 --data-dir raw/cc12m
-    python -m builders.download coco textcaps --data-dir raw               # several: raw/coco and raw/textcaps
+    python -m builders.download coco textcaps --data-dir raw   # raw/coco ...
     python -m builders.download sa1b --links links.txt --parts 20-22
 
-A file appears under its name only when it is whole and its size and checksum, where known, are right; until then it is NAME.part.
-Run the same command again after any failure: what is whole stays, and what is not goes on at the byte where it stopped.
+A file appears under its name only when it is whole and its size and checksum,
+where known, are right; until then it is NAME.part. Run the same command again
+after any failure: what is whole stays, and what is not goes on at the byte
+where it stopped.
 """
 
 import argparse
@@ -36,7 +38,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", help='which archives: "0-22" or "1,5,9"; default all')
     parser.add_argument(
         "--data-dir",
-        help="folder to fetch into; of several datasets, each into NAME below it; default raw/NAME",
+        help="folder to fetch into, default raw/NAME; of several\ndatasets, each into NAME below it",
     )
     parser.add_argument("--links", help="sa1b: Meta's list of links")
     parser.add_argument(

@@ -5,10 +5,12 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from precompute.commands import launched
+from precompute.flags import takes
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
 from precompute.hub.retry import PushError, Refusal
@@ -21,16 +23,16 @@ OUTAGE = 60.0  # seconds between tries with --follow while the Hub cannot be rea
 
 @dataclass(frozen=True)
 class Config:
-    output: tyro.conf.Positional[Path]
+    output: Annotated[tyro.conf.Positional[Path], takes("FOLDER")]
     """Folder with the shards."""
 
-    repo: tyro.conf.Positional[str]
+    repo: Annotated[tyro.conf.Positional[str], takes("USER/REPO")]
     """Dataset on the Hub, USER/REPO; made if it is not there."""
 
     private: bool = False
     """Make the dataset private. One that is there already, and public, is refused."""
 
-    revision: str | None = None
+    revision: Annotated[str | None, takes("BRANCH")] = None
     """Branch to push to, made if it is not there. Default: main."""
 
     create_pr: bool = False
@@ -39,7 +41,7 @@ class Config:
     follow: bool = False
     """Push finished units while precompute runs, and end when all are there. An outage of the Hub is sat out."""
 
-    every: float = 300.0
+    every: Annotated[float, takes("SECONDS")] = 300.0
     """Seconds between commits with --follow; the Hub allows about a hundred an hour."""
 
     delete_pushed: bool = False

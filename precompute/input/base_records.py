@@ -77,6 +77,7 @@ class BaseRecords:
 
 def _beside(row: Record, source: Record) -> Record:
     """A row of the base with its image out of the source."""
+    row = replace(row, share=source.share)
     if row.reject is not None:
         return row
     if source.reject is not None:

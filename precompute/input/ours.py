@@ -104,7 +104,8 @@ class OurRecords(Records):
             for name, value in values.items()
             if name not in (*COLUMNS, "reject") and value is not None
         }
-        return Record.of_columns(values, image_bytes(values["image"]), jsonable(extras))
+        record = Record.of_columns(values, image_bytes(values["image"]), jsonable(extras))
+        return dataclasses.replace(record, share=self._builder.share_read)
 
     def _complaint(self, error: BaseException) -> str:
         message, dataset = innermost(error), self.source.dataset

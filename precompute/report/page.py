@@ -37,6 +37,7 @@ def render(
     """The page. twins: a card of two pictures for each pair of nearly equal images. verdict: of the last verify."""
     parts = {
         "title": escape(title),
+        "kind": "" if figures.channels else "without-latents",
         "subtitle": escape(subtitle),
         "verdict": escape(printable(verdict)),
         "tiles": "".join(_tile(name, value) for name, value in _numbers(figures)),
@@ -156,6 +157,5 @@ def _duplicates(figures: Figures, twins: Sequence[Card]) -> str:
     none = f'<p class="quiet">No two of {figures.latents_of:,} images look alike.</p>'
     if figures.twice:
         captions += f'<p class="quiet">{figures.twice:,} samples share their caption with another.</p>'
-    return _panel(f"Captions, of {figures.rows:,} rows", captions) + _panel(
-        "Images", f'<div class="pairs">{pairs}</div>' if pairs else none
-    )
+    images = _panel("Images", f'<div class="pairs">{pairs}</div>' if pairs else none)
+    return _panel(f"Captions, of {figures.rows:,} rows", captions) + (images if figures.latents_of else "")

@@ -14,6 +14,7 @@ TILE, GAP, PAD, MARGIN = 224, 8, 12, 40  # pixels
 TEXT, SMALL, LEADING = 15, 12, 20
 INK, GREY, PAPER, CARD = (28, 30, 34), (122, 126, 134), (238, 239, 242), (255, 255, 255)
 LINES = 3  # of a caption
+RIGHT_TO_LEFT = ("R", "AL")
 FALLBACK_FONTS = (
     "DejaVuSans.ttf",
     "NotoSansCJK-Regular.ttc",
@@ -68,14 +69,24 @@ def _draw_card(
         label = picture.label + ("" if picture.decibels is None else f"   {picture.decibels:.1f} dB")
         draw.text((left, y + TILE + 5), label, GREY, _font(label, SMALL))
     for place, line in enumerate(lines):
-        draw.text((x, y + TILE + 26 + place * LEADING), line, INK, _font(line, TEXT))
+        font, room = _font(line, TEXT), len(card.pictures or [0]) * (TILE + GAP) - GAP
+        start = x + room - font.getlength(line) if is_backwards(card.caption) else x
+        draw.text((start, y + TILE + 26 + place * LEADING), line, INK, font)
 
 
 def drawable(text: str) -> str:
     """The text, or a word instead of it where a font would draw boxes, or letters from the wrong end."""
-    backwards = any(unicodedata.bidirectional(c) in ("R", "AL") for c in text) and not features.check("raqm")
+    backwards = any(unicodedata.bidirectional(c) in RIGHT_TO_LEFT for c in text) and not features.check(
+        "raqm"
+    )
     lacking = sum(_missing(_font(text, TEXT), c) for c in text)
     return UNDRAWN if backwards or lacking > len(text) / 10 else text
+
+
+def is_backwards(text: str) -> bool:
+    """Whether the first letter that has a direction runs from right to left."""
+    directions = (unicodedata.bidirectional(c) for c in text)
+    return next((one for one in directions if one in ("L", *RIGHT_TO_LEFT)), "L") in RIGHT_TO_LEFT
 
 
 def wrap(text: str, size: int, width: int, lines: int) -> list[str]:

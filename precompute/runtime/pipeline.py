@@ -101,6 +101,7 @@ class Pipeline:
                 self._threads.put(self._decoded, Idle())
                 continue
             seen: set[str] = set()
+            units = self.stats.units_read
             for record in self._records.rows(lease.unit):
                 if record.key in seen:
                     record = replace(record, reject=record.reject or "duplicate_key")
@@ -108,6 +109,9 @@ class Pipeline:
                 self._threads.put(
                     self._decoded, (lease, decoders.submit(_decode, record, self._read_picture))
                 )
+                self.stats.rows_read += 1
+                self.stats.units_read = units + (record.share or 0.0)
+            self.stats.units_read = units + 1
             self._threads.put(self._decoded, (lease, None))
         self._threads.put(self._decoded, None)
 
@@ -185,6 +189,7 @@ class Pipeline:
         for item, encoded in zip(batch.good, results, strict=True):
             item.take(encoded)
         batch.in_flight, self.stats.images = None, self.stats.images + len(batch.good)
+        self.stats.rows += len(batch.items)
         self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
         with self._timed("writing"):
             self._threads.put(self._encoded, batch)

@@ -1,9 +1,8 @@
 """What a person sees of a run: a line before, a bar during, a table after."""
 
-import contextlib
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -12,11 +11,11 @@ from tqdm import tqdm
 from loader.format import Split
 from precompute.commands import command
 from precompute.encode.devices import processes_here
+from precompute.runtime.forecast import Forecast
 from precompute.runtime.leases import Leases
 from precompute.runtime.stats import Stats
 
 EVERY = 1.0  # seconds between changes of the bar
-BAR = "{n_fmt}/{total_fmt} {unit}s, {remaining} left{postfix}"  # what matters most fits into 60 columns
 SHARE = 0.01  # of the time may go into looking how far the others are: a large folder is slow to list
 
 
@@ -30,43 +29,60 @@ def default_threads() -> int:
     return max(1, cores // processes_here())
 
 
-@contextlib.contextmanager
-def progress_bar(leases: Leases, shown: bool) -> Iterator[Callable[[Stats], None]]:
-    """A bar over the work of all processes, with this one's images/s, its slowest stage and the share of time its device waited.
+class ProgressBar:
+    """One line over the work of all processes: images, the time that is left, the slowest stage, and how this device waits.
 
-    Over rows where every unit says how many it has, so that the time that is left shows from the first minute; else over units.
+    What matters less is left out where the terminal is narrow. before: units that were finished before, and their rows.
     """
-    rows = {unit.index: unit.stop - unit.start for unit in leases.units if unit.stop is not None}
-    by_row = len(rows) == len(leases.units) > 0
 
-    def done(images: int) -> int:
-        finished = leases.finished()
-        return max(sum(rows[unit] for unit in finished), before + images) if by_row else len(finished)
+    def __init__(self, leases: Leases, before: tuple[int, int], shown: bool) -> None:
+        self._leases, self._shown, self._last = leases, shown, Stats()
+        self._forecast = Forecast(leases.units, before, processes_here(), time.monotonic)
+        self._due = time.monotonic() + EVERY
+        self._line = tqdm(disable=not shown, bar_format="{desc}")
 
-    before = 0
-    before = done(0)
-    total, unit = (sum(rows.values()), "row") if by_row else (len(leases.units), "unit")
-    due, last = time.monotonic() + EVERY, Stats()
-    with tqdm(
-        total=total, initial=before, unit=unit, disable=not shown, bar_format=BAR, dynamic_ncols=True
-    ) as bar:
+    def on_progress(self, stats: Stats) -> None:
+        self._last = stats
+        started = time.monotonic()
+        if self._shown and stats.rows and started >= self._due:
+            self._show()
+            self._due = started + max(EVERY, (time.monotonic() - started) / SHARE)
 
-        def show() -> None:
-            bar.n = min(done(last.images), total)
-            bar.set_postfix_str(
-                f"{last.images:,} images, {last.images / last.busy:,.1f}/s, {last.bottleneck}, device waits {last.waited:.0%}"
+    def end(self, rows: int) -> None:
+        """The last line. rows: of the whole split, as its shards have them."""
+        if self._shown:
+            self._write(
+                [f"{rows:,}/{rows:,} images, 00:00 left", *self._told(self._last.rows / self._last.busy)]
             )
 
-        def on_progress(stats: Stats) -> None:
-            nonlocal due, last
-            last = stats
-            if shown and time.monotonic() >= due:
-                started = time.monotonic()
-                show()
-                due = started + max(EVERY, (time.monotonic() - started) / SHARE)
+    def close(self) -> None:
+        self._line.close()
 
-        yield on_progress
-        show()
+    def _show(self) -> None:
+        finished = len(self._leases.finished())
+        ahead = self._forecast.look(self._last, finished)
+        if ahead.total is None:
+            parts = [f"{ahead.images:,} images, {finished:,}/{len(self._leases.units):,} units"]
+        else:
+            total = f"{ahead.total:,}" if ahead.is_exact else f"~{rounded(ahead.total)}"
+            left = "?" if ahead.seconds is None else tqdm.format_interval(ahead.seconds)
+            parts = [f"{ahead.images:,}/{total} images, {left} left"]
+        self._write([*parts, *self._told(ahead.rate)])
+
+    def _told(self, rate: float) -> list[str]:
+        last = self._last
+        return [last.bottleneck, f"{rate:,.{0 if rate >= 100 else 1}f}/s", f"device waits {last.waited:.0%}"]
+
+    def _write(self, parts: list[str]) -> None:
+        width = shutil.get_terminal_size((120, 24)).columns
+        while len(line := ", ".join(parts)) >= width and len(parts) > 1:
+            parts = parts[:-1]
+        self._line.set_description_str(line)
+
+
+def rounded(count: int) -> str:
+    """A number that is only estimated, by its first three digits: `1,234,567` is `1.23M`."""
+    return str(tqdm.format_sizeof(count)) if count >= 1000 else str(count)
 
 
 def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:

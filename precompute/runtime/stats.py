@@ -1,13 +1,17 @@
 """Where the time of one process goes: who waits for whom."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+TIMES = ("seconds", "reading", "decoding", "writing", "awaited", "idle", "device")
 
 
 @dataclass
 class Stats:
     """What this process did. Seconds of its main thread: waiting for the source (reading), for pixels (decoding), for the
     writer (writing) and for the device (awaited); idle while there was no unit to be had, as others work on the last ones
-    or the disk is full. device: seconds in which the device had work."""
+    or the disk is full. device: seconds in which the device had work.
+
+    rows: done, rejected ones too. rows_read, units_read: of the source, ahead of them; a unit counts by the share that was read."""
 
     images: int = 0
     seconds: float = 0.0
@@ -17,6 +21,9 @@ class Stats:
     awaited: float = 0.0
     idle: float = 0.0
     device: float = 0.0
+    rows: int = 0
+    rows_read: int = 0
+    units_read: float = 0.0
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(
@@ -26,8 +33,7 @@ class Stats:
     def in_time(self, seconds: float) -> "Stats":
         """Those of many processes as if they were one that is as fast as all: the same images and shares in this time."""
         share = seconds / max(self.seconds, 1e-9)
-        _, *times = vars(self).values()
-        return Stats(self.images, *(share * time for time in times))
+        return replace(self, **{name: share * getattr(self, name) for name in TIMES})
 
     @property
     def busy(self) -> float:

@@ -18,6 +18,7 @@ from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.store import Store
 
 REQUEST = 32 << 20  # bytes asked of the Hub at once
+REACH = 1000  # samples of a shard among which one looks: its source can only be read from the start
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,7 @@ class Sample:
 
 
 def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple[str, Marker, Shard, int]]:
-    """(stem, marker, shard, samples to take from its start): `count` in all, over units that lie evenly apart.
-
-    From the start, because the source of a unit can only be read from its start.
-    """
+    """(stem, marker, shard, samples to take from it): `count` in all, over units that lie evenly apart."""
     units = [(stem, m) for stem, m in markers.items() if m.split == split and m.samples]
     if not units:
         return
@@ -81,7 +79,7 @@ def _taken(shards: Sequence[Shard], share: int) -> list[int]:
 def iter_samples(
     store: Store, markers: dict[str, Marker], split: str, count: int, fields: Sequence[str] | None = None
 ) -> Iterator[Sample]:
-    """Read up to `count` samples, spread over the split; only the arrays named in `fields`, by default all.
+    """Read up to `count` samples, spread over the split and the first REACH of a shard; only the arrays named in `fields`, by default all.
 
     What cannot be read is passed over: that is verify's to say.
     """
@@ -89,7 +87,8 @@ def iter_samples(
         specs = [field for field in marker.fields if fields is None or field.name in fields]
         try:
             table = read_sidecar_table(store.read(f"{shard.name}.parquet"))
-            rows = list(itertools.islice((row for row in table.to_pylist() if row["status"] == "ok"), share))
+            rows = [row for row in table.to_pylist() if row["status"] == "ok"][: max(share, REACH)]
+            rows = [rows[place * len(rows) // share] for place in range(min(share, len(rows)))]
             for start, data, row in _read_rows(store, f"{shard.name}.tar", rows):
                 yield _sample(stem, marker, shard, specs, row, start, data)
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):

@@ -1,18 +1,23 @@
 """`latentmill VERB`: each verb is there under its name, and a message names commands as they are started where it is read."""
 
+import ast
+import dataclasses
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import tyro
 
 from loader.format import Manifest
 from precompute import __main__ as dispatcher
-from precompute import commands
+from precompute import commands, flags, run
 from precompute.commands import VERBS, as_started, command, executable, launched
 from tests.support.launching import ROOT, environment
 from tests.support.raw.photos import jpeg
@@ -27,12 +32,37 @@ def answer(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_a_manual_under_its_own_name(
+def test_every_verb_has_a_manual_of_80_columns_with_its_flags_in_groups(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert answer(monkeypatch, verb, "--help") == 0
     told = capsys.readouterr().out
     assert told.startswith(f"usage: latentmill {verb} ") and ".py" not in told.replace("loader.py", "")
+    assert max(map(len, told.splitlines())) <= 80
+    # What a flag takes stands there in words, not as a type of Python.
+    assert not re.search(r"\bNone\b|\b(STR|INT|FLOAT|PATH)\b", told)
+    config = getattr(importlib.import_module(VERBS[verb][0]), "Config", None)
+    if config is None or not dataclasses.fields(config):
+        return
+    boxes = re.split(r"^\W*?(?:(\w+) )?options\W*$", told, flags=re.M)[1:]
+    shown = dict(zip(boxes[::2], boxes[1::2], strict=True))
+    declared = flags.groups(config)
+    assert len(declared) > 1 or len(dataclasses.fields(config)) <= 8
+    for group, base in declared.items():
+        for name, hint in get_type_hints(base, include_extras=True).items():
+            if tyro.conf.Positional not in getattr(hint, "__metadata__", ()):
+                flag = "for" if name == "for_model" else name.replace("_", "-")
+                assert re.search(rf"^\W* --{flag}\b", shown[group or None], re.M), (group, flag)
+
+
+def test_flags_in_groups_are_flags_of_one_config() -> None:
+    words = ["builders/demo", "--output", "x", "--vae", "toy", "--no-flip", "--resolutions", "64", "128"]
+    config = flags.read_flags(run.Config, "run", "", [*words, "--text-encoder", "a", "--text-encoder", "b=c"])
+    assert config == run.Config(
+        "builders/demo", Path("x"), vae="toy", resolutions=(64, 128), text_encoder=("a", "b=c")
+    )
+    assert config == tyro.cli(run.Config, args=[*words, "--text-encoder", "a", "--text-encoder", "b=c"])
 
 
 def test_help_lists_the_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,3 +166,65 @@ def test_readmes_own_photographs_work_as_they_are_typed(
     assert (tmp_path / "latents" / "photos" / "report.html").stat().st_size > 10_000
     manifest = Manifest.from_json((tmp_path / "latents" / "photos" / "manifest.json").read_bytes())
     assert manifest.splits["train"].samples == 3
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FLAG = r"(?<![\w-])--[a-z]+(?:[-_][a-z0-9]+)*(?![\w-])"
+# Flags of other people's programs that messages name.
+THEIRS = {
+    "accelerate": {"--num_processes"},
+    "Midjourney": {"--no"},
+    "tar": {"--sort", "--sparse", "--hard-dereference"},
+}
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """What a program says: its strings but for docstrings, f-strings with a word for each value."""
+    for one in ast.iter_child_nodes(node):
+        if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant):
+            continue
+        if isinstance(one, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "VALUE" for part in one.values]
+            yield "".join(map(str, parts))
+        elif isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value
+            continue
+        yield from texts(one)
+
+
+def flags_of(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    answer(monkeypatch, verb, "--help")
+    lines = capsys.readouterr().out.splitlines()
+    return {flag for line in lines if re.match(r"\W*--?\w", line) for flag in re.findall(r"--[a-z-]+", line)}
+
+
+def test_every_flag_and_command_that_a_message_names_exists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {verb: flags_of(verb, monkeypatch, capsys) for verb in VERBS}
+    every = set.union(*known.values(), *THEIRS.values())
+    assert set(re.findall(FLAG, README)) <= every
+    for path in [
+        path for name in ("builders", "precompute", "loader") for path in (ROOT / name).rglob("*.py")
+    ]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for text in texts(tree):
+            unknown = set(re.findall(FLAG, text)) - every
+            assert not unknown, f"{path}: {text!r} names {unknown}"
+            assert set(re.findall(r"\blatentmill (\w+)", text)) <= {*VERBS, "reads"}, text
+        for call in ast.walk(tree):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("command", "words", "script"):
+                verb, *arguments = [one.value for one in call.args if isinstance(one, ast.Constant)]
+                assert {word for word in arguments if str(word).startswith("--")} <= known[verb], path
+
+
+def test_every_command_of_the_readme_is_one_that_can_be_typed() -> None:
+    typed = re.findall(
+        r"^    (?:python|accelerate launch) precompute/(\w+)\.py (.*?)(?: +#.*)?$",
+        README.replace("\\\n", ""),
+        re.M,
+    )
+    assert len(typed) > 12
+    for name, line in typed:
+        config = importlib.import_module(f"precompute.{name}").Config
+        flags.read_flags(config, name, "", shlex.split(line))

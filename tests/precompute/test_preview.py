@@ -17,8 +17,11 @@ from precompute.report import sheet
 from precompute.report.figures import near_pairs, perceptual_hash
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
 from precompute.report.tiles import Card, Tile
-from precompute.shards.sample_reader import _taken
+from precompute.shards import sample_reader
+from precompute.shards.sample_reader import _taken, pick_samples
+from precompute.shards.store import Store
 from precompute.verification.decode_check import psnr
+from precompute.verification.read_folder import read_markers
 from precompute.verification.verdict import last_verdict
 from tests.support.made_shards import RECIPE, write_shards
 
@@ -115,6 +118,29 @@ def test_the_sheet_takes_from_every_shape_of_a_unit_and_from_the_start_of_others
     assert _taken(shapes, 4) == [3, 1]
     plain = [SimpleNamespace(samples=5, bucket=""), SimpleNamespace(samples=5, bucket="")]
     assert _taken(plain, 7) == [5, 2] and _taken(plain, 99) == [5, 5]
+
+
+def test_the_sheet_is_spread_over_one_long_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(write_shards(tmp_path, units=1, samples=9)))
+    picked = pick_samples(store, read_markers(store).markers, "train", 3)
+    assert [sample.key for sample in picked] == ["u0-0", "u0-3", "u0-6"]
+    monkeypatch.setattr(sample_reader, "REACH", 6)
+    picked = pick_samples(store, read_markers(store).markers, "train", 3)
+    assert [sample.key for sample in picked] == ["u0-0", "u0-2", "u0-4"]
+
+
+def test_a_caption_from_right_to_left_begins_at_the_right() -> None:
+    def ink(caption: str) -> float:
+        """Where the caption's ink lies on its card, from 0 at the left to 1."""
+        page = np.asarray(draw_sheet("", "", [card(caption)]).convert("L")).astype(int)
+        top = MARGIN + 84 + PAD + TILE + 26
+        dark = (page[top : top + 20, MARGIN + PAD : -MARGIN - PAD] < 128).any(0).nonzero()[0]
+        return float(dark.mean() / (page.shape[1] - 2 * MARGIN - 2 * PAD))
+
+    assert ink("boat") < 0.2
+    assert sheet.is_backwards("1. سفينة") and not sheet.is_backwards("a boat, سفينة")
+    if sheet.drawable("قارب") != sheet.UNDRAWN:
+        assert ink("قارب") > 0.8
 
 
 @pytest.mark.parametrize("text", ["one two three " * 30, "x" * 300, "short", "写真" * 100, "a " + "b" * 200])

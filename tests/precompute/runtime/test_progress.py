@@ -1,6 +1,7 @@
 """What a run says of itself: which stage the others wait for, and how long the device waited."""
 
 import io
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,10 @@ from precompute.encode.image import ImageEncoder, open_image_encoder
 from precompute.input.pixels import Picture, read_picture
 from precompute.input.units import Unit
 from precompute.runtime import progress
+from precompute.runtime.forecast import Forecast, Outlook
 from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
-from precompute.runtime.progress import progress_bar, summary
+from precompute.runtime.progress import ProgressBar, summary
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
 from precompute.shards.output_folder import OutputFolder
@@ -140,7 +142,17 @@ def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
     assert stats.idle > 0.5 and stats.bottleneck == "the device" and stats.waited < 0.5
 
 
-def test_the_bar_says_it_live(
+def bar_of(units: list[Unit], folder: Path, before: tuple[int, int] = (0, 0)) -> ProgressBar:
+    leases = Leases(OutputFolder(folder), units)
+    leases.close()
+    return ProgressBar(leases, before, shown=True)
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.rstrip("\n").split("\r")[-1].rstrip()
+
+
+def test_the_bar_says_it_live_and_ends_on_what_is_there(
     tmp_path: Path,
     encoder: BatchEncoder,
     monkeypatch: pytest.MonkeyPatch,
@@ -148,24 +160,88 @@ def test_the_bar_says_it_live(
     clock: Clock,
 ) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    leases = Leases(OutputFolder(tmp_path), Made().units)
-    with progress_bar(leases, shown=True) as on_progress:
-        run(tmp_path, encoder, Made(clock), on_progress=on_progress)
-    leases.close()
-    shown = capsys.readouterr().err
-    assert f"{2 * ROWS} images, " in shown.splitlines()[-1] and "/s, reading, device waits " in shown
+    monkeypatch.setenv("COLUMNS", "100")
+    bar = bar_of(Made().units, tmp_path)
+    run(tmp_path, encoder, Made(clock), on_progress=bar.on_progress)
+    assert re.search(r"images, .* left, reading, [\d.]+/s, device waits \d+%", last_line(capsys))
+    bar.end(rows=2 * ROWS)
+    bar.close()
+    assert last_line(capsys).startswith(f"{2 * ROWS}/{2 * ROWS} images, 00:00 left, reading, ")
 
 
-def test_the_bar_counts_rows_where_they_are_known_and_fits_a_narrow_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("stop", [True, False])
+def test_the_bar_fits_a_narrow_terminal_with_the_bottleneck(
+    stop: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
 ) -> None:
-    units = [Unit(index, 0, 4000 * index, 4000 * (index + 1)) for index in range(300)]
-    leases = Leases(OutputFolder(tmp_path), units)
-    with progress_bar(leases, shown=True) as on_progress:
-        on_progress(Stats(images=123_456, seconds=1000.0, decoding=900.0))
-    leases.close()
-    last = capsys.readouterr().err.splitlines()[-1].split("\r")[-1]
-    assert last.startswith("123456/1200000 rows, ") and "123,456 images, 123.5/s, decoding" in last[:68]
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setenv("COLUMNS", "60")
+    units = [Unit(n, n, 0, 40_000 if stop else None) for n in range(300)]
+    bar = bar_of(units, tmp_path, before=(30, 1_200_000))
+    for images in (1, 123_457):
+        done = Stats(images, 100.0, decoding=90.0, rows=images, rows_read=images, units_read=images / 40_000)
+        clock.advance(1000)
+        bar.on_progress(done)
+    line = last_line(capsys)
+    total = "12,000,000" if stop else "~12.0M"
+    assert line.startswith(f"1,323,457/{total} images, ") and " left, decoding" in line and len(line) < 60
+    bar.close()
+
+
+class Ticks:
+    """A clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+SEEN = [
+    Stats(),
+    Stats(rows=50, rows_read=100, units_read=0.5),
+    Stats(rows=400, rows_read=400, units_read=2.0),
+]
+
+
+def outlooks(
+    units: list[Unit], before: tuple[int, int], peers: int, finished: tuple[int, ...] = (0, 0, 2)
+) -> list[Outlook]:
+    clock, looks = Ticks(), []
+    forecast = Forecast(units, before, peers, clock)
+    for stats, others in zip(SEEN, finished, strict=True):
+        looks.append(forecast.look(stats, others))
+        clock.now += 10.0
+    return looks
+
+
+def test_the_time_that_is_left_is_told_before_the_first_unit_is_done() -> None:
+    first, second, third = outlooks([Unit(n, n) for n in range(8)], (0, 0), 1)
+    assert (first.total, first.seconds) == (None, None)
+    # Half a unit has 100 rows: 1,600 in all, at 5 a second.
+    assert (second.images, second.total, second.is_exact) == (50, 1600, False)
+    assert second.seconds == pytest.approx(1550 / 5)
+    assert (third.images, third.seconds) == (400, pytest.approx(1200 / 20))
+
+
+def test_processes_that_began_together_are_taken_to_be_alike_until_they_finish_a_unit() -> None:
+    units = [Unit(n, n) for n in range(8)]
+    _, alone, _ = outlooks(units, (0, 0), 1)
+    _, second, third = outlooks(units, (0, 0), 4, finished=(0, 0, 5))
+    assert alone.seconds and second.seconds == pytest.approx(alone.seconds / 4)
+    # Two units of this process, three of others.
+    assert third.images == 5 * 200 and third.rate == pytest.approx(1000 / 20)
+
+
+def test_what_was_finished_before_counts_and_is_in_no_rate() -> None:
+    units = [Unit(n, n, 0, 100) for n in range(8)]
+    first, second, _ = outlooks(units, (2, 200), 1, finished=(2, 2, 4))
+    assert (first.images, first.total, first.is_exact) == (200, 800, True)
+    assert (second.images, second.rate) == (250, pytest.approx(5))
 
 
 def test_the_table_at_the_end_says_it(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""The flags of a verb as `--help` shows them: in groups, with what each takes and what it does.
+
+A verb's dataclass may have bases: each is a group, called by its class, and the verb has one flat Config all the same.
+"""
+
+import dataclasses
+import inspect
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import docstring_parser
+import tyro
+
+T = TypeVar("T")
+
+WIDEST = 100  # columns of a paragraph
+
+
+def takes(value: str) -> Any:
+    """What stands behind a flag in --help, instead of its type."""
+    return tyro.conf.arg(metavar=value)
+
+
+def read_flags(config: type[T], program: str, description: str, words: Sequence[str] | None = None) -> T:
+    """The config that a command line describes. words: default, those of this process.
+
+    Prints --help and what is wrong with a flag, and then raises SystemExit.
+    """
+    bases = {name: _documented(base) for name, base in groups(config).items()}
+    nested = [(name, Annotated[base, tyro.conf.OmitArgPrefixes]) for name, base in bases.items()]
+    flags: Any = dataclasses.make_dataclass("Flags", nested) if len(bases) > 1 else bases[""]
+    given = tyro.cli(
+        flags,
+        prog=program,
+        description=_wrapped(description),
+        args=words,
+        config=(tyro.conf.DisallowNone,),
+    )
+    parts = vars(given).values() if len(bases) > 1 else [given]
+    return config(**{name: value for part in parts for name, value in vars(part).items()})
+
+
+def groups(config: type) -> dict[str, type]:
+    """The bases that declare flags, by name, in the order of the flags; of a class without such bases, itself."""
+    found = [one for one in reversed(config.__mro__) if dataclasses.is_dataclass(one) and one is not config]
+    return {one.__name__.removesuffix("Flags").lower(): one for one in found} or {"": config}
+
+
+def _documented(group: type) -> Any:
+    """A group whose flags carry their own texts: left to itself, tyro keeps the line breaks of docstrings."""
+    texts = {one.arg_name: one.description or "" for one in docstring_parser.parse_from_object(group).params}
+    hints = get_type_hints(group, include_extras=True)
+    return dataclasses.make_dataclass(
+        group.__name__,
+        [
+            (
+                one.name,
+                Annotated[
+                    hints[one.name],
+                    tyro.conf.arg(help=" ".join(texts[one.name].split()), help_behavior_hint=_default),
+                ],
+                one,
+            )
+            for one in dataclasses.fields(group)
+        ],
+        namespace={"__doc__": group.__doc__},
+        frozen=True,
+    )
+
+
+def _default(value: str) -> str:
+    """What is not set, its text explains."""
+    return "" if value in ("", "''", "None", "False") else f"(default: {value})"
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs that fit the terminal. Lines that begin with a space stay lines."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        one if one.startswith(" ") else textwrap.fill(one, width, subsequent_indent=" ") for one in paragraphs
+    )
