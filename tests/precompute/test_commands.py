@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 import tyro
@@ -19,6 +19,7 @@ from loader.format import Manifest
 from precompute import __main__ as dispatcher
 from precompute import commands, flags, run
 from precompute.commands import VERBS, as_started, command, executable, launched
+from precompute.encode.presets import Model
 from tests.support.launching import ROOT, environment
 from tests.support.raw.photos import jpeg
 from tests.support.tiny_models import save_clip, save_tiny
@@ -216,6 +217,12 @@ def test_every_flag_and_command_that_a_message_names_exists(
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("command", "words", "script"):
                 verb, *arguments = [one.value for one in call.args if isinstance(one, ast.Constant)]
                 assert {word for word in arguments if str(word).startswith("--")} <= known[verb], path
+
+
+def test_the_readme_names_every_model_and_counts_those_that_are_held_against_their_pipeline() -> None:
+    models = get_args(Model)
+    assert set(models) <= set(re.findall(r"`([a-z0-9-]+)`", README))
+    assert len(models) - 1 == 19 and "nineteen models" in " ".join(README.split())
 
 
 def test_every_command_of_the_readme_is_one_that_can_be_typed() -> None:

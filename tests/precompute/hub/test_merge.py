@@ -120,6 +120,24 @@ def test_files_of_others_stay(hub: LoopbackHub, tmp_path: Path) -> None:
     assert theirs.keys() <= hub.repos[REPO].files().keys()
 
 
+def test_whatever_was_there_the_files_of_every_split_are_those_of_the_manifest(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    push.push(Config(split_folder(tmp_path / "validation", "validation", 2), REPO))
+    strays = ("train/0000/train-00000.tar", "train-00007.tar", "train-00000-01.parquet")
+    readme = Blob(b"---\nlicense: mit\ntags: [mine]\n---\nIn our own words.\n", False)
+    by_hand = {"README.md": readme, **dict.fromkeys(strays, Blob(b"x", False))}
+    hub.repos[REPO].commit("main", {**hub.repos[REPO].files(), **by_hand}, "by hand")
+    push.push(Config(write_shards(tmp_path / "train", units=2), REPO))
+    manifest = files_are_what_the_manifest_lists(hub, at_each_commit=False)
+    assert {name: split.units_done for name, split in manifest.splits.items()} == {
+        "train": 2,
+        "validation": 2,
+    }
+    card = hub.repos[REPO].files()["README.md"].data.decode()
+    assert "In our own words." in card and "mine" in card and "split: validation" in card
+
+
 def test_a_fresh_folder_keeps_the_units_that_only_the_hub_has(hub: LoopbackHub, tmp_path: Path) -> None:
     push.push(Config(write_shards(tmp_path / "old", units=3), REPO))
     before = files_are_what_the_manifest_lists(hub)
