@@ -109,7 +109,7 @@ def source_records(
     except (PrecomputeError, OSError, IndexError) as error:
         if where.is_named:
             raise
-        notes.append(f"no sample is held against its source image: {str(error).splitlines()[0]}")
+        notes.append(f"no source images: {str(error).splitlines()[0]}")
         return {}
 
 
