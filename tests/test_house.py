@@ -123,7 +123,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 def test_precompute_holds_commands_and_builders_holds_datasets() -> None:
     found = {path.stem for path in (ROOT / "precompute").glob("*.py")}
-    assert found == VERBS | {"__init__", "__main__", "commands", "config", "errors"}
+    assert found == VERBS | {"__init__", "__main__", "commands", "config", "errors", "flags"}
     for path in (ROOT / "builders").glob("*.py"):
         if path.stem != "__init__":
             assert "DEFAULT_CONFIG_NAME" in path.read_text() or "Builder)" in path.read_text(), path
