@@ -83,7 +83,7 @@ class Diffusiondb(ArchiveBuilder):
             parameters = _read_parameters(
                 [member.read() for member in members if member.name.endswith(".json")]
             )
-            for member in self._told(file, shard, members):
+            for member in self._told(file, members):
                 name = basename(member.name)
                 if not name.endswith(".json"):
                     seen.add(name)

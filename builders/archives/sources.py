@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from builders.archives.members import Member, all_members, is_hidden
 from builders.archives.remote import is_local, open_file, version_of
@@ -21,8 +21,6 @@ from builders.core.base import ImageCaptionBuilder, make_key
 from builders.core.errors import ArchiveError, MissingSourceError
 from builders.core.log import logger
 from builders.core.record import SourceRow
-
-T = TypeVar("T")
 
 ROWS_PER_SHARD = 4096  # a zip with more members is offered as several ranges
 
@@ -200,17 +198,8 @@ class ArchiveBuilder(ImageCaptionBuilder):
     def _members(self, shard: ArchiveShard) -> Iterator[Member]:
         """The shard's members, in order, hidden ones passed over."""
         with open_file(shard.location, self.token) as file:
-            yield from self._told(
-                file, shard, self._visible(shard, all_members(file, shard.index, shard.count))
-            )
-
-    def _told(self, file: IO[bytes], shard: ArchiveShard, items: Iterable[T]) -> Iterator[T]:
-        """What comes out of a shard's file, while `share_read` follows the place of the last that was read."""
-        self.share_read, size = 0.0, max(file.seek(0, os.SEEK_END), 1)
-        for item in items:
-            yield item
-            place = file.tell() / size * shard.count - shard.index
-            self.share_read = max(self.share_read, min(place, 1.0))
+            members = self._visible(shard, all_members(file, shard.index, shard.count))
+            yield from self._told(file, members, shard.index, shard.count)
 
     def _visible(self, shard: ArchiveShard, members: Iterable[Member]) -> Iterator[Member]:
         """Those of a shard's members that are not hidden; the others are counted."""
@@ -219,9 +208,7 @@ class ArchiveBuilder(ImageCaptionBuilder):
             for member in members:
                 if not is_hidden(member.name):
                     yield member
-                    continue
-                hidden += 1
-                if len(names) < TOLD:
+                elif (hidden := hidden + 1) <= TOLD:
                     names.append(f"{shard.path}/{member.name}")
         finally:
             self._hidden[_place(shard)] = Left(hidden, tuple(names))

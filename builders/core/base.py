@@ -9,8 +9,8 @@ import abc
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, ClassVar, TypeVar
 
 import datasets
 from datasets.builder import Key
@@ -23,6 +23,8 @@ from builders.core.gate import judge
 from builders.core.joined_captions import JoinedCaptions, check_files, hash_files, merge
 from builders.core.record import Record, SourceRow
 from builders.core.rgb_image import RGB_IMAGES, restore_rgb_image
+
+T = TypeVar("T")
 
 
 class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
@@ -139,6 +141,13 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         if not self.config.keep_rejected:
             del found["reject"]
         return found
+
+    def _told(self, file: IO[bytes], items: Iterable[T], index: int = 0, count: int = 1) -> Iterator[T]:
+        """What comes out of the `index`-th of `count` parts of a file, while `share_read` follows what was read."""
+        self.share_read, size = 0.0, max(file.seek(0, os.SEEK_END), 1)
+        for item in items:
+            yield item
+            self.share_read = max(self.share_read, min(file.tell() / size * count - index, 1.0))
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")

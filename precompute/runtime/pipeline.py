@@ -101,17 +101,13 @@ class Pipeline:
                 self._threads.put(self._decoded, Idle())
                 continue
             seen: set[str] = set()
-            units = self.stats.units_read
-            for record in self._records.rows(lease.unit):
+            for record in self.stats.counted(self._records.rows(lease.unit)):
                 if record.key in seen:
                     record = replace(record, reject=record.reject or "duplicate_key")
                 seen.add(record.key)
                 self._threads.put(
                     self._decoded, (lease, decoders.submit(_decode, record, self._read_picture))
                 )
-                self.stats.rows_read += 1
-                self.stats.units_read = units + (record.share or 0.0)
-            self.stats.units_read = units + 1
             self._threads.put(self._decoded, (lease, None))
         self._threads.put(self._decoded, None)
 

@@ -1,6 +1,9 @@
 """Where the time of one process goes: who waits for whom."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+
+from builders.core.record import Record
 
 TIMES = ("seconds", "reading", "decoding", "writing", "awaited", "idle", "device")
 
@@ -29,6 +32,15 @@ class Stats:
         return Stats(
             *(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True))
         )
+
+    def counted(self, rows: Iterable[Record]) -> Iterator[Record]:
+        """The rows of a unit, counted as they are read."""
+        units = self.units_read
+        for row in rows:
+            yield row
+            self.rows_read += 1
+            self.units_read = units + (row.share or 0.0)
+        self.units_read = units + 1
 
     def in_time(self, seconds: float) -> "Stats":
         """Those of many processes as if they were one that is as fast as all: the same images and shares in this time."""
