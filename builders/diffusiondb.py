@@ -83,7 +83,8 @@ class Diffusiondb(ArchiveBuilder):
             parameters = _read_parameters(
                 [member.read() for member in members if member.name.endswith(".json")]
             )
-            for member in self._told(file, members):
+            for number, member in enumerate(members, 1):
+                self.share_read = number / len(members)
                 name = basename(member.name)
                 if not name.endswith(".json"):
                     seen.add(name)

@@ -10,7 +10,7 @@ import pytest
 from precompute.input.open_records import open_records
 from precompute.input.records import Records, SourceOptions
 from precompute.input.units import Unit
-from tests.support.raw import sa1b
+from tests.support.raw import cc12m, coco, diffusiondb, journeydb, sa1b, textcaps
 from tests.support.raw.archive import write_tar, write_tgz
 from tests.support.raw.photos import jpeg
 from tests.support.raw.server import serve
@@ -131,3 +131,14 @@ def test_patience_begins_anew_with_every_row(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Records, "_raw", faulty)
     assert len(list(records.rows(records.units[0]))) == 8 and not down
+
+
+@pytest.mark.parametrize("raw", [cc12m, coco, diffusiondb, journeydb, sa1b, textcaps])
+def test_each_row_tells_how_much_of_its_unit_was_read(raw: Any, tmp_path: Path) -> None:
+    raw.make(tmp_path)
+    name = raw.__name__.rpartition(".")[2]
+    records = open_records(SourceOptions(f"builders/{name}", data_dir=tmp_path))
+    shares = [record.share for record in records.rows(records.units[0])]
+    known = [share for share in shares if share is not None]
+    assert len(known) == len(shares) and known == sorted(known) and len(set(known)) > 2
+    assert 0 <= known[0] < 0.5 and 0.9 < known[-1] <= 1
