@@ -46,19 +46,19 @@ class TarWriter:
     def add(self, name: str, *data: Buffer) -> int:
         """Append one member, whose contents may come in parts, and return the offset of its data, in bytes."""
         size = sum(map(len, data))
-        self._put(tar_header(name, size))
+        self.put(tar_header(name, size))
         offset = self.position
         for part in data:
-            self._put(part)
-        self._put(bytes(-size % BLOCK))
+            self.put(part)
+        self.put(bytes(-size % BLOCK))
         return offset
 
     def close(self) -> Future[str]:
         """Write the end of the archive. The rest goes on behind: the result, the sha256 of the whole file, is there once
         the file is synced to disk, and may raise OSError."""
         end = self.position + 2 * BLOCK
-        self._put(bytes(2 * BLOCK + -end % RECORD))
-        self._flush()
+        self.put(bytes(2 * BLOCK + -end % RECORD))
+        self.flush()
         sha256 = self._hasher.submit(self._finish)
         self._hasher.shutdown(wait=False)
         return sha256
@@ -69,18 +69,20 @@ class TarWriter:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _put(self, data: Buffer) -> None:
+    def put(self, data: Buffer) -> None:
+        """Append bytes: all that is ever written comes through here, a header or a part of a member at a time."""
         self.position += len(data)
         while (end := self._filled + len(data)) > CHUNK:
             room = CHUNK - self._filled
             self._chunk[self._filled :] = data[:room]
             self._filled, data = CHUNK, data[room:]
-            self._flush()
+            self.flush()
             self._chunk, self._filled = free_chunk(), 0
         self._chunk[self._filled : end] = data
         self._filled = end
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the chunk out as far as it is filled, and hash it behind."""
         while len(self._behind) >= BEHIND:
             self._behind.popleft().result()
         data = self._chunk[: self._filled]

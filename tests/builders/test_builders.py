@@ -1,7 +1,8 @@
 """One suite for every dataset: the same raw tree, whichever way it is read, gives the expected outcome of each source row.
 
-A new dataset needs a module in tests/raw with `make(root)` and EXPECTED, and its name in DATASETS. EXPECTED holds, for each config and
-split, the (key, outcome) of every row in source order: its caption, or `!` and the reason of its rejection.
+A new dataset needs a module in tests/support/raw with `make(root)` and EXPECTED, its name in DATASETS, and where its captions come from in
+KINDS. EXPECTED holds, for each config and split, the (key, outcome) of every row in source order: its caption, or `!` and the reason of its
+rejection.
 """
 
 import dataclasses

@@ -55,7 +55,7 @@ def work(
     sys.stdout = open(os.devnull, "w")
     sys.stderr = sys.stdout if full_disk is None else sys.stderr
     left = random.Random(full_disk).randrange(1, 400) if full_disk is not None else -1
-    put, writes = TarWriter._put, itertools.count(1)
+    put, writes = TarWriter.put, itertools.count(1)
     number, name = signal_at or (0, 0)
 
     def hindered(self: TarWriter, data: bytes) -> None:
@@ -68,7 +68,7 @@ def work(
         time.sleep(slow)
         put(self, data)
 
-    TarWriter._put = hindered  # type: ignore[method-assign]
+    TarWriter.put = hindered  # type: ignore[method-assign]
     if die_at is not None:
         die_at_change(output, die_at)
     if hub is not None:
@@ -129,4 +129,4 @@ def die_at_change(output: Path, number: int) -> None:
 
     sys.addaudithook(hook)
     os.fsync = counted(os.fsync)
-    TarWriter._flush = counted(TarWriter._flush)  # type: ignore[method-assign]
+    TarWriter.flush = counted(TarWriter.flush)  # type: ignore[method-assign]

@@ -126,7 +126,7 @@ def test_full_disk_stops_the_run_and_names_the_output(
 ) -> None:
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(TarWriter, "_put", after(calls, TarWriter._put, full))
+        patch.setattr(TarWriter, "put", after(calls, TarWriter.put, full))
         with pytest.raises(OutputError, match=r"--output .*No space left.*run again"), output_errors(folder):
             work(Made())
     assert not folder.joinpath(WORK).exists(), "nothing temporary, and no lease"

@@ -30,7 +30,7 @@ def test_owner_that_wakes_to_find_its_files_gone_drops_the_unit_and_goes_on(
     caplog: pytest.LogCaptureFixture,
     code: int,
 ) -> None:
-    put, calls = TarWriter._put, iter(range(1000))
+    put, calls = TarWriter.put, iter(range(1000))
 
     def hindered(self: TarWriter, data: bytes) -> None:
         if "train-00000.1-" in str(self.path) and next(calls) >= 8:
@@ -38,7 +38,7 @@ def test_owner_that_wakes_to_find_its_files_gone_drops_the_unit_and_goes_on(
             raise OSError(code, os.strerror(code))
         put(self, data)
 
-    monkeypatch.setattr(TarWriter, "_put", hindered)
+    monkeypatch.setattr(TarWriter, "put", hindered)
     with caplog.at_level(logging.WARNING):
         work(Made(units=2), timeout=1.0)
     assert "unit 0: another process took over" in caplog.text
@@ -49,7 +49,7 @@ def test_owner_whose_files_are_gone_while_its_lease_is_good_says_so(
     work: Any,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(TarWriter, "_put", stale)
+    monkeypatch.setattr(TarWriter, "put", stale)
     with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
         work(Made(units=2))
 

@@ -184,7 +184,7 @@ def test_whatever_call_fails_the_unit_is_whole_or_absent_and_can_be_made_again(
     with monkeypatch.context() as patch, contextlib.suppress(OSError):
         patch.setattr(Path, "replace", fault.before(Path.replace))
         patch.setattr(os, "fsync", fault.before(os.fsync))
-        patch.setattr(TarWriter, "_put", fault.before(TarWriter._put))
+        patch.setattr(TarWriter, "put", fault.before(TarWriter.put))
         write_unit(folder)
     if (folder / "train-00000.json").exists():
         for shard in read_marker(folder / "train-00000.json").shards:
