@@ -3,6 +3,8 @@
 import gc
 import json
 import random
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas
@@ -22,7 +24,7 @@ from tests.support.raw.photos import jpeg
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path) -> Any:
     root = tmp_path / "photos"
     root.mkdir()
     for name in ("a", "b", "c"):
@@ -30,7 +32,7 @@ def photos(tmp_path):
     return root
 
 
-def captions(rows):
+def captions(rows: Any) -> Any:
     return {row["source"]: row["reject"] or row["captions"] for row in rows}
 
 
@@ -38,7 +40,9 @@ def captions(rows):
 
 
 @pytest.mark.parametrize("header", ["file_name,caption", "file_name,title"])
-def test_a_comma_in_an_unquoted_caption_is_an_error_with_file_and_line(build, photos, header):
+def test_a_comma_in_an_unquoted_caption_is_an_error_with_file_and_line(
+    build: Any, photos: Any, header: Any
+) -> None:
     (photos / "metadata.csv").write_text(f'{header}\na.jpg,"a, b"\n\nb.jpg,a red, shiny car\n')
     column = {"caption_column": "title"} if "title" in header else {}
     with pytest.raises(ConfigError, match=r"metadata\.csv.*line 4 has 3 fields, the header 2.*double quotes"):
@@ -47,7 +51,7 @@ def test_a_comma_in_an_unquoted_caption_is_an_error_with_file_and_line(build, ph
         pandas.read_csv(photos / "metadata.csv", index_col=False, on_bad_lines="error")
 
 
-def test_random_tables_are_read_as_pandas_reads_them_or_refused(tmp_path):
+def test_random_tables_are_read_as_pandas_reads_them_or_refused(tmp_path: Path) -> None:
     """Stricter than pandas, which fills a row that is too short and takes a quote that is not closed by a comma."""
     rng, path, read = random.Random(7), tmp_path / "metadata.csv", 0
     for _ in range(400):
@@ -77,7 +81,7 @@ def test_random_tables_are_read_as_pandas_reads_them_or_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_table_gives_what_imagefolder_gives(build, photos):
+def test_a_table_gives_what_imagefolder_gives(build: Any, photos: Any) -> None:
     texts = ["a red, shiny car", 'a "quoted" cat', "zwei\nZeilen – größer"]
     table = pandas.DataFrame({"file_name": ["a.jpg", "b.jpg", "c.jpg"], "caption": texts})
     table.to_csv(photos / "metadata.csv", index=False)
@@ -89,7 +93,7 @@ def test_a_table_gives_what_imagefolder_gives(build, photos):
     gc.collect()  # it leaves its table open; here, where that is no error
 
 
-def test_two_tables_of_one_folder_are_an_error(build, photos):
+def test_two_tables_of_one_folder_are_an_error(build: Any, photos: Any) -> None:
     (photos / "metadata.csv").write_text("file_name,caption\na.jpg,one\n")
     (photos / "metadata.jsonl").write_text('{"file_name": "a.jpg", "caption": "one"}\n')
     with pytest.raises(ConfigError, match=r"metadata\.csv and .*metadata\.jsonl: two tables"):
@@ -97,7 +101,7 @@ def test_two_tables_of_one_folder_are_an_error(build, photos):
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "__MACOSX", ".cache/deep"])
-def test_tables_of_hidden_folders_are_not_read(build, photos, hidden):
+def test_tables_of_hidden_folders_are_not_read(build: Any, photos: Any, hidden: Any) -> None:
     (photos / hidden).mkdir(parents=True)
     (photos / hidden / "metadata.csv").write_bytes(b"\0\5\x16\7\xff")
     (photos / "metadata.csv").write_text("file_name,caption\na.jpg,new\n")
@@ -105,7 +109,7 @@ def test_tables_of_hidden_folders_are_not_read(build, photos, hidden):
     assert found == {"a.jpg": ["new"], "b.jpg": "missing_caption", "c.jpg": "missing_caption"}
 
 
-def test_what_is_no_text_is_no_caption(build, photos, tmp_path):
+def test_what_is_no_text_is_no_caption(build: Any, photos: Any, tmp_path: Path) -> None:
     rows = ['{"file_name":"a.jpg","caption":NaN}', '{"file_name":"b.jpg","caption":["x",{"en":"a dog"},7]}']
     (photos / "metadata.jsonl").write_text("\n".join([*rows, '{"file_name":"c.jpg"}']))
     found = captions(build("folder", data_dir=str(photos), keep_rejected=True, streaming=True))
@@ -143,7 +147,7 @@ def test_what_is_no_text_is_no_caption(build, photos, tmp_path):
 # --- length ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_caption_that_is_a_page_is_not_cleaned():
+def test_a_caption_that_is_a_page_is_not_cleaned() -> None:
     page = "<a " * LONGEST
     assert clean_captions([page], "deepfloyd") == ([], "caption_too_long")
     assert clean_captions([page, "a cat"], "deepfloyd") == ([(1, "a cat")], None)
@@ -158,7 +162,7 @@ TEXT = "A red car, größer als 红色的汽车"
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("cleaning", ["none", "light"])
-def test_a_byte_order_mark_says_the_encoding(build, photos, encoding, cleaning):
+def test_a_byte_order_mark_says_the_encoding(build: Any, photos: Any, encoding: Any, cleaning: Any) -> None:
     (photos / "a.txt").write_bytes(TEXT.encode(encoding))
     rows = build("folder", data_dir=str(photos), caption_cleaning=cleaning, streaming=True)
     assert [row["caption"] for row in rows] == [TEXT]
@@ -172,7 +176,9 @@ def test_a_byte_order_mark_says_the_encoding(build, photos, encoding, cleaning):
     ("encoding", "text"),
     [("gbk", "红色的汽车"), ("cp1252", "café"), ("utf-16-le", "a red car"), ("shift_jis", "猫")],
 )
-def test_another_encoding_is_counted_or_named(build, photos, tmp_path, encoding, text):
+def test_another_encoding_is_counted_or_named(
+    build: Any, photos: Any, tmp_path: Path, encoding: Any, text: Any
+) -> None:
     data = text.encode(encoding)
     (photos / "a.txt").write_bytes(data)
     (photos / "b.txt").write_bytes(b"plain")
@@ -196,7 +202,7 @@ def test_another_encoding_is_counted_or_named(build, photos, tmp_path, encoding,
         build("folder", data_dir=str(photos), caption_encoding="klingon", streaming=True)
 
 
-def test_no_text_is_mended_with_replacement_characters():
+def test_no_text_is_mended_with_replacement_characters() -> None:
     rng = random.Random(3)
     for _ in range(2_000):
         data = bytes(rng.choice(b"ab\xff\xfe\xef\xbb\xbf\x00\xc3\xa9") for _ in range(rng.randint(0, 6)))
@@ -212,7 +218,7 @@ def test_no_text_is_mended_with_replacement_characters():
 
 @pytest.mark.parametrize("depth", [101, 900, 5_000, 10**6])
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-def test_json_without_end_is_an_error(depth, opening):
+def test_json_without_end_is_an_error(depth: Any, opening: Any) -> None:
     closing = "]" if opening == "[" else "1}"
     with pytest.raises(ValueError):
         shallow_json.load(opening * depth + closing * depth)
@@ -220,12 +226,13 @@ def test_json_without_end_is_an_error(depth, opening):
         shallow_json.load((opening * depth).encode())
 
 
-def test_json_that_is_shallow_is_read():
-    for value in ([[[]]] * 500, "[" * 500, {"a": [{"b": "{" * 200}] * 300}):
+def test_json_that_is_shallow_is_read() -> None:
+    values: list[Any] = [[[[]]] * 500, "[" * 500, {"a": [{"b": "{" * 200}] * 300}]
+    for value in values:
         assert shallow_json.load(json.dumps(value)) == value
 
 
-def test_nested_json_costs_a_row_or_names_its_file(build, photos, tmp_path):
+def test_nested_json_costs_a_row_or_names_its_file(build: Any, photos: Any, tmp_path: Path) -> None:
     deep = b"[" * 900 + b"]" * 900
     (photos / "metadata.jsonl").write_bytes(b'{"file_name": "a.jpg", "caption": ' + deep + b"}")
     with pytest.raises(ConfigError, match=r"metadata\.jsonl.*nested deeper"):
@@ -260,11 +267,11 @@ def test_nested_json_costs_a_row_or_names_its_file(build, photos, tmp_path):
         ("--v 4", ""),
     ],
 )
-def test_midjourneys_own_flags_go_and_words_stay(prompt, text):
+def test_midjourneys_own_flags_go_and_words_stay(prompt: Any, text: Any) -> None:
     assert without_flags(prompt) == text
 
 
-def test_flags_are_cut_from_prompts_only_and_not_with_none(build, tmp_path):
+def test_flags_are_cut_from_prompts_only_and_not_with_none(build: Any, tmp_path: Path) -> None:
     root = tmp_path / "raw"
     journeydb.make(root)
     path = root / "data/train/train_anno_realease_repath.jsonl.tgz"

@@ -1,5 +1,8 @@
 """DiffusionDB: what lies on a boundary."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ RUDE = float(np.float32(0.9))  # the prompt's score of the image `rude`, as the 
 @pytest.mark.parametrize(
     ("threshold", "rejects"), [(RUDE, None), (float(np.nextafter(np.float32(0.9), np.float32(0))), "unsafe")]
 )
-def test_a_score_on_the_threshold_passes(build, tmp_path, threshold, rejects):
+def test_a_score_on_the_threshold_passes(build: Any, tmp_path: Path, threshold: Any, rejects: Any) -> None:
     diffusiondb.make(tmp_path / "raw")
     rows = build(
         "diffusiondb",
@@ -25,7 +28,7 @@ def test_a_score_on_the_threshold_passes(build, tmp_path, threshold, rejects):
 
 
 @pytest.mark.parametrize(("part", "folder"), [(1, 1), (9_999, 1), (10_000, 1), (10_001, 2), (14_000, 2)])
-def test_the_large_set_lies_in_two_folders_of_ten_thousand(tmp_path, part, folder):
+def test_the_large_set_lies_in_two_folders_of_ten_thousand(tmp_path: Path, part: Any, folder: Any) -> None:
     import datasets
 
     builder = datasets.load_dataset_builder("builders/diffusiondb", parts=str(part), cache_dir=str(tmp_path))

@@ -2,6 +2,8 @@
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow
@@ -14,17 +16,17 @@ from tests.support.raw.photos import HTML, bomb, encode, jpeg, photo, png, trunc
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path) -> Any:
     root = tmp_path / "photos"
     root.mkdir()
     return root
 
 
-def reasons(rows):
+def reasons(rows: Any) -> Any:
     return {row["source"]: row["reject"] for row in rows}
 
 
-def test_sidecars_and_every_fault(build, photos, tmp_path):
+def test_sidecars_and_every_fault(build: Any, photos: Any, tmp_path: Path) -> None:
     (photos / "sub").mkdir()
     files = {
         "a.jpg": jpeg(0),
@@ -91,7 +93,7 @@ def test_sidecars_and_every_fault(build, photos, tmp_path):
     assert build("folder", data_dir=str(photos), num_proc=2, cache_dir=str(tmp_path / "two")) == records
 
 
-def write_table(path, rows):
+def write_table(path: Any, rows: Any) -> None:
     if path.suffix == ".csv":
         lines = [",".join(rows[0])] + [",".join(f'"{value}"' for value in row.values()) for row in rows]
         path.write_text("\n".join(lines), encoding="utf-8-sig")
@@ -102,7 +104,7 @@ def write_table(path, rows):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_metadata_tables(build, photos, suffix):
+def test_metadata_tables(build: Any, photos: Any, suffix: Any) -> None:
     (photos / "images").mkdir()
     for number in range(3):
         (photos / "images" / f"{number}.jpg").write_bytes(jpeg(number))
@@ -125,7 +127,7 @@ def test_metadata_tables(build, photos, suffix):
     )
 
 
-def test_caption_column_is_chosen_by_name_and_a_wrong_one_lists_the_columns(build, photos):
+def test_caption_column_is_chosen_by_name_and_a_wrong_one_lists_the_columns(build: Any, photos: Any) -> None:
     (photos / "0.jpg").write_bytes(jpeg())
     write_table(photos / "metadata.jsonl", [{"file_name": "0.jpg", "title": ["one", "two"], "text": "no"}])
     assert build("folder", data_dir=str(photos), caption_column="title")[0]["captions"] == ["one", "two"]
@@ -135,7 +137,7 @@ def test_caption_column_is_chosen_by_name_and_a_wrong_one_lists_the_columns(buil
         build("folder", data_dir=str(photos), caption_column="alt", streaming=True)
 
 
-def test_sub_folders_are_splits(build, photos, caplog):
+def test_sub_folders_are_splits(build: Any, photos: Any, caplog: pytest.LogCaptureFixture) -> None:
     for name, number in (("train", 0), ("val", 1), ("test", 2)):
         (photos / name).mkdir()
         (photos / name / "x.jpg").write_bytes(jpeg(number))
@@ -154,14 +156,14 @@ def test_sub_folders_are_splits(build, photos, caplog):
     assert len({record["key"] for record in records}) == 3
 
 
-def test_two_images_of_one_stem_are_two_records(build, photos):
+def test_two_images_of_one_stem_are_two_records(build: Any, photos: Any) -> None:
     (photos / "x.jpg").write_bytes(jpeg(0))
     (photos / "x.png").write_bytes(png(1))
     (photos / "x.txt").write_text("both")
     assert len({record["key"] for record in build("folder", data_dir=str(photos))}) == 2
 
 
-def test_an_empty_folder_is_an_error_that_names_it_and_what_was_looked_for(build, photos):
+def test_an_empty_folder_is_an_error_that_names_it_and_what_was_looked_for(build: Any, photos: Any) -> None:
     (photos / "readme.md").write_text("x")
     with pytest.raises(
         MissingSourceError, match=r"no images in data_dir='.*photos'.*\.jpg.*\.txt.*metadata\.csv"
@@ -170,12 +172,14 @@ def test_an_empty_folder_is_an_error_that_names_it_and_what_was_looked_for(build
 
 
 @pytest.mark.parametrize("data_dir", [None, "/no/such/folder"])
-def test_no_folder_is_an_error(build, data_dir):
+def test_no_folder_is_an_error(build: Any, data_dir: Any) -> None:
     with pytest.raises(MissingSourceError, match="data_dir="):
         build("folder", data_dir=data_dir, streaming=True)
 
 
-def test_changed_files_and_other_folders_are_read_anew(build, photos, tmp_path, monkeypatch):
+def test_changed_files_and_other_folders_are_read_anew(
+    build: Any, photos: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (photos / "x.jpg").write_bytes(jpeg(0))
     (photos / "x.txt").write_text("before")
     assert build("folder", data_dir=str(photos))[0]["caption"] == "before"
@@ -191,7 +195,7 @@ def test_changed_files_and_other_folders_are_read_anew(build, photos, tmp_path, 
         assert build("folder", data_dir="photos")[0]["caption"] == caption
 
 
-def test_many_files_are_many_shards(photos, monkeypatch):
+def test_many_files_are_many_shards(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builders.folder._FILES_PER_SHARD", 3)
     for number in range(20):
         (photos / f"{number}.txt").write_text("x")
@@ -204,7 +208,7 @@ def test_many_files_are_many_shards(photos, monkeypatch):
 
 
 @pytest.fixture
-def modes(photos):
+def modes(photos: Any) -> Any:
     """One picture in each mode that is not RGB, and its top left pixel as it must come out."""
     grey = photo(0).convert("L")
     alpha = photo(1).convert("RGBA")
@@ -222,13 +226,13 @@ def modes(photos):
     return {name: pixel for name, (_, pixel) in files.items()}
 
 
-def pixels(rows):
+def pixels(rows: Any) -> Any:
     images = {row["key"]: row["image"] for row in rows}
     assert {image.mode for image in images.values()} == {"RGB"}
     return {name: image.getpixel((0, 0)) for name, image in images.items()}
 
 
-def test_every_mode_comes_out_as_rgb(photos, modes, tmp_path):
+def test_every_mode_comes_out_as_rgb(photos: Any, modes: Any, tmp_path: Path) -> None:
     options = {"data_dir": str(photos), "split": "train", "cache_dir": str(tmp_path / "cache")}
     for streaming in (True, False, False, True):  # the later two find a cache
         assert pixels(datasets.load_dataset("builders/folder", streaming=streaming, **options)) == modes
@@ -238,7 +242,7 @@ def test_every_mode_comes_out_as_rgb(photos, modes, tmp_path):
     assert next(iter(dataset.cast_column("image", datasets.Image())))["image"].mode == "RGBA"
 
 
-def test_a_saved_dataset_needs_nothing_of_ours(photos, modes, tmp_path):
+def test_a_saved_dataset_needs_nothing_of_ours(photos: Any, modes: Any, tmp_path: Path) -> None:
     options = {"data_dir": str(photos), "split": "train", "cache_dir": str(tmp_path / "cache")}
     dataset = datasets.load_dataset("builders/folder", **options)
     dataset.save_to_disk(str(tmp_path / "saved"))
@@ -251,7 +255,7 @@ def test_a_saved_dataset_needs_nothing_of_ours(photos, modes, tmp_path):
     assert chosen[0]["image"].mode == "RGBA"
 
 
-def test_images_that_cannot_be_read_are_counted(build, photos):
+def test_images_that_cannot_be_read_are_counted(build: Any, photos: Any) -> None:
     (photos / "gone.jpg").symlink_to(photos / "nowhere.jpg")
     (photos / "folder.jpg").mkdir()
     (photos.parent / "secret.jpg").write_bytes(jpeg(1))
@@ -274,7 +278,7 @@ def test_images_that_cannot_be_read_are_counted(build, photos):
         ("metadata.parquet", b"PAR1 and no more"),
     ],
 )
-def test_a_broken_table_is_named(build, photos, name, content):
+def test_a_broken_table_is_named(build: Any, photos: Any, name: Any, content: Any) -> None:
     (photos / "a.jpg").write_bytes(jpeg(0))
     (photos / name).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"{name}.*cannot be read as"):
@@ -283,7 +287,9 @@ def test_a_broken_table_is_named(build, photos, name, content):
 
 @pytest.mark.parametrize("cleaning", ["none", "light"])
 @pytest.mark.parametrize("table", [False, True])
-def test_a_byte_order_mark_is_no_caption_whatever_the_cleaning(build, photos, cleaning, table):
+def test_a_byte_order_mark_is_no_caption_whatever_the_cleaning(
+    build: Any, photos: Any, cleaning: Any, table: Any
+) -> None:
     (photos / "a.jpg").write_bytes(jpeg(1))
     text = "file_name,caption\na.jpg,A red car" if table else "A red car"
     (photos / ("metadata.csv" if table else "a.txt")).write_text("\ufeff" + text, encoding="utf-8")

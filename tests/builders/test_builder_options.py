@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -15,8 +17,8 @@ from tests.support.raw.server import serve
 
 
 @pytest.fixture
-def raw(tmp_path):
-    def make(module):
+def raw(tmp_path: Path) -> Any:
+    def make(module: Any) -> Any:
         root = tmp_path / "raw"
         root.mkdir()
         module.make(root)
@@ -39,24 +41,24 @@ def raw(tmp_path):
         (4, [4]),
     ],
 )
-def test_parts(parts, numbers):
+def test_parts(parts: Any, numbers: Any) -> None:
     assert parse_parts(parts, range(6)) == numbers
 
 
 @pytest.mark.parametrize("parts", ["", "a", "1-", "3-1", "-1", "1;2", "0-6", "9"])
-def test_bad_parts_are_named(parts):
+def test_bad_parts_are_named(parts: Any) -> None:
     with pytest.raises(ConfigError, match="parts="):
         parse_parts(parts, range(6))
 
 
-def test_parts_choose_archives(build, raw):
+def test_parts_choose_archives(build: Any, raw: Any) -> None:
     root = raw(cc12m)
     assert {row["key"][:4] for row in build("cc12m", data_dir=str(root), parts="1")} == {"0001"}
     with pytest.raises(MissingSourceError, match=r"parts='0-2', but not in .*: cc12m-train-0002.tar"):
         build("cc12m", data_dir=str(root), parts="0-2", streaming=True)
 
 
-def test_missing_archives_are_told(build, raw, caplog):
+def test_missing_archives_are_told(build: Any, raw: Any, caplog: pytest.LogCaptureFixture) -> None:
     root = raw(coco)
     (root / "train2014.zip").unlink()
     with caplog.at_level(logging.WARNING, "builders"):
@@ -72,7 +74,9 @@ def test_missing_archives_are_told(build, raw, caplog):
 
 
 @pytest.mark.parametrize("module", [coco, cc12m, diffusiondb, journeydb, sa1b, textcaps])
-def test_a_truncated_archive_costs_its_rest_and_is_counted(build, raw, module, caplog):
+def test_a_truncated_archive_costs_its_rest_and_is_counted(
+    build: Any, raw: Any, module: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     root = raw(module)
     name = module.__name__.rpartition(".")[2]
     archives = {
@@ -98,7 +102,7 @@ def test_a_truncated_archive_costs_its_rest_and_is_counted(build, raw, module, c
         )
 
 
-def test_an_html_page_named_tar_is_a_bad_archive(build, raw):
+def test_an_html_page_named_tar_is_a_bad_archive(build: Any, raw: Any) -> None:
     root = raw(cc12m)
     (root / "cc12m-train-0000.tar").write_bytes(b"<html>" + b"x" * 5000)
     rows = build("cc12m", data_dir=str(root), streaming=True, keep_rejected=True)
@@ -108,7 +112,7 @@ def test_an_html_page_named_tar_is_a_bad_archive(build, raw):
 # --- caches ---------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_archive_or_table_is_read_anew(build, raw):
+def test_a_changed_archive_or_table_is_read_anew(build: Any, raw: Any) -> None:
     root = raw(sa1b)
     options = {"data_dir": str(root)}
     assert build("sa1b", **options)[0]["caption"] == "The image features an astronaut."
@@ -118,7 +122,9 @@ def test_a_changed_archive_or_table_is_read_anew(build, raw):
     assert len(build("sa1b", **options)) == 2
 
 
-def test_a_relative_path_means_the_folder_that_it_names_now(build, tmp_path, monkeypatch):
+def test_a_relative_path_means_the_folder_that_it_names_now(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for place in ("here", "there"):
         write_tar(tmp_path / place / "tars/a.tar", [("a.jpg", jpeg(1)), ("a.txt", place.encode())])
     for place in ("here", "there", "here"):
@@ -126,7 +132,7 @@ def test_a_relative_path_means_the_folder_that_it_names_now(build, tmp_path, mon
         assert [row["caption"] for row in build("webdataset", data_dir="tars")] == [place]
 
 
-def test_a_changed_archive_behind_a_link_is_read_anew(build, raw, tmp_path):
+def test_a_changed_archive_behind_a_link_is_read_anew(build: Any, raw: Any, tmp_path: Path) -> None:
     root, linked = raw(diffusiondb), tmp_path / "linked"
     linked.mkdir()
     (linked / "images").symlink_to(root / "images")
@@ -146,7 +152,7 @@ def test_a_changed_archive_behind_a_link_is_read_anew(build, raw, tmp_path):
     ]
 
 
-def test_a_changed_annotation_file_is_read_anew_while_streaming(build, raw):
+def test_a_changed_annotation_file_is_read_anew_while_streaming(build: Any, raw: Any) -> None:
     root = raw(textcaps)
     before = build("textcaps", data_dir=str(root), streaming=True)
     rows = [{"image_id": "00ab", "caption_id": 1, "caption_str": "changed", "reference_strs": ["changed"]}]
@@ -158,7 +164,7 @@ def test_a_changed_annotation_file_is_read_anew_while_streaming(build, raw):
 # --- coco ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_coco_groups_captions_by_image_in_the_order_of_their_ids(build, raw):
+def test_coco_groups_captions_by_image_in_the_order_of_their_ids(build: Any, raw: Any) -> None:
     rows = {row["image_id"]: row for row in build("coco", data_dir=str(raw(coco)), streaming=True)}
     assert rows[1]["captions"] == [
         "A man with a red helmet on a small moped on a dirt road.",
@@ -168,7 +174,7 @@ def test_coco_groups_captions_by_image_in_the_order_of_their_ids(build, raw):
     assert (rows[3]["width"], rows[3]["height"]) == (288, 320)  # EXIF says sideways
 
 
-def test_a_big_zip_is_several_shards(build, raw, monkeypatch):
+def test_a_big_zip_is_several_shards(build: Any, raw: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builders.archives.sources.ROWS_PER_SHARD", 2)
     root = raw(coco)
     dataset = datasets.load_dataset("builders/coco", data_dir=str(root), split="train", streaming=True)
@@ -177,7 +183,7 @@ def test_a_big_zip_is_several_shards(build, raw, monkeypatch):
     assert [key for part in keys for key in part] == [row["key"] for row in dataset.select_columns(["key"])]
 
 
-def test_small_reads_the_first_slice(build, raw):
+def test_small_reads_the_first_slice(build: Any, raw: Any) -> None:
     root = raw(coco)
     names = [(f"train2014/COCO_train2014_{number:012d}.jpg", jpeg(number % 5)) for number in range(200)]
     write_zip(root / "train2014.zip", names)
@@ -188,7 +194,7 @@ def test_small_reads_the_first_slice(build, raw):
 # --- diffusiondb -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_safety_threshold(build, raw):
+def test_safety_threshold(build: Any, raw: Any) -> None:
     root = str(raw(diffusiondb))
     strict = build(
         "diffusiondb", "2m", data_dir=root, streaming=True, keep_rejected=True, safety_threshold=0.01
@@ -204,7 +210,7 @@ def test_safety_threshold(build, raw):
     assert {open_[key] for key in ("blurred", "nan", "null", "unknown")} == {"unsafe"}
 
 
-def test_diffusiondb_extras(build, raw):
+def test_diffusiondb_extras(build: Any, raw: Any) -> None:
     (row,) = build("diffusiondb", "2m", data_dir=str(raw(diffusiondb)), streaming=True)
     assert (row["seed"], row["step"], row["cfg"], row["sampler"]) == (38753269, 50, 12.0, "k_lms")
     assert row["image_nsfw"] == pytest.approx(0.1) and row["prompt_nsfw"] == pytest.approx(0.05)
@@ -213,7 +219,7 @@ def test_diffusiondb_extras(build, raw):
 # --- journeydb -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_journeydb_caption_field(build, raw):
+def test_journeydb_caption_field(build: Any, raw: Any) -> None:
     root = str(raw(journeydb))
     rows = build("journeydb", data_dir=root, streaming=True, keep_rejected=True, caption_field="caption")
     outcomes = {row["key"]: row["reject"] or row["caption"] for row in rows}
@@ -225,7 +231,7 @@ def test_journeydb_caption_field(build, raw):
         build("journeydb", data_dir=root, caption_field="text", streaming=True)
 
 
-def test_journeydb_annotations_that_name_no_archive_are_counted_once(build, raw):
+def test_journeydb_annotations_that_name_no_archive_are_counted_once(build: Any, raw: Any) -> None:
     root = str(raw(journeydb))
     for parts, number in ((None, 1), ("0", 1), ("1", 0)):
         rows = build("journeydb", data_dir=root, streaming=True, keep_rejected=True, parts=parts)
@@ -235,7 +241,7 @@ def test_journeydb_annotations_that_name_no_archive_are_counted_once(build, raw)
 # --- sa1b ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_sa1b_without_links_takes_the_tars_that_are_there(build, raw):
+def test_sa1b_without_links_takes_the_tars_that_are_there(build: Any, raw: Any) -> None:
     root = raw(sa1b)
     assert [row["key"] for row in build("sa1b", data_dir=str(root), streaming=True)] == [
         "sa_1010",
@@ -247,7 +253,7 @@ def test_sa1b_without_links_takes_the_tars_that_are_there(build, raw):
     ]
 
 
-def test_sa1b_says_where_its_links_come_from(build, tmp_path):
+def test_sa1b_says_where_its_links_come_from(build: Any, tmp_path: Path) -> None:
     with pytest.raises(MissingSourceError, match=r"ai\.meta\.com.*links=PATH"):
         build("sa1b", streaming=True)
     with pytest.raises(MissingSourceError, match="no such file"):
@@ -260,13 +266,15 @@ def test_sa1b_says_where_its_links_come_from(build, tmp_path):
 # --- webdataset ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_webdataset_fields_are_chosen_by_name(build, raw):
+def test_webdataset_fields_are_chosen_by_name(build: Any, raw: Any) -> None:
     root = str(raw(webdataset))
     rows = build("webdataset", data_dir=root, streaming=True, caption_field="json.prompt", image_field="png")
     assert [row["captions"] for row in rows] == [["one", "two"]]
 
 
-def test_webdataset_by_data_files_local_and_remote(build, raw, tmp_path, monkeypatch):
+def test_webdataset_by_data_files_local_and_remote(
+    build: Any, raw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     root = raw(webdataset)
     expected = build("webdataset", data_dir=str(root), streaming=True)
@@ -278,7 +286,7 @@ def test_webdataset_by_data_files_local_and_remote(build, raw, tmp_path, monkeyp
         assert build("webdataset", data_files=urls) == expected
 
 
-def test_webdataset_without_tars_is_an_error(build, tmp_path):
+def test_webdataset_without_tars_is_an_error(build: Any, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "raw", ignore_errors=True)
     (tmp_path / "raw").mkdir()
     with pytest.raises(MissingSourceError, match=r"holds no archive. Looked for \*\.tar"):
@@ -300,17 +308,19 @@ def test_webdataset_without_tars_is_an_error(build, tmp_path):
         ("journeydb", ["default", "small"], ["train", "validation"]),
     ],
 )
-def test_names_are_known_without_a_network(name, configs, splits, monkeypatch):
+def test_names_are_known_without_a_network(
+    name: Any, configs: Any, splits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.HfFileSystem.ls", offline)
     assert datasets.get_dataset_config_names(f"builders/{name}") == configs
     assert datasets.get_dataset_split_names(f"builders/{name}") == splits
 
 
-def offline(*args, **kwargs):
+def offline(*args: Any, **kwargs: Any) -> None:
     raise ConnectionError("offline")
 
 
-def test_published_archives_beyond_the_known_ones_are_found(monkeypatch):
+def test_published_archives_beyond_the_known_ones_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = "datasets/JourneyDB/JourneyDB/data/train/imgs"
     monkeypatch.setattr(
         "huggingface_hub.HfFileSystem.ls", lambda *args, **kwargs: [f"{folder}/201.tgz", f"{folder}/note.txt"]
@@ -322,7 +332,7 @@ def test_published_archives_beyond_the_known_ones_are_found(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "shards"), [("cc12m", 23), ("diffusiondb", 140), ("journeydb", 2), ("coco", 1), ("textcaps", 1)]
 )
-def test_small_is_about_one_percent(name, shards, monkeypatch):
+def test_small_is_about_one_percent(name: Any, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfFileSystem.ls", offline)
     assert (
         datasets.load_dataset(f"builders/{name}", "small", split="train", streaming=True).num_shards == shards
@@ -365,12 +375,14 @@ def test_small_is_about_one_percent(name, shards, monkeypatch):
         ("webdataset", {"image_field": 1}, "image_field=1 is of type int: give text or None"),
     ],
 )
-def test_a_wrong_option_is_told_with_the_cure(build, tmp_path, name, option, message):
+def test_a_wrong_option_is_told_with_the_cure(
+    build: Any, tmp_path: Path, name: Any, option: Any, message: Any
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build(name, data_dir=str(tmp_path), streaming=True, **option)
 
 
-def test_options_that_stand_for_others_are_taken(build, raw, tmp_path):
+def test_options_that_stand_for_others_are_taken(build: Any, raw: Any, tmp_path: Path) -> None:
     root = raw(diffusiondb)
     assert build("diffusiondb", "2m", data_dir=str(root), streaming=True, safety_threshold=1, parts=1)
     sa1b.make(root)
@@ -382,7 +394,7 @@ def test_options_that_stand_for_others_are_taken(build, raw, tmp_path):
 # --- what is left out by design ---------------------------------------------------------------------------------------------------------
 
 
-def told(caplog, call):
+def told(caplog: pytest.LogCaptureFixture, call: Any) -> Any:
     caplog.clear()
     with caplog.at_level(logging.WARNING, "builders"):
         call()
@@ -392,7 +404,9 @@ def told(caplog, call):
 @pytest.mark.parametrize(
     "how", [{}, {"num_proc": 2}, {"streaming": True}, {"streaming": True, "keep_rejected": True}]
 )
-def test_a_test_split_without_captions_is_counted_once(build, raw, caplog, tmp_path, how):
+def test_a_test_split_without_captions_is_counted_once(
+    build: Any, raw: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path, how: Any
+) -> None:
     root = str(raw(textcaps))
     assert told(caplog, lambda: build("textcaps", data_dir=root, **how)) == ["no_caption_split 1"]
     (tmp_path / "raw/TextCaps_0.1_test.json").unlink()
@@ -406,8 +420,8 @@ def test_a_test_split_without_captions_is_counted_once(build, raw, caplog, tmp_p
 )
 @pytest.mark.parametrize(("options", "absent"), [({}, 1), ({"parts": "0"}, 2), ({"parts": "0-1"}, 1)])
 def test_annotations_of_archives_that_are_not_there_are_counted_once(
-    build, raw, caplog, how, options, absent
-):
+    build: Any, raw: Any, caplog: pytest.LogCaptureFixture, how: Any, options: Any, absent: Any
+) -> None:
     """One annotation names archive 77; another names none, and goes to archive 0."""
     root = raw(journeydb)
     write_tgz(root / "data/valid/imgs/001.tgz", [("001/b.jpg", jpeg(0))])
@@ -415,14 +429,18 @@ def test_annotations_of_archives_that_are_not_there_are_counted_once(
     assert lines[0] == f"no_caption_split 1, archive_absent {absent}"
 
 
-def test_each_of_several_readers_of_a_stream_tells_of_its_own(build, raw, caplog):
+def test_each_of_several_readers_of_a_stream_tells_of_its_own(
+    build: Any, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     root = str(raw(journeydb))
     dataset = datasets.load_dataset("builders/journeydb", data_dir=root, split="train", streaming=True)
     each = [told(caplog, lambda index=index: list(dataset.shard(2, index))) for index in range(2)]
     assert each == [["no_caption_split 1, archive_absent 1"], []]
 
 
-def test_scores_of_parts_that_are_not_there_are_counted(build, raw, caplog):
+def test_scores_of_parts_that_are_not_there_are_counted(
+    build: Any, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     root = raw(diffusiondb)
     options = {"data_dir": str(root), "streaming": True}
     assert told(caplog, lambda: build("diffusiondb", **options)) == []
@@ -431,7 +449,9 @@ def test_scores_of_parts_that_are_not_there_are_counted(build, raw, caplog):
     assert told(caplog, lambda: build("diffusiondb", **options)) == ["archive_absent 10"]
 
 
-def test_karpathy_annotations_of_the_other_zip_are_counted(build, raw, caplog):
+def test_karpathy_annotations_of_the_other_zip_are_counted(
+    build: Any, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     root = raw(coco)
     options = {"data_dir": str(root), "streaming": True, "split": "train"}
     assert told(caplog, lambda: build("coco", "karpathy", **options)) == []
@@ -454,7 +474,9 @@ def test_karpathy_annotations_of_the_other_zip_are_counted(build, raw, caplog):
         (sa1b, None, "SA1B_caption.tar.gz"),
     ],
 )
-def test_damaged_annotations_are_an_error_that_names_them(build, raw, module, config, table, damage):
+def test_damaged_annotations_are_an_error_that_names_them(
+    build: Any, raw: Any, module: Any, config: Any, table: Any, damage: Any
+) -> None:
     path = raw(module) / table
     data = path.read_bytes()
     path.write_bytes(

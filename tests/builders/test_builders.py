@@ -10,6 +10,8 @@ import importlib
 import io
 import logging
 import re
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -46,17 +48,17 @@ COMMON = {
 }
 
 
-def options(name, root):
+def options(name: Any, root: Any) -> Any:
     """The config that the dataset needs beside data_dir."""
     return RAW[name].options(root) if hasattr(RAW[name], "options") else {}
 
 
 @pytest.fixture(scope="session")
-def roots(tmp_path_factory):
+def roots(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The raw tree of each dataset, made once."""
     made = {}
 
-    def root(name):
+    def root(name: Any) -> Any:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name)
             RAW[name].make(made[name])
@@ -66,10 +68,10 @@ def roots(tmp_path_factory):
 
 
 @pytest.fixture
-def load(roots, tmp_path):
+def load(roots: Any, tmp_path: Path) -> Any:
     """load(name, config, split, ...): the rows, from data_dir unless it is given as None."""
 
-    def run(name, config, split, cache="cache", **kwargs):
+    def run(name: Any, config: Any, split: Any, cache: Any = "cache", **kwargs: Any) -> Any:
         kwargs = {"data_dir": str(roots(name)), **options(name, roots(name)), **kwargs}
         dataset = datasets.load_dataset(
             f"builders/{name}", config, split=split, cache_dir=str(tmp_path / cache), **kwargs
@@ -80,17 +82,17 @@ def load(roots, tmp_path):
 
 
 @pytest.fixture
-def small_ranges(monkeypatch):
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zips of a handful of members are offered as several ranges."""
     monkeypatch.setattr("builders.archives.sources.ROWS_PER_SHARD", 2)
 
 
-def test_every_registered_dataset_is_here():
+def test_every_registered_dataset_is_here() -> None:
     assert set(builders.names()) - {"demo", "folder"} == set(DATASETS)
 
 
 @pytest.mark.parametrize(("name", "config", "split"), SPLITS)
-def test_every_source_row_has_its_outcome(name, config, split, load):
+def test_every_source_row_has_its_outcome(name: Any, config: Any, split: Any, load: Any) -> None:
     rows = load(name, config, split, streaming=True, keep_rejected=True)
     outcomes = [(row["key"], f"!{row['reject']}" if row["reject"] else row["caption"]) for row in rows]
     assert outcomes == RAW[name].EXPECTED[config][split]
@@ -98,7 +100,9 @@ def test_every_source_row_has_its_outcome(name, config, split, load):
 
 
 @pytest.mark.parametrize(("name", "config", "split"), SPLITS)
-def test_every_way_gives_the_same_records(name, config, split, load, small_ranges):
+def test_every_way_gives_the_same_records(
+    name: Any, config: Any, split: Any, load: Any, small_ranges: Any
+) -> None:
     records = load(name, config, split, streaming=True)
     kept = load(name, config, split, streaming=True, keep_rejected=True)
     assert records == [
@@ -112,7 +116,7 @@ def test_every_way_gives_the_same_records(name, config, split, load, small_range
 
 
 @pytest.mark.parametrize(("name", "config", "split"), SPLITS)
-def test_records_keep_the_contract(name, config, split, load, roots):
+def test_records_keep_the_contract(name: Any, config: Any, split: Any, load: Any, roots: Any) -> None:
     records = load(name, config, split, streaming=True)
     builder = datasets.load_dataset_builder(
         f"builders/{name}", config, data_dir=str(roots(name)), **options(name, roots(name))
@@ -132,14 +136,14 @@ def test_records_keep_the_contract(name, config, split, load, roots):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_keys_stay_apart_across_splits(name, load):
+def test_keys_stay_apart_across_splits(name: Any, load: Any) -> None:
     for config, splits in RAW[name].EXPECTED.items():
         keys = [row["key"] for split in splits for row in load(name, config, split, streaming=True)]
         assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize(("name", "config"), CASES)
-def test_config_and_split_names(name, config, roots):
+def test_config_and_split_names(name: Any, config: Any, roots: Any) -> None:
     needed = {"data_dir": str(roots(name)), **options(name, roots(name))}
     assert config in datasets.get_dataset_config_names(f"builders/{name}")
     assert datasets.get_dataset_split_names(f"builders/{name}", config, **needed) == list(
@@ -149,16 +153,22 @@ def test_config_and_split_names(name, config, roots):
 
 @pytest.mark.parametrize(("name", "config", "split"), [case for case in SPLITS if case[0] != "webdataset"])
 def test_downloaded_and_streamed_over_http_it_is_the_same(
-    name, config, split, load, roots, monkeypatch, small_ranges
-):
+    name: Any,
+    config: Any,
+    split: Any,
+    load: Any,
+    roots: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    small_ranges: Any,
+) -> None:
     expected = load(name, config, split, streaming=True)
     builder = getattr(importlib.import_module(f"builders.{name}"), name.capitalize())
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # which refuses loopback too
     with serve(roots(name)) as server:
         declared = builder._sources
 
-        def served(self):
-            def here(source):
+        def served(self: Any) -> Any:
+            def here(source: Any) -> Any:
                 return dataclasses.replace(
                     source, url=f"{server.url}/{source.path}", members=min(source.members, 7)
                 )
@@ -177,7 +187,7 @@ def test_downloaded_and_streamed_over_http_it_is_the_same(
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_an_empty_data_dir_is_an_error_that_lists_the_archives(name, load, tmp_path):
+def test_an_empty_data_dir_is_an_error_that_lists_the_archives(name: Any, load: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(builders.BuilderError, match=r"data_dir=.*Looked for .+\.(zip|tar|tgz|json)"):
         load(name, None, "train", data_dir=str(tmp_path / "empty"), streaming=True)
@@ -185,7 +195,7 @@ def test_an_empty_data_dir_is_an_error_that_lists_the_archives(name, load, tmp_p
 
 @pytest.mark.parametrize("how", [{}, {"num_proc": 2}, {"streaming": True}])
 @pytest.mark.parametrize("name", DATASETS)
-def test_the_account_adds_up(name, how, load, caplog):
+def test_the_account_adds_up(name: Any, how: Any, load: Any, caplog: pytest.LogCaptureFixture) -> None:
     config, splits = next(iter(RAW[name].EXPECTED.items()))
     split, outcomes = next(iter(splits.items()))
     with caplog.at_level(logging.WARNING, "builders"):

@@ -44,7 +44,9 @@ def brief(rows: list[dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_every_way_of_reading_gives_the_same_captions_and_counts(build, tmp_path, caplog, suffix):
+def test_every_way_of_reading_gives_the_same_captions_and_counts(
+    build: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: Any
+) -> None:
     own = brief(build("demo", streaming=True))
     rows = [{"key": key, "caption": text, "model": "x"} for key, text in DEMO]
     files = {"llava": write(tmp_path / f"re.{suffix}", rows)}
@@ -59,7 +61,9 @@ def test_every_way_of_reading_gives_the_same_captions_and_counts(build, tmp_path
     assert behind == {key: [*found, *([joined[key]] if key in joined else [])] for key, found in own.items()}
 
 
-def test_a_file_is_joined_whole_by_several_processes_and_anew_when_it_changes(build, tmp_path, caplog):
+def test_a_file_is_joined_whole_by_several_processes_and_anew_when_it_changes(
+    build: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "re.csv"
     files = {"llava": write(path, [{"key": key, "caption": text} for key, text in DEMO])}
     first = brief(build("demo", captions_from=files, num_proc=2))
@@ -68,7 +72,7 @@ def test_a_file_is_joined_whole_by_several_processes_and_anew_when_it_changes(bu
     assert brief(build("demo", captions_from=files, num_proc=2))["coffee"][0] == ("llava", "another cup")
 
 
-def test_two_files_stand_in_their_order(build, tmp_path):
+def test_two_files_stand_in_their_order(build: Any, tmp_path: Path) -> None:
     files = {
         name: write(
             tmp_path / f"{name}.jsonl",
@@ -82,7 +86,9 @@ def test_two_files_stand_in_their_order(build, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_row_that_lacked_its_own_caption_is_a_record(build, tmp_path, caplog, streaming):
+def test_a_row_that_lacked_its_own_caption_is_a_record(
+    build: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, streaming: Any
+) -> None:
     (raw := tmp_path / "raw").mkdir()
     cc12m.make(raw)
     rows = [("000000006", "no caption of its own"), ("000000000", "The Car"), ("1", "of nobody")]
@@ -105,7 +111,7 @@ def test_a_row_that_lacked_its_own_caption_is_a_record(build, tmp_path, caplog, 
     assert rejected == {key: text[1:] for key, text in expected.items() if text and text.startswith("!")}
 
 
-def test_coco_and_ones_own_tars_by_source_and_by_the_url_of_img2dataset(build, tmp_path):
+def test_coco_and_ones_own_tars_by_source_and_by_the_url_of_img2dataset(build: Any, tmp_path: Path) -> None:
     (raw := tmp_path / "coco").mkdir()
     coco.make(raw)
     name = "COCO_train2014_000000000004"
@@ -131,7 +137,7 @@ def test_coco_and_ones_own_tars_by_source_and_by_the_url_of_img2dataset(build, t
         ([{"key": "a", "caption": "x"}] * 3, "3 rows of 'a'; keep one of them, with a list in `captions` for several"),
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_joined_is_refused_in_a_line(tmp_path, rows, says):
+def test_a_file_that_cannot_be_joined_is_refused_in_a_line(tmp_path: Path, rows: Any, says: Any) -> None:
     for suffix in ("csv", "jsonl", "parquet"):
         path = write(tmp_path / f"re.{suffix}", rows)
         for _ in range(2):
@@ -141,7 +147,7 @@ def test_a_file_that_cannot_be_joined_is_refused_in_a_line(tmp_path, rows, says)
             assert "\n" not in str(refused.value)
 
 
-def test_a_file_that_cannot_be_read_and_a_name_that_is_none(tmp_path):
+def test_a_file_that_cannot_be_read_and_a_name_that_is_none(tmp_path: Path) -> None:
     damaged = tmp_path / "re.parquet"
     damaged.write_bytes(b"PAR1 and nothing else")
     lacking = write(tmp_path / "null.jsonl", [{"key": "a", "caption": "x"}, {"key": None, "caption": "y"}])

@@ -7,6 +7,8 @@ import os
 import subprocess
 import tarfile
 import unicodedata
+from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -19,13 +21,13 @@ WAYS = pytest.mark.parametrize("streaming", [False, True])
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path) -> Any:
     root = tmp_path / "photos"
     root.mkdir()
     return root
 
 
-def put(root, files):
+def put(root: Any, files: Any) -> None:
     for name, data in files.items():
         path = os.path.join(os.fsencode(root), name if isinstance(name, bytes) else os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -33,12 +35,14 @@ def put(root, files):
             file.write(data if isinstance(data, bytes) else data.encode())
 
 
-def outcomes(rows):
+def outcomes(rows: Any) -> Any:
     return {row["source"]: row["reject"] or row["caption"] for row in rows}
 
 
 @WAYS
-def test_every_file_of_a_folder_is_a_row_or_named(build, photos, caplog, streaming):
+def test_every_file_of_a_folder_is_a_row_or_named(
+    build: Any, photos: Any, caplog: pytest.LogCaptureFixture, streaming: Any
+) -> None:
     elsewhere = photos.parent / "elsewhere"
     put(elsewhere, {"x.jpg": jpeg(5), "x.txt": "behind a link"})
     put(
@@ -85,11 +89,13 @@ def test_every_file_of_a_folder_is_a_row_or_named(build, photos, caplog, streami
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
-def test_a_disk_that_cannot_read_is_no_missing_image(build, photos, monkeypatch, code):
+def test_a_disk_that_cannot_read_is_no_missing_image(
+    build: Any, photos: Any, monkeypatch: pytest.MonkeyPatch, code: Any
+) -> None:
     put(photos, {"a.jpg": jpeg(0), "a.txt": "a", "b.jpg": jpeg(1), "b.txt": "b"})
     real = open
 
-    def failing(path, *args, **kwargs):
+    def failing(path: Any, *args: Any, **kwargs: Any) -> Any:
         if str(path).endswith(("a.jpg", "b.txt")):
             raise OSError(code, os.strerror(code))
         return real(path, *args, **kwargs)
@@ -99,7 +105,7 @@ def test_a_disk_that_cannot_read_is_no_missing_image(build, photos, monkeypatch,
     assert outcomes(rows) == {"a.jpg": "unreadable", "b.jpg": "unreadable"}
 
 
-def test_names_out_of_a_table_mean_files_whatever_their_separators_and_forms(build, photos):
+def test_names_out_of_a_table_mean_files_whatever_their_separators_and_forms(build: Any, photos: Any) -> None:
     put(photos, {"img/a.jpg": jpeg(0), unicodedata.normalize("NFD", "ü.jpg"): jpeg(1)})
     table = [
         {"file_name": "img\\a.jpg", "caption": "windows"},
@@ -109,7 +115,7 @@ def test_names_out_of_a_table_mean_files_whatever_their_separators_and_forms(bui
     assert [row["caption"] for row in build("folder", data_dir=str(photos))] == ["windows", "form"]
 
 
-def test_a_split_without_records_costs_no_other(photos, tmp_path):
+def test_a_split_without_records_costs_no_other(photos: Any, tmp_path: Path) -> None:
     put(photos, {"train/a.jpg": jpeg(0), "train/a.txt": "a", "val/gone.txt": "its image is elsewhere"})
     options = {"data_dir": str(photos), "cache_dir": str(tmp_path / "cache")}
     for _ in range(2):  # the second time from the cache
@@ -119,7 +125,9 @@ def test_a_split_without_records_costs_no_other(photos, tmp_path):
 
 
 @WAYS
-def test_every_archive_and_member_of_a_folder_of_tars_is_read_or_named(build, photos, caplog, streaming):
+def test_every_archive_and_member_of_a_folder_of_tars_is_read_or_named(
+    build: Any, photos: Any, caplog: pytest.LogCaptureFixture, streaming: Any
+) -> None:
     two = [("a.jpg", jpeg(0)), ("a.txt", b"first"), ("__b.jpg", jpeg(1)), ("__b.txt", b"second")]
     write_tar(photos / "0.tar", two)
     write_tar(photos / "1.TAR", [("a.jpg", jpeg(2)), ("a.Caption.TXT", b"x"), ("a.txt", b"upper case")])
@@ -153,7 +161,9 @@ def test_every_archive_and_member_of_a_folder_of_tars_is_read_or_named(build, ph
 
 
 @WAYS
-def test_a_name_that_is_no_utf8_and_half_a_character_end_no_build(build, photos, streaming):
+def test_a_name_that_is_no_utf8_and_half_a_character_end_no_build(
+    build: Any, photos: Any, streaming: Any
+) -> None:
     with tarfile.open(photos / "0.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
         for name, data in (("caf\xe9.jpg", png(0)), ("caf\xe9.txt", b"c"), ("b.jpg", jpeg(1)), ("b.txt", b"b"), ("b.json", rb'{"alt": "\ud83d"}')):  # fmt: skip
             info = tarfile.TarInfo(name)
@@ -166,8 +176,8 @@ def test_a_name_that_is_no_utf8_and_half_a_character_end_no_build(build, photos,
 
 
 def test_the_caption_field_is_found_whatever_its_case_and_an_unsorted_tar_says_what_to_do(
-    build, photos, caplog
-):
+    build: Any, photos: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     write_tar(photos / "0.tar", [("a.jpg", jpeg(0)), ("a.Caption.TXT", b"found")])
     assert build("webdataset", data_dir=str(photos), caption_field="Caption.TXT")[0]["caption"] == "found"
     write_tar(

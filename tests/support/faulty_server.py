@@ -63,7 +63,7 @@ def wrong_bytes(handler: "Handler", body: bytes) -> None:
 
 
 def ignore_range(handler: "Handler", body: bytes) -> None:
-    whole = handler.body()
+    whole = handler.body() or b""
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(whole)))
     handler.end_headers()

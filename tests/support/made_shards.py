@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,12 +63,12 @@ def write_unit(
     units: int = 3,
     samples: int = 5,
     samples_per_shard: int = 100,
-    recipe: dict = RECIPE,
+    recipe: Any = RECIPE,
     keys: list[str] | None = None,
     caption: str = "caption {key}",
 ) -> None:
     """One unit of `samples` samples and one row rejected as too small; then the manifest."""
-    plan = {
+    plan: Any = {
         "dataset": "builders/demo",
         "units": units,
         "prepared": False,
@@ -102,7 +103,7 @@ def write_manifest(output: Path) -> Manifest:
     return manifest
 
 
-def write_shards(output: Path, units: int = 3, **options: object) -> Path:
+def write_shards(output: Path, units: int = 3, **options: Any) -> Path:
     """A whole dataset of `units` units."""
     output.mkdir(parents=True, exist_ok=True)
     for unit in range(units):

@@ -53,7 +53,7 @@ def write_shards(
 ) -> Path:
     """One unit, hence one shard, for each size, with `rejected` rejected rows in each."""
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = recipe or {"dataset": {"path": prefix}, "vae": "made-up"}
+    made: Any = recipe or {"dataset": {"path": prefix}, "vae": "made-up"}
     names, markers, number = [field.name for field in fields], [], 0
     for unit, size in enumerate(sizes):
         writer = UnitWriter(OutputFolder(folder), unit, [*names, "txt"], 1 << 20, "test")
@@ -68,9 +68,9 @@ def write_shards(
             writer.write(
                 SidecarRow(key, f"a picture of {key}"), {**members, "txt": f"a picture of {key}".encode()}
             )
-        markers.append(writer.commit(recipe, fields, {"units": len(sizes)}, {}))
+        markers.append(writer.commit(made, fields, {"units": len(sizes)}, {}))
         writer.discard()
-    write_file(folder / MANIFEST, manifest_of(recipe, fields, markers).to_json().encode())
+    write_file(folder / MANIFEST, manifest_of(made, fields, markers).to_json().encode())
     return folder
 
 
@@ -81,13 +81,13 @@ def write_layer(
     `lost`; of the first `units` units."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = Manifest.from_json((base / MANIFEST).read_bytes())
-    recipe = {
+    recipe: Any = {
         "base": manifest.fingerprint,
         "dataset": manifest.recipe["dataset"],
         "text_encoders": [{"name": name} for name in names],
     }
     split, markers = manifest.splits["train"], []
-    plan = {"units": len(split.shards), "base": {"plan": split.plan, "rows": rows_hash(split.shards)}}
+    plan: Any = {"units": len(split.shards), "base": {"plan": split.plan, "rows": rows_hash(split.shards)}}
     fields = [field for field in FIELDS if field.name in names]
     for unit, shard in enumerate(split.shards[:units]):
         writer = UnitWriter(OutputFolder(folder), unit, names, 1 << 20, "test")

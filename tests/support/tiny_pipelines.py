@@ -49,7 +49,7 @@ def _trained(special: tuple[str, ...]) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    options = {"vocab_size": 400, "initial_alphabet": alphabet, "show_progress": False}
+    options: dict[str, Any] = {"vocab_size": 400, "initial_alphabet": alphabet, "show_progress": False}
     tokenizer.train_from_iterator(TEXT * 3, trainers.BpeTrainer(special_tokens=list(special), **options))
     return str(tokenizer.to_str())
 

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 import precompute.hub.retry
 from precompute import push, run
+from precompute.config import Config
 from precompute.errors import one_line_errors, output_errors
 from precompute.hub import follow, push_loop
-from precompute.shards.tar_writer import TarWriter
+from precompute.shards.tar_writer import Buffer, TarWriter
 
 diffusers.AutoencoderKL  # noqa: B018  read once for all processes, which takes a second
 DEAD = 9  # exit code of a process that die_at has ended
@@ -58,7 +59,7 @@ def work(
     put, writes = TarWriter.put, itertools.count(1)
     number, name = signal_at or (0, 0)
 
-    def hindered(self: TarWriter, data: bytes) -> None:
+    def hindered(self: TarWriter, data: Buffer) -> None:
         nonlocal left
         left -= 1
         if left == 0:
@@ -76,7 +77,7 @@ def work(
     run.stop_on_sigterm()
     with one_line_errors(), output_errors(output):
         run.run(
-            run.Config(
+            Config(
                 dataset,
                 output,
                 data_dir=data,

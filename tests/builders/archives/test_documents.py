@@ -5,6 +5,8 @@ import json
 import random
 import tracemalloc
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from builders.archives import documents
 from builders.archives.documents import iter_lists, read_document
 from builders.core.errors import ArchiveError
 
-TREE = {
+TREE: dict[str, Any] = {
     "info": {"year": 2014, "nested": [1, {"a": "]}"}]},
     "empty": [],
     "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": 'é 😀 \\ " , ] }'}],
@@ -24,24 +26,26 @@ TREE = {
 PAIRS = [(key, value) for key, values in TREE.items() if isinstance(values, list) for value in values]
 
 
-def lists(data):
+def lists(data: Any) -> Any:
     return list(iter_lists(io.BytesIO(data)))
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 64, 2**18])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("ascii", [True, False])
-def test_elements_are_those_of_json(window, indent, ascii, monkeypatch):
+def test_elements_are_those_of_json(
+    window: Any, indent: Any, ascii: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(documents, "_WINDOW", window)
     data = json.dumps(TREE, indent=indent, ensure_ascii=ascii).encode()
     assert lists(data) == PAIRS
     assert lists(b"\xef\xbb\xbf \n" + data + b"\n") == PAIRS
 
 
-def test_generated_documents(monkeypatch):
+def test_generated_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = random.Random(0)
 
-    def value(depth):
+    def value(depth: Any) -> Any:
         kind = generator.randrange(7 if depth else 5)
         if kind < 5:
             return [
@@ -61,11 +65,11 @@ def test_generated_documents(monkeypatch):
         assert lists(json.dumps(tree).encode()) == expected
 
 
-def test_an_empty_object_has_none():
+def test_an_empty_object_has_none() -> None:
     assert lists(b" { } ") == []
 
 
-def test_cut_short_anywhere_is_an_error_not_an_end(monkeypatch):
+def test_cut_short_anywhere_is_an_error_not_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "_WINDOW", 16)
     data = json.dumps(TREE).encode()
     for length in range(len(data)):
@@ -76,12 +80,12 @@ def test_cut_short_anywhere_is_an_error_not_an_end(monkeypatch):
 @pytest.mark.parametrize(
     "data", [b"[1, 2]", b"null", b"<html>", b'{"a": [1 2]}', b'{"a" [1]}', b'{"a": [1],}', b'{"a": \xff}']
 )
-def test_something_else_is_an_error(data):
+def test_something_else_is_an_error(data: Any) -> None:
     with pytest.raises(ValueError):
         lists(data)
 
 
-def test_an_element_without_end_is_an_error_before_it_fills_memory(monkeypatch):
+def test_an_element_without_end_is_an_error_before_it_fills_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "_LONGEST", 2**20)
     endless = io.BytesIO(b'{"a": ["' + b"x" * 2**24)
     with pytest.raises(ValueError, match="in the value at character 7"):
@@ -89,12 +93,12 @@ def test_an_element_without_end_is_an_error_before_it_fills_memory(monkeypatch):
     assert endless.tell() < 2**22
 
 
-def test_an_element_that_nests_without_end_is_an_error():
+def test_an_element_that_nests_without_end_is_an_error() -> None:
     with pytest.raises(ValueError, match="nested too deep: in the value at character 7"):
         lists(b'{"a": [' + b"[" * 50_000 + b"]" * 50_000 + b"]}")
 
 
-def test_memory_is_that_of_the_window():
+def test_memory_is_that_of_the_window() -> None:
     row = json.dumps({"image_id": 1, "caption": "a man on a moped" * 4})
     data = io.BytesIO(('{"annotations": [' + ",".join([row] * 200_000) + "]}").encode())
     tracemalloc.start()
@@ -104,7 +108,7 @@ def test_memory_is_that_of_the_window():
     assert count == 200_000 and peak < 4 * 2**20 < data.tell()
 
 
-def test_a_document_in_a_zip(tmp_path):
+def test_a_document_in_a_zip(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("annotations/other.json", "{}")

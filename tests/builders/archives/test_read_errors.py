@@ -2,6 +2,7 @@
 
 import errno
 import os
+from typing import Any
 
 import pytest
 from huggingface_hub import errors as hub
@@ -13,13 +14,13 @@ from builders.core.errors import ArchiveError, DownloadError, RefusedError
 URL = "hf://datasets/USER/SET@main/a.tar"
 
 
-def answered(kind, status):
+def answered(kind: Any, status: Any) -> Any:
     """An error of the Hub's client behind an answer of the server."""
     request = httpx.Request("GET", "https://huggingface.co/a.tar?signature=SECRET")
     return kind("not to be had", response=httpx.Response(status, request=request))
 
 
-def not_found(cause=None):
+def not_found(cause: Any = None) -> Any:
     """As a file system that is no disk says it: without a number."""
     error = FileNotFoundError("datasets/USER/SET/a.tar")
     error.__cause__ = cause
@@ -51,24 +52,24 @@ def not_found(cause=None):
         (TimeoutError(), type(None)),
     ],
 )
-def test_verdict(error, kind):
+def test_verdict(error: Any, kind: Any) -> None:
     found = verdict(error, URL)
     assert type(found) is kind
     assert "SECRET" not in str(found)
 
 
-def test_refusal_names_the_page_with_the_terms():
+def test_refusal_names_the_page_with_the_terms() -> None:
     found = verdict(answered(hub.GatedRepoError, 403), URL)
     assert "https://huggingface.co/datasets/USER/SET, then run `hf auth login`" in str(found)
 
 
-def test_a_damaged_sector_is_told_from_a_missing_disk():
+def test_a_damaged_sector_is_told_from_a_missing_disk() -> None:
     assert is_lost(OSError(errno.EIO, os.strerror(errno.EIO)))
     for number in (errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.EACCES, errno.ENOSPC):
         assert not is_lost(OSError(number, os.strerror(number)))
 
 
-def test_no_signature_is_told():
+def test_no_signature_is_told() -> None:
     told = "Max retries exceeded with url: /a.tar?oh=SECRET&x=(SECRET) (Caused by it)"
     assert without_query(told) == "Max retries exceeded with url: /a.tar (Caused by it)"
     assert describe(ValueError("http://host/a?b=SECRET")) == "ValueError: http://host/a"

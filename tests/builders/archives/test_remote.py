@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -20,7 +22,7 @@ UNREADABLE = Path("/proc/self/mem")  # whose first bytes give EIO, as a damaged 
 
 
 @pytest.fixture
-def tars(tmp_path):
+def tars(tmp_path: Path) -> Any:
     root = tmp_path / "tars"
     for number in range(3):
         pictures = [
@@ -31,22 +33,22 @@ def tars(tmp_path):
 
 
 @pytest.fixture
-def server(tars, monkeypatch):
+def server(tars: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # which refuses loopback too
     with serve(tars) as running:
         yield running
 
 
 @pytest.fixture
-def waits(monkeypatch):
+def waits(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Seconds that would have been slept."""
-    slept = []
+    slept: list[float] = []
     monkeypatch.setattr("builders.archives.backoff.cut_short", slept.append)
     return slept
 
 
 @pytest.fixture
-def rows(server, tmp_path):
+def rows(server: Any, tmp_path: Path) -> Any:
     """The rows of the three tars, streamed from the server by links that carry a key. Faults begin once they are listed."""
     links = [f"{server.url}/{number}.tar?key=SECRET" for number in range(3)]
     dataset = datasets.load_dataset(
@@ -60,10 +62,10 @@ def rows(server, tmp_path):
     return lambda: list(dataset.decode(False))
 
 
-def answer(status, times=10**9, headers=None, body=b""):
+def answer(status: Any, times: Any = 10**9, headers: Any = None, body: Any = b"") -> Any:
     left = iter(range(times))
 
-    def fault(handler, data):
+    def fault(handler: Any, data: Any) -> Any:
         if next(left, None) is None:
             return False
         handler.answer(status, body, headers)
@@ -72,10 +74,10 @@ def answer(status, times=10**9, headers=None, body=b""):
     return fault
 
 
-def hang_up(times):
+def hang_up(times: Any) -> Any:
     left = iter(range(times))
 
-    def fault(handler, data):
+    def fault(handler: Any, data: Any) -> Any:
         if next(left, None) is None:
             return False
         handler.close_connection = True
@@ -85,12 +87,14 @@ def hang_up(times):
     return fault
 
 
-def outcomes(rows):
+def outcomes(rows: Any) -> Any:
     return [row["reject"] or row["caption"] for row in rows]
 
 
 @pytest.mark.parametrize("fault", [answer(503, 30), answer(500, 30), answer(429, 30), hang_up(30)])
-def test_an_outage_of_minutes_is_waited_out(server, rows, waits, caplog, fault):
+def test_an_outage_of_minutes_is_waited_out(
+    server: Any, rows: Any, waits: list[float], caplog: pytest.LogCaptureFixture, fault: Any
+) -> None:
     server.faults["1.tar"] = fault
     assert outcomes(rows()) == ["a"] * 6
     assert len(waits) >= 10 and waits == sorted(waits) and waits[0] == 1 and waits[-1] == 60
@@ -99,17 +103,17 @@ def test_an_outage_of_minutes_is_waited_out(server, rows, waits, caplog, fault):
     assert "SECRET" not in caplog.text
 
 
-def test_an_outage_in_the_middle_of_an_archive_is_waited_out(server, waits):
+def test_an_outage_in_the_middle_of_an_archive_is_waited_out(server: Any, waits: list[float]) -> None:
     with open_file(f"{server.url}/0.tar") as file:
         server.faults["0.tar"] = hang_up(9)
         assert file.read() == (server.root / "0.tar").read_bytes()
     assert waits
 
 
-def without_ranges(body_length, headers, sent=None):
+def without_ranges(body_length: Any, headers: Any, sent: Any = None) -> Any:
     """Answers that are whole files, whatever was asked for. sent: where the bytes that leave are counted."""
 
-    def fault(handler, data):
+    def fault(handler: Any, data: Any) -> Any:
         handler.send_response(200)
         for name, value in headers.items():
             handler.send_header(name, value)
@@ -125,9 +129,9 @@ def without_ranges(body_length, headers, sent=None):
     return fault
 
 
-def test_a_server_that_ignores_ranges_is_not_read_whole(server, waits):
+def test_a_server_that_ignores_ranges_is_not_read_whole(server: Any, waits: list[float]) -> None:
     """Of a file of 40 GB the first range is taken, and the second is an error before its body has come."""
-    sent = []
+    sent: list[Any] = []
     headers = {"Content-Length": str(40 * 2**30)}
     server.faults["0.tar"] = without_ranges(40 * 2**30, headers, sent)
     with open_file(f"{server.url}/0.tar?key=SECRET") as file:
@@ -140,20 +144,20 @@ def test_a_server_that_ignores_ranges_is_not_read_whole(server, waits):
     assert sum(sent) < 64 * 2**20 and not waits and "SECRET" not in str(told.value)
 
 
-def test_a_small_file_is_read_from_a_server_that_ignores_ranges(server):
+def test_a_small_file_is_read_from_a_server_that_ignores_ranges(server: Any) -> None:
     server.faults["0.tar"] = lambda handler, data: answer(200, body=data)(handler, data)
     with open_file(f"{server.url}/0.tar") as file:
         assert file.read() == (server.root / "0.tar").read_bytes()
 
 
-def test_a_server_that_tells_no_length_is_an_error_with_the_cure(server, waits):
+def test_a_server_that_tells_no_length_is_an_error_with_the_cure(server: Any, waits: list[float]) -> None:
     server.faults["0.tar"] = without_ranges(2**20, {})
     with pytest.raises(DownloadError, match=r"/0\.tar: .*does not say how long.*data_dir"):
         open_file(f"{server.url}/0.tar?key=SECRET")
     assert not waits
 
 
-def test_a_file_that_changes_while_it_is_read_is_an_error(server, waits):
+def test_a_file_that_changes_while_it_is_read_is_an_error(server: Any, waits: list[float]) -> None:
     with open_file(f"{server.url}/0.tar") as file:
         (server.root / "0.tar").write_bytes(bytes(10_240))
         with pytest.raises(DownloadError, match=r"/0\.tar: the file has changed"):
@@ -161,13 +165,13 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(server, waits):
     assert not waits
 
 
-def test_an_empty_file_is_empty(server):
+def test_an_empty_file_is_empty(server: Any) -> None:
     (server.root / "0.tar").write_bytes(b"")
     with open_file(f"{server.url}/0.tar") as file:
         assert file.read() == b""
 
 
-def test_patience_ends_after_half_an_hour(server, waits):
+def test_patience_ends_after_half_an_hour(server: Any, waits: list[float]) -> None:
     server.faults["0.tar"] = answer(503)
     with pytest.raises(
         DownloadError, match=r"/0\.tar: the server answered 503, for half an hour\. Run again"
@@ -176,7 +180,7 @@ def test_patience_ends_after_half_an_hour(server, waits):
     assert 1800 <= sum(waits) < 1900
 
 
-def test_a_server_that_is_not_there_is_waited_for(server, waits):
+def test_a_server_that_is_not_there_is_waited_for(server: Any, waits: list[float]) -> None:
     server.server_close()
     server.shutdown()
     with pytest.raises(DownloadError, match=r"Connect.*for half an hour"):
@@ -184,7 +188,7 @@ def test_a_server_that_is_not_there_is_waited_for(server, waits):
     assert sum(waits) >= 1800
 
 
-def test_a_server_may_ask_for_a_longer_pause(server, rows, waits):
+def test_a_server_may_ask_for_a_longer_pause(server: Any, rows: Any, waits: list[float]) -> None:
     server.faults["1.tar"] = answer(429, 3, {"Retry-After": "90"})
     assert outcomes(rows()) == ["a"] * 6
     assert waits and set(waits) == {90}
@@ -192,8 +196,10 @@ def test_a_server_may_ask_for_a_longer_pause(server, rows, waits):
 
 @pytest.mark.parametrize("status", [404, 410])
 @pytest.mark.parametrize("when", ["before", "between two ranges"])
-def test_an_archive_that_is_gone_costs_its_own_rows(server, rows, waits, status, when):
-    def gone(handler, data):
+def test_an_archive_that_is_gone_costs_its_own_rows(
+    server: Any, rows: Any, waits: list[float], status: Any, when: Any
+) -> None:
+    def gone(handler: Any, data: Any) -> Any:
         return (when == "before" or handler.headers["Range"] != "bytes=0-0") and answer(status)(handler, data)
 
     server.faults["1.tar"] = gone
@@ -204,7 +210,7 @@ def test_an_archive_that_is_gone_costs_its_own_rows(server, rows, waits, status,
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_closed_door_stops_at_once(server, rows, waits, status):
+def test_a_closed_door_stops_at_once(server: Any, rows: Any, waits: list[float], status: Any) -> None:
     server.faults["1.tar"] = answer(status)
     with pytest.raises(
         RefusedError, match=rf"/1\.tar: the server answered {status}: .* is not public"
@@ -213,7 +219,9 @@ def test_a_closed_door_stops_at_once(server, rows, waits, status):
     assert not waits and "SECRET" not in str(told.value)
 
 
-def test_expired_links_of_meta_are_told_with_the_cure(server, build, waits, tmp_path, monkeypatch):
+def test_expired_links_of_meta_are_told_with_the_cure(
+    server: Any, build: Any, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sa1b.make(server.root)
     captions = dataclasses.replace(builders.sa1b._CAPTIONS, url=f"{server.url}/SA1B_caption.tar.gz")
     monkeypatch.setattr(builders.sa1b, "_CAPTIONS", captions)
@@ -228,7 +236,9 @@ def test_expired_links_of_meta_are_told_with_the_cure(server, build, waits, tmp_
     assert "SECRET" not in str(told.value)
 
 
-def test_annotations_that_are_gone_stop_at_once(server, build, waits, tmp_path, monkeypatch):
+def test_annotations_that_are_gone_stop_at_once(
+    server: Any, build: Any, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every archive would lack them."""
     sa1b.make(server.root)
     captions = dataclasses.replace(builders.sa1b._CAPTIONS, url=f"{server.url}/gone.tar.gz")
@@ -241,7 +251,7 @@ def test_annotations_that_are_gone_stop_at_once(server, build, waits, tmp_path, 
 
 
 @pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that cannot be read")
-def test_an_archive_that_the_disk_cannot_read_costs_its_own_rows(tars, build):
+def test_an_archive_that_the_disk_cannot_read_costs_its_own_rows(tars: Any, build: Any) -> None:
     (tars / "1.tar").unlink()
     (tars / "1.tar").symlink_to(UNREADABLE)
     found = build("webdataset", data_dir=str(tars), streaming=True, keep_rejected=True)
@@ -253,7 +263,7 @@ def test_an_archive_that_the_disk_cannot_read_costs_its_own_rows(tars, build):
                 file.read(length)
 
 
-def test_an_archive_that_vanished_from_the_disk_stops_at_once(tars, build):
+def test_an_archive_that_vanished_from_the_disk_stops_at_once(tars: Any, build: Any) -> None:
     """More likely the whole disk is gone than one file of it."""
     dataset = datasets.load_dataset("builders/webdataset", data_dir=str(tars), split="train", streaming=True)
     (tars / "1.tar").unlink()

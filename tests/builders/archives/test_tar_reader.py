@@ -60,7 +60,9 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("long", [False, True])
-def test_what_gnu_tar_packs_is_read_as_gnu_tar_reads_it(tree: Path, tmp_path: Path, format: str, long: bool):
+def test_what_gnu_tar_packs_is_read_as_gnu_tar_reads_it(
+    tree: Path, tmp_path: Path, format: str, long: bool
+) -> None:
     if long and format in ("v7", "ustar"):
         pytest.skip("it holds no such names")
     if long:
@@ -79,7 +81,7 @@ def test_what_gnu_tar_packs_is_read_as_gnu_tar_reads_it(tree: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("version", ["old", "0.0", "0.1", "1.0"])
-def test_a_sparse_member_is_told_and_costs_no_other(tree: Path, tmp_path: Path, version: str):
+def test_a_sparse_member_is_told_and_costs_no_other(tree: Path, tmp_path: Path, version: str) -> None:
     with open(tree / "b.sparse", "wb") as file:
         for at in range(0, 40 * 2**16, 2**16):
             file.seek(at)
@@ -99,7 +101,7 @@ def test_a_sparse_member_is_told_and_costs_no_other(tree: Path, tmp_path: Path, 
     }
 
 
-def test_a_link_that_leads_nowhere_is_told():
+def test_a_link_that_leads_nowhere_is_told() -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, kind, target in (
@@ -119,24 +121,24 @@ def test_a_link_that_leads_nowhere_is_told():
 # --- ends ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_between_two_members_is_no_whole_tar():
+def test_a_cut_between_two_members_is_no_whole_tar() -> None:
     data = packed()
     found, said = before_the_break(data[: offset_of(data, "b.jpg")])
     assert found == dict(MEMBERS[:2]) and "end mark" in said
 
 
-def test_no_bytes_are_no_tar():
+def test_no_bytes_are_no_tar() -> None:
     assert before_the_break(b"")[0] == {}
 
 
-def test_a_download_with_zeros_for_its_second_half_is_no_whole_tar():
+def test_a_download_with_zeros_for_its_second_half_is_no_whole_tar() -> None:
     data = packed([(name, body * 9) for name, body in MEMBERS])
     cut = offset_of(data, "b.jpg")
     found, said = before_the_break(data[:cut] + bytes(len(data) - cut))
     assert list(found) == ["a.jpg", "a.txt"] and "zeros" in said
 
 
-def test_two_tars_end_to_end_are_read_as_gnu_tar_does_with_ignore_zeros(tmp_path: Path):
+def test_two_tars_end_to_end_are_read_as_gnu_tar_does_with_ignore_zeros(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(packed(MEMBERS[:3]) + packed(MEMBERS[3:]))
     listed = subprocess.run(
         ["tar", "-tif", tmp_path / "x.tar"], capture_output=True, text=True, check=True
@@ -146,7 +148,7 @@ def test_two_tars_end_to_end_are_read_as_gnu_tar_does_with_ignore_zeros(tmp_path
 
 
 @pytest.mark.parametrize("records", ["1", "20"])
-def test_padding_as_writers_have_it_is_whole(tree: Path, tmp_path: Path, records: str):
+def test_padding_as_writers_have_it_is_whole(tree: Path, tmp_path: Path, records: str) -> None:
     subprocess.run(
         ["tar", "-b", records, "--sort=name", "-cf", tmp_path / "x.tar", "-C", tree, "."], check=True
     )
@@ -160,7 +162,7 @@ def test_padding_as_writers_have_it_is_whole(tree: Path, tmp_path: Path, records
 # --- damage ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_any_flipped_bit_of_a_header_is_seen_as_gnu_tar_sees_it(tmp_path: Path):
+def test_any_flipped_bit_of_a_header_is_seen_as_gnu_tar_sees_it(tmp_path: Path) -> None:
     """Where GNU tar finds a header damaged, so do we; nowhere does a member come out under another name or with other bytes."""
     data, rng = packed(), random.Random(5)
     at = offset_of(data, "b.jpg")
@@ -191,7 +193,7 @@ def extended(body: bytes, kind: bytes = b"x", size: bytes | None = None) -> byte
     [b"0 path=x\n", b"00 a=b\n", b"-9 path=x\n", b"3 a\n=b\n", b"999 path=x\n", b"x path=x\n", b" path=x\n", b"12 path=abcd", b"1\n",
      b"11 size=-1\n", b"12 size=1_0\n", b"12 size=0x1\n", b"30 size=99999999999999999999\n", b"30 size=9999999999999999999\n"],
 )  # fmt: skip
-def test_a_damaged_pax_header_ends_the_tar_and_never_hangs(record: bytes):
+def test_a_damaged_pax_header_ends_the_tar_and_never_hangs(record: bytes) -> None:
     with pytest.raises(ArchiveError):
         ours(extended(record))
 
@@ -209,12 +211,12 @@ def test_a_damaged_pax_header_ends_the_tar_and_never_hangs(record: bytes):
     ],
 )
 @pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"5", b"2"])
-def test_a_negative_or_absurd_size_ends_the_tar_and_never_hangs(size: bytes, kind: bytes):
+def test_a_negative_or_absurd_size_ends_the_tar_and_never_hangs(size: bytes, kind: bytes) -> None:
     with pytest.raises(ArchiveError):
         ours(extended(b"", kind, size))
 
 
-def test_pax_names_and_sizes_are_heeded():
+def test_pax_names_and_sizes_are_heeded() -> None:
     record = b"11 path=zz\n"
     assert ours(extended(record)) == {"zz": MEMBERS[0][1]}
     assert ours(extended(record + b"19 comment=" + b"x" * 7 + b"\n")) == {"zz": MEMBERS[0][1]}
@@ -223,7 +225,7 @@ def test_pax_names_and_sizes_are_heeded():
     }
 
 
-def test_random_damage_is_an_archive_error_or_the_members_that_gnu_tar_finds(tmp_path: Path):
+def test_random_damage_is_an_archive_error_or_the_members_that_gnu_tar_finds(tmp_path: Path) -> None:
     """Whatever is overwritten, removed or put in: nothing else is raised, nothing hangs."""
     rng, data = random.Random(11), packed(format=tarfile.PAX_FORMAT, members=[*MEMBERS, ("n" * 120, b"long")])
     started = time.monotonic()

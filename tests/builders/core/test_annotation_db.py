@@ -5,7 +5,9 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,7 +23,7 @@ ROWS = [
 ]
 
 
-def test_rows_are_found_by_part_and_name(tmp_path):
+def test_rows_are_found_by_part_and_name(tmp_path: Path) -> None:
     join = open_join(str(tmp_path), "table", "one", lambda: ROWS)
     assert (
         join.get("1", "b") == {"x": 1}
@@ -34,8 +36,8 @@ def test_rows_are_found_by_part_and_name(tmp_path):
     }
 
 
-def test_a_join_is_built_once_and_another_identity_is_another(tmp_path):
-    def never():
+def test_a_join_is_built_once_and_another_identity_is_another(tmp_path: Path) -> None:
+    def never() -> NoReturn:
         raise AssertionError("built again")
 
     open_join(str(tmp_path), "table", "one", lambda: ROWS)
@@ -43,8 +45,8 @@ def test_a_join_is_built_once_and_another_identity_is_another(tmp_path):
     assert open_join(str(tmp_path), "table", "two", lambda: [("1", "a", "other")]).get("1", "a") == "other"
 
 
-def test_a_build_that_died_is_begun_again(tmp_path):
-    def dies():
+def test_a_build_that_died_is_begun_again(tmp_path: Path) -> None:
+    def dies() -> Iterator[Any]:
         yield ROWS[0]
         raise OSError(104, "network")
 
@@ -58,8 +60,8 @@ def test_a_build_that_died_is_begun_again(tmp_path):
 @pytest.mark.parametrize(
     "error", [ValueError("no JSON"), EOFError("cut"), KeyError("image_id"), TypeError("a list")]
 )
-def test_a_table_that_makes_no_sense_is_named(tmp_path, error):
-    def rows():
+def test_a_table_that_makes_no_sense_is_named(tmp_path: Path, error: Any) -> None:
+    def rows() -> Iterator[Any]:
         yield ROWS[0]
         raise error
 
@@ -68,8 +70,8 @@ def test_a_table_that_makes_no_sense_is_named(tmp_path, error):
     assert not list(tmp_path.glob("*.sqlite"))
 
 
-def test_a_full_disk_is_told(tmp_path):
-    def rows():
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    def rows() -> Iterator[Any]:
         yield ROWS[0]
         raise sqlite3.OperationalError("database or disk is full")
 
@@ -77,7 +79,7 @@ def test_a_full_disk_is_told(tmp_path):
         open_join(str(tmp_path), "table", "one", rows)
 
 
-def test_rows_in_any_order_come_sorted_by_name_and_rank():
+def test_rows_in_any_order_come_sorted_by_name_and_rank() -> None:
     rows = [
         ("b", 2, "late"),
         ("a", 9, "x"),
@@ -91,29 +93,29 @@ def test_rows_in_any_order_come_sorted_by_name_and_rank():
     ]
 
 
-def test_rows_of_parts_that_are_not_read_are_counted(tmp_path):
+def test_rows_of_parts_that_are_not_read_are_counted(tmp_path: Path) -> None:
     join = open_join(str(tmp_path), "table", "one", lambda: [*ROWS, (OTHERS, "", 7)])
     assert join.counts() == {"1": 4, "2": 1, OTHERS: 1}
     assert [count_others(join, read) for read in (set(), {"1"}, {"1", "2"}, {"3"})] == [12, 8, 7, 12]
 
 
-def _rows_that_count(folder):
+def _rows_that_count(folder: Any) -> Any:
     with open(os.path.join(folder, f"built-{os.getpid()}"), "w"):
         pass
     return ROWS
 
 
-def _open(folder):
+def _open(folder: Any) -> Any:
     return open_join(folder, "table", "shared", lambda: _rows_that_count(folder)).get("1", "a")
 
 
-def test_processes_build_it_once_between_them(tmp_path):
+def test_processes_build_it_once_between_them(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(_open, [str(tmp_path)] * 4) == ["é"] * 4
     assert len(list(tmp_path.glob("built-*"))) == 1
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path):
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     code = """
 import sys
 from builders.core.annotation_db import open_join

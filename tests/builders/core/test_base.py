@@ -1,6 +1,7 @@
 """Keys: legal as file names, and as different as the names they are made of."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from builders.core.base import make_key
     ],
     ids=["illegal", "accents", "no utf-8", "empty"],
 )
-def test_names_that_differ_have_keys_that_differ(one, other):
+def test_names_that_differ_have_keys_that_differ(one: Any, other: Any) -> None:
     keys = make_key(one), make_key(other)
     assert keys[0] != keys[1] and all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys)
     assert keys == (make_key(one), make_key(other))

@@ -4,6 +4,7 @@ import random
 import re
 import time
 import warnings
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,12 @@ from builders.core.captions import PROFILES, clean_caption, says_something
 from builders.core.errors import ConfigError
 
 # What captions are made of in the wild, and what each rule of the DeepFloyd cleaning looks for.
-PIECES = """<PERSON>|<b>|</b>|<br/>|<script>x|</script>|&amp;|&quot;|&lt;|&#39;|&eacute|&nbsp;|&#x41;|&#128;|<!--c-->|<!doctype x>|<p|<|&
+WRITTEN = """<PERSON>|<b>|</b>|<br/>|<script>x|</script>|&amp;|&quot;|&lt;|&#39;|&eacute|&nbsp;|&#x41;|&#128;|<!--c-->|<!doctype x>|<p|<|&
 http://x.com/a?b=1|https:%41|www:a|www.foo.co.uk|foo.it|info@bar.com|@nick|1.2.3.4|photo.jpg|IMG_2034.JPG|a.mp4| webp|mp4|png images
 #123|#1234|#12345|123456|12:30 |jc6640|jc6640vc|6640vc231|j2d1a2a|10x20|10×20.5|10х3|٣٤٥٦٧٨|page 12|free shipping|worldwide free shipping
 download free|click on here|a-b-c-d-e|a_b_c_d|...|""|''|“hi”|‘x’|—|–|`|´|¨|½|©|™|(|)|[x]|{|}|*|~|'|"|-|_|:|;|.|,|/|\\n| : | . |,a|a,b|a.b
 +|%20|%C3%A9|图片|日本語|ｆｕｌｌ＆|Ã©|â€™|CafÃ© |é|ñ|ﬁ|İ|🙂|red|Dog|a house|on the beach|old photo of|1950s|2014|\t|\r|\x1b[31m|\x85|\x00"""
-PIECES = [*re.split(r"[|\n]", PIECES), "|", "\n", "\u2028", "\u3000"]
+PIECES = [*re.split(r"[|\n]", WRITTEN), "|", "\n", "\u2028", "\u3000"]
 
 
 def made_up_captions(count: int, seed: int) -> list[str]:
@@ -28,7 +29,7 @@ def made_up_captions(count: int, seed: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def diffusers_clean():
+def diffusers_clean() -> Any:
     """The caption cleaning of the installed diffusers, applied twice as its pipeline does."""
     pytest.importorskip("bs4")
     with warnings.catch_warnings():
@@ -39,12 +40,12 @@ def diffusers_clean():
     def clean(text: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # BeautifulSoup: "looks more like a filename"
-            return pipeline._clean_caption(pipeline._clean_caption(text))
+            return str(pipeline._clean_caption(pipeline._clean_caption(text)))
 
     return clean
 
 
-def test_deepfloyd_equals_diffusers_on_12000_captions(diffusers_clean):
+def test_deepfloyd_equals_diffusers_on_12000_captions(diffusers_clean: Any) -> None:
     captions = made_up_captions(12_000, seed=20)
     different = [text for text in captions if clean_caption(text, "deepfloyd") != diffusers_clean(text)]
     assert not different, different[:5]
@@ -75,7 +76,7 @@ NASTY = {  # what the steps that are not diffusers' own patterns look for, in al
 
 
 @pytest.mark.parametrize("alphabet", NASTY)
-def test_deepfloyd_equals_diffusers_on_nasty_captions(alphabet, diffusers_clean):
+def test_deepfloyd_equals_diffusers_on_nasty_captions(alphabet: Any, diffusers_clean: Any) -> None:
     rng = random.Random(alphabet)
     for _ in range(2_500):
         text = "".join(rng.choice(NASTY[alphabet]) for _ in range(rng.randint(1, 16)))
@@ -96,7 +97,7 @@ FRAMED = [  # one piece repeated between two others
 ]  # fmt: skip
 
 
-def _seconds(clean, text, runs):
+def _seconds(clean: Any, text: Any, runs: Any) -> Any:
     best = float("inf")
     for _ in range(runs):
         start = time.process_time()
@@ -106,7 +107,7 @@ def _seconds(clean, text, runs):
 
 
 @pytest.mark.parametrize("profile", ["light", "deepfloyd"])
-def test_twice_the_length_takes_at_most_two_and_a_half_times_as_long(profile):
+def test_twice_the_length_takes_at_most_two_and_a_half_times_as_long(profile: Any) -> None:
     pieces = [("", piece, "") for piece in re.split(r"[|\n]", REPEATED) if piece] + FRAMED
     slow = {}
     for before, piece, after in pieces:
@@ -119,7 +120,7 @@ def test_twice_the_length_takes_at_most_two_and_a_half_times_as_long(profile):
     assert not slow
 
 
-def test_deepfloyd_cleans_4000_captions_a_second():
+def test_deepfloyd_cleans_4000_captions_a_second() -> None:
     captions = [
         "A man with a red helmet on a small moped on a dirt road.",
         "Young woman in a white dress, holding flowers - stock photo #12345",
@@ -133,13 +134,13 @@ def test_deepfloyd_cleans_4000_captions_a_second():
     assert len(captions) / (time.process_time() - start) > 4_000
 
 
-def test_light_is_idempotent():
+def test_light_is_idempotent() -> None:
     for text in made_up_captions(5_000, seed=21):
         once = clean_caption(text, "light")
         assert clean_caption(once, "light") == once, text
 
 
-def test_light_on_plain_ascii_equals_the_long_way(monkeypatch):
+def test_light_on_plain_ascii_equals_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     from builders.core import light
 
     plain = [text for text in made_up_captions(3_000, seed=22) if light._is_plain(text)]
@@ -180,20 +181,20 @@ def test_light_on_plain_ascii_equals_the_long_way(monkeypatch):
         ("one <!-- a <b>note</b> --> two <!-- not closed", "one two <!-- not closed"),
     ],
 )
-def test_light(text, clean):
+def test_light(text: Any, clean: Any) -> None:
     assert clean_caption(text, "light") == clean
 
 
-def test_none_only_strips():
+def test_none_only_strips() -> None:
     assert clean_caption("  <b>x</b>\n", "none") == "<b>x</b>"
 
 
-def test_unknown_profile_names_the_known_ones():
+def test_unknown_profile_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'heavy'.*none, light, deepfloyd"):
         clean_caption("x", "heavy")
 
 
-def test_no_profile_raises_on_any_bytes():
+def test_no_profile_raises_on_any_bytes() -> None:
     rng = random.Random(23)
     for _ in range(1_000):
         text = bytes(rng.randrange(256) for _ in range(60)).decode("utf-8", "replace") + rng.choice(
@@ -224,7 +225,7 @@ def test_no_profile_raises_on_any_bytes():
         "a\u0301",
     ],
 )
-def test_what_says_something(text):
+def test_what_says_something(text: Any) -> None:
     assert says_something(text)
 
 
@@ -251,5 +252,5 @@ def test_what_says_something(text):
         "\u0301",
     ],
 )
-def test_what_does_not(text):
+def test_what_does_not(text: Any) -> None:
     assert not says_something(text)

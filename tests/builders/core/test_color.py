@@ -7,6 +7,7 @@ import struct
 import subprocess
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def has_magick() -> bool:
     """Another program of that name may be installed."""
     where = shutil.which(MAGICK)
     said = where and subprocess.run([where, "-version"], capture_output=True, text=True, check=False).stdout
-    return bool(said) and "ImageMagick" in said
+    return "ImageMagick" in (said or "")
 
 
 needs_magick = pytest.mark.skipif(not has_magick(), reason="needs ImageMagick")
@@ -83,10 +84,10 @@ def judged(data: bytes, folder: Path) -> Image.Image:
     (folder / "x").write_bytes(data)
     command = [
         MAGICK,
-        folder / "x[0]",
+        str(folder / "x[0]"),
         "-auto-orient",
         "-profile",
-        folder / "srgb.icc",
+        str(folder / "srgb.icc"),
         "-background",
         "white",
         "-alpha",
@@ -113,6 +114,7 @@ def test_cmyk_with_a_profile_is_as_imagemagick_shows_it(tmp_path: Path) -> None:
     inks = ImageCms.profileToProfile(
         photo(0, (600, 560)), ImageCms.createProfile("sRGB"), str(profile), outputMode="CMYK"
     )
+    assert inks is not None
     data = encode(inks, "TIFF", icc_profile=profile.read_bytes())
     assert far(decode_rgb(data), judged(data, tmp_path)) < 1.5
     for color_profile in ("srgb", "ignore"):
@@ -237,13 +239,16 @@ WRITERS = [
 
 @pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
-def test_size_and_pixels_are_turned_alike_wherever_the_orientation_stands(write, orientation: int) -> None:
+def test_size_and_pixels_are_turned_alike_wherever_the_orientation_stands(
+    write: Any, orientation: int
+) -> None:
     data = write(orientation)
     image = Image.open(io.BytesIO(data))
     try:
         upright = ImageOps.exif_transpose(image) or image
     except TypeError:  # Pillow fails to write the odd tag back
-        upright = {6: image.transpose(Image.Transpose.ROTATE_270)}.get(orientation)
+        assert orientation == 6
+        upright = image.transpose(Image.Transpose.ROTATE_270)
     size = (280, 320) if 5 <= orientation <= 8 else (320, 280)
     pixels = decode_rgb(data)
     assert probe(data)[1:] == pixels.size == size

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ GOOD = jpeg(1, (300, 280))
 BOMB = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (60000).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
 HEIC = b"\0\0\0\x18ftypheic" + bytes(99)
 # What can be wrong with a row, in the order in which it counts.
-FAULTS = [
+FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"reject": "unsafe"}, "unsafe"),
     ({"image": None}, "missing_image"),
     ({"captions": None}, "missing_caption"),
@@ -38,7 +39,7 @@ FAULTS = [
 RULES = ImageCaptionConfig()
 
 
-def row(**fault: object) -> SourceRow:
+def row(**fault: Any) -> SourceRow:
     return SourceRow("k", GOOD, ["a &amp; b", "c"], "a.zip/k.jpg", {"n": 1})._replace(**fault)
 
 
@@ -51,7 +52,7 @@ def test_a_good_row_is_a_record_with_all_that_is_known_of_it() -> None:
 
 
 @pytest.mark.parametrize(("fault", "reason"), FAULTS)
-def test_a_fault_has_its_reason(fault: dict[str, object], reason: str) -> None:
+def test_a_fault_has_its_reason(fault: dict[str, Any], reason: str) -> None:
     found = judge(row(**fault), RULES, "alt")
     assert (found.reject, found.key, found.source, found.extras) == (reason, "k", "a.zip/k.jpg", {"n": 1})
     assert reason in REASONS

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("kind", ENCODED)
-def test_format_and_size_come_from_the_bytes(kind):
+def test_format_and_size_come_from_the_bytes(kind: Any) -> None:
     data = ENCODED[kind]
     assert sniff(data) == kind
     assert probe(data) == (kind, 320, 288)
@@ -37,7 +38,7 @@ def test_format_and_size_come_from_the_bytes(kind):
 
 @pytest.mark.parametrize("kind", ENCODED)
 @pytest.mark.parametrize("keep", [0.9, 0.5, 0.2])
-def test_a_cut_file_is_not_whole_or_not_an_image(kind, keep):
+def test_a_cut_file_is_not_whole_or_not_an_image(kind: Any, keep: Any) -> None:
     data = ENCODED[kind][: int(len(ENCODED[kind]) * keep)]
     try:
         info = probe(data)
@@ -49,7 +50,7 @@ def test_a_cut_file_is_not_whole_or_not_an_image(kind, keep):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "AVIF"])
-def test_what_passes_a_check_of_pixels_decodes(kind):
+def test_what_passes_a_check_of_pixels_decodes(kind: Any) -> None:
     """Whatever was damaged in its middle; without the check, a JPEG or WebP may pass and raise where it is read."""
     data, rng, found = encode(photo(1), kind), np.random.default_rng(3), {True: 0, False: 0}
     for _ in range(30):
@@ -66,7 +67,7 @@ def test_what_passes_a_check_of_pixels_decodes(kind):
     assert found[False]
 
 
-def test_a_cut_file_with_a_whole_thumbnail_is_not_whole():
+def test_a_cut_file_with_a_whole_thumbnail_is_not_whole() -> None:
     exif = Image.Exif()
     exif[0x010E] = "\xff\xd9".encode("latin-1")
     data = encode(photo(2), exif=exif)
@@ -74,7 +75,7 @@ def test_a_cut_file_with_a_whole_thumbnail_is_not_whole():
     assert not is_whole(truncated(data), "JPEG")
 
 
-def test_a_jpeg_that_lacks_only_its_end_marker_counts_as_its_pixels_do():
+def test_a_jpeg_that_lacks_only_its_end_marker_counts_as_its_pixels_do() -> None:
     data = jpeg(3)[:-2]
     try:
         Image.open(io.BytesIO(data)).load()
@@ -88,7 +89,7 @@ def test_a_jpeg_that_lacks_only_its_end_marker_counts_as_its_pixels_do():
 @pytest.mark.parametrize(
     "data", [b"", HTML, b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF1234WEBP", b"GIF89a", b"BMxx", b"II*\0"]
 )
-def test_not_an_image(data):
+def test_not_an_image(data: Any) -> None:
     with pytest.raises(UndecodableImage):
         probe(data)
     with pytest.raises(UndecodableImage):
@@ -97,7 +98,7 @@ def test_not_an_image(data):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_size_and_pixels_are_as_a_viewer_sees_them(kind, orientation):
+def test_size_and_pixels_are_as_a_viewer_sees_them(kind: Any, orientation: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(photo(4, (320, 288)), kind, exif=exif)
@@ -106,7 +107,7 @@ def test_size_and_pixels_are_as_a_viewer_sees_them(kind, orientation):
     assert psnr(decode_rgb(data), upright.convert("RGB")) > 60
 
 
-def test_every_mode_decodes_to_rgb():
+def test_every_mode_decodes_to_rgb() -> None:
     source = photo(5)
     grey = source.convert("L")
     alpha = source.convert("RGBA")
@@ -130,7 +131,7 @@ def test_every_mode_decodes_to_rgb():
         assert psnr(image, expected.convert("RGB")) > (28 if name in ("CMYK", "grey") else 45), name
 
 
-def test_transparent_palette_lies_on_white():
+def test_transparent_palette_lies_on_white() -> None:
     image = Image.new("P", (300, 300), 0)
     image.putpalette([10, 20, 30] + [0] * 765)
     assert decode_rgb(encode(image, "PNG", transparency=0)).getpixel((9, 9)) == (255, 255, 255)
@@ -138,12 +139,12 @@ def test_transparent_palette_lies_on_white():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_an_animation_gives_its_first_frame(kind):
+def test_an_animation_gives_its_first_frame(kind: Any) -> None:
     data = encode(photo(0), kind, save_all=True, append_images=[photo(1), photo(2)], lossless=True)
     assert psnr(decode_rgb(data), photo(0)) > 25 > psnr(decode_rgb(data), photo(1))
 
 
-def test_a_bomb_is_known_by_its_header():
+def test_a_bomb_is_known_by_its_header() -> None:
     data = bomb(20_000, 20_000)
     info = probe(data)
     assert info.width * info.height > MAX_PIXELS
@@ -152,7 +153,7 @@ def test_a_bomb_is_known_by_its_header():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "JPEG"])
-def test_a_bomb_that_pillow_refuses_to_open_is_too_large_and_not_broken(kind):
+def test_a_bomb_that_pillow_refuses_to_open_is_too_large_and_not_broken(kind: Any) -> None:
     """Where the header is read by Pillow, which has a limit of its own: a GIF, a JPEG with EXIF."""
     data = bytearray(jpeg(1, orientation=6) if kind == "JPEG" else encode(photo(1), "GIF"))
     at = data.index(b"\xff\xc0") + 5 if kind == "JPEG" else 6
@@ -161,13 +162,13 @@ def test_a_bomb_that_pillow_refuses_to_open_is_too_large_and_not_broken(kind):
         probe(bytes(data))
 
 
-def test_a_float_image_is_not_whole():
+def test_a_float_image_is_not_whole() -> None:
     """It has no defined range, so no pixels can be made of it."""
     data = encode(Image.fromarray(np.ones((300, 300), np.float32)), "TIFF")
     assert probe(data)[1:] == (300, 300) and not is_whole(data, "TIFF")
 
 
-def test_the_pixel_limit_is_where_pillow_would_warn():
+def test_the_pixel_limit_is_where_pillow_would_warn() -> None:
     assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -175,7 +176,7 @@ def test_the_pixel_limit_is_where_pillow_would_warn():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as images.py has it, which pytest resets
-def test_damage_never_raises_anything_else():
+def test_damage_never_raises_anything_else() -> None:
     rng = np.random.default_rng(6)
     for data in (*ENCODED.values(), jpeg(7, orientation=6)):
         for _ in range(40):
@@ -194,8 +195,8 @@ def test_damage_never_raises_anything_else():
 @pytest.mark.parametrize(
     "read", [probe, decode_rgb, lambda data: is_whole(data, "JPEG"), lambda data: shrink(data, 64)]
 )
-def test_want_of_memory_is_no_fault_of_the_image(read, monkeypatch):
-    def fail(*args, **kwargs):
+def test_want_of_memory_is_no_fault_of_the_image(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise MemoryError
 
     for method in ("load", "getexif"):
@@ -204,7 +205,7 @@ def test_want_of_memory_is_no_fault_of_the_image(read, monkeypatch):
         read(jpeg(1, orientation=6)[:-2])
 
 
-def test_decode_with_a_shorter_edge_never_goes_below_it():
+def test_decode_with_a_shorter_edge_never_goes_below_it() -> None:
     data = jpeg(1, (1300, 1100))
     assert decode_rgb(data, shorter_edge=256).size == (325, 275)
     assert decode_rgb(data, shorter_edge=512).size == (650, 550)
@@ -212,7 +213,7 @@ def test_decode_with_a_shorter_edge_never_goes_below_it():
 
 
 @pytest.mark.parametrize("orientation", [None, 6])
-def test_shrink(orientation):
+def test_shrink(orientation: Any) -> None:
     data = jpeg(1, (1300, 1100), orientation=orientation)
     small = shrink(data, 512)
     info = probe(small)
@@ -223,7 +224,7 @@ def test_shrink(orientation):
 
 
 @pytest.mark.parametrize(("data", "kind"), [(png(2, (600, 600)), "PNG"), (webp(2, (600, 600)), "WEBP")])
-def test_lossless_shrink_adds_no_loss(data, kind):
+def test_lossless_shrink_adds_no_loss(data: Any, kind: Any) -> None:
     small = shrink(data, 300, lossless=True)
     assert sniff(small) == kind
     assert psnr(decode_rgb(small), decode_rgb(data).resize((300, 300), Image.Resampling.BICUBIC)) > 60
@@ -232,7 +233,7 @@ def test_lossless_shrink_adds_no_loss(data, kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("lossless", [False, True])
-def test_a_small_copy_keeps_the_colour_profile_where_it_is_not_applied(kind, lossless):
+def test_a_small_copy_keeps_the_colour_profile_where_it_is_not_applied(kind: Any, lossless: Any) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     small = shrink(encode(photo(1, (640, 512)), kind, icc_profile=profile), 256, lossless, "ignore")
     assert Image.open(io.BytesIO(small)).info.get("icc_profile") == profile

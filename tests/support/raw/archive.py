@@ -15,7 +15,7 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def write_tar(path: Path, members: Members, mode: str = "w", **options: int) -> None:
+def write_tar(path: Path, members: Members, mode: Any = "w", **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode, **options) as tar:
         for name, data in members:
@@ -24,7 +24,8 @@ def write_tar(path: Path, members: Members, mode: str = "w", **options: int) -> 
             if name.endswith("/"):
                 info.type, info.name = tarfile.DIRTYPE, name.rstrip("/")
             tar.addfile(info, io.BytesIO(data))
-            tar.members.clear()  # which tarfile keeps for reading; ten million of them fill memory
+            # Which tarfile keeps for reading; ten million of them fill memory.
+            tar.members.clear()  # type: ignore[attr-defined]
 
 
 def write_tgz(path: Path, members: Members) -> None:

@@ -47,7 +47,7 @@ def _parameters(prompt: str | None, **others: object) -> dict[str, object]:
 def _part(suffix: str, image: bytes, other: bytes) -> tuple[list[tuple[str, bytes]], dict[str, object]]:
     names = ("a", "blurred", "nan", "null", "rude", "lewd", "unknown", "empty", "unprompted")
     images = [(f"{name}.{suffix}", image) for name in names] + [(f"cut.{suffix}", truncated(other))]
-    parameters = {
+    parameters: dict[str, object] = {
         f"{name}.{suffix}": _parameters(" , " if name == "empty" else f"{name}, 4 k, ")
         for name in (*names, "cut")
         if name != "unprompted"

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,8 +15,9 @@ HTML = b"<!doctype html><html><body>403 Forbidden</body></html>"
 
 @functools.cache
 def _photograph(name: str) -> Image.Image:
-    folder = Path(importlib.util.find_spec("skimage").submodule_search_locations[0]) / "data"
-    return Image.open(folder / name).convert("RGB")
+    found = importlib.util.find_spec("skimage")
+    assert found is not None and found.submodule_search_locations
+    return Image.open(Path(found.submodule_search_locations[0]) / "data" / name).convert("RGB")
 
 
 def photo(number: int = 0, size: tuple[int, int] = (320, 288)) -> Image.Image:
@@ -36,10 +38,11 @@ def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 def jpeg(
     number: int = 0, size: tuple[int, int] = (320, 288), mode: str = "RGB", orientation: int | None = None
 ) -> bytes:
-    exif = Image.Exif()
+    options: dict[str, Any] = {}
     if orientation is not None:
+        options["exif"] = exif = Image.Exif()
         exif[0x0112] = orientation
-    return encode(photo(number, size).convert(mode), quality=85, **({"exif": exif} if orientation else {}))
+    return encode(photo(number, size).convert(mode), quality=85, **options)
 
 
 def png(number: int = 0, size: tuple[int, int] = (320, 288)) -> bytes:
