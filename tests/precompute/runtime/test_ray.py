@@ -5,6 +5,7 @@ The suite has one cluster; LATENTMILL_RAY=1 adds those that take minutes.
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -14,11 +15,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from precompute import run
 from precompute.runtime import ray_crew
 from precompute.runtime.owner import parse_owner
+from tests.support.faulty_store import FaultyStore
 from tests.support.launching import ROOT, environment, leftovers, run_here, tars
 from tests.support.raw.archive import write_tar
 from tests.support.ray_cluster import SMALL, Cluster, markers, while_running
+from tests.support.worker import TOY
 
 UNITS, ROWS = 12, 5
 FLAGS = (
@@ -54,16 +58,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """What one plain process makes of it."""
     output = tmp_path_factory.mktemp("plain")
-    command = [sys.executable, "precompute/run.py", *arguments(data, output)]
-    subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=300)
+    run.run(run.Config("builders/webdataset", output, data_dir=data, batch_size=3, **TOY))
     return output
 
 
-def arguments(data: Path, output: Path) -> list[str]:
+def arguments(data: Path, output: Path | str) -> list[str]:
     return ["builders/webdataset", "--data-dir", str(data), "--output", str(output), *FLAGS]
 
 
-def ray_arguments(data: Path, output: Path, workers: int) -> list[str]:
+def ray_arguments(data: Path, output: Path | str, workers: int) -> list[str]:
     return [*arguments(data, output), "--engine", "ray", "--ray-workers", str(workers)]
 
 
@@ -83,11 +86,20 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
+@pytest.fixture
+def store() -> Iterator[FaultyStore]:
+    made = FaultyStore()
+    yield made
+    made.close()
+
+
 @contextlib.contextmanager
-def started(data: Path, output: Path, address: str, workers: int) -> Iterator[subprocess.Popen[str]]:
+def started(
+    data: Path, output: Path | str, address: str, workers: int, *flags: str
+) -> Iterator[subprocess.Popen[str]]:
     """The command, as a user starts it."""
     process = subprocess.Popen(
-        [sys.executable, "precompute/run.py", *ray_arguments(data, output, workers)],
+        [sys.executable, "precompute/run.py", *ray_arguments(data, output, workers), *flags],
         cwd=ROOT,
         env={**environment(), "RAY_ADDRESS": address},
         stdout=subprocess.PIPE,
@@ -158,6 +170,23 @@ def test_cluster_without_room_is_told(
         assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
 
 
+def test_same_bytes_as_a_plain_run(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    data: Path,
+    plain: Path,
+    cluster: Cluster,
+) -> None:
+    node = cluster.add_node(**SMALL)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    said = run_here(monkeypatch, capsys, *ray_arguments(data, tmp_path, 1))
+    check(tmp_path, plain)
+    assert f"0 of {UNITS} units finished before" in said and "device waited" in said
+    cluster.remove_node(node)
+
+
+@long
 def test_a_node_is_killed_and_one_joins(tmp_path: Path, data: Path, plain: Path, cluster: Cluster) -> None:
     """Of two, while it is at its units."""
     doomed, _ = [cluster.add_node(**SMALL) for _ in range(2)]
@@ -169,6 +198,23 @@ def test_a_node_is_killed_and_one_joins(tmp_path: Path, data: Path, plain: Path,
     check(tmp_path, plain)
     assert "units are put back" in said, said
     assert f"0 of {UNITS} units finished before" in said and "device waited" in said
+
+
+@long
+def test_into_an_object_store(store: FaultyStore, data: Path, plain: Path, cluster: Cluster) -> None:
+    """The workers write there themselves; the driver is told what is finished."""
+    cluster.add_node(**SMALL)
+    flags = [flag for option in store.options for flag in ("--store-option", option)]
+    with started(data, "s3://bucket/out", cluster.address, 1, *flags) as process:
+        finish(process)
+    there = store.objects("out")
+    expected = {path.name: path.read_bytes() for path in plain.iterdir() if path.is_file()}
+    assert there.keys() == expected.keys()
+    for name in expected:
+        if name.startswith("train-") and name.endswith(".json"):
+            assert {**json.loads(there[name]), "timings": 0} == {**json.loads(expected[name]), "timings": 0}
+        else:
+            assert there[name] == expected[name], name
 
 
 @long
