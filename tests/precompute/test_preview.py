@@ -1,8 +1,6 @@
 """The contact sheet: a source beside what its latents decode to, and whatever a caption may be, no crash."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +21,7 @@ from precompute.shards.store import Store
 from precompute.verification.decode_check import psnr
 from precompute.verification.read_folder import read_markers
 from precompute.verification.verdict import last_verdict
+from tests.support.forked import run_command
 from tests.support.made_shards import RECIPE, write_shards
 
 HOSTILE = [
@@ -211,18 +210,7 @@ def test_bad_flags_name_themselves(tmp_path: Path) -> None:
 
 def test_the_command_prints_where_the_files_are(tmp_path: Path) -> None:
     output = write_shards(tmp_path / "latents")
-    script = Path(preview.__file__)
-    result = subprocess.run(
-        [sys.executable, str(script), str(output), "--to", str(tmp_path / "seen")],
-        capture_output=True,
-        text=True,
-        env={
-            "PYTHONPATH": str(script.parents[1]),
-            "PATH": "/usr/bin:/bin",
-            "HF_HUB_OFFLINE": "1",
-            "HOME": str(tmp_path),
-        },
-    )
+    result = run_command("precompute/preview.py", output, "--to", tmp_path / "seen")
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [str(tmp_path / "seen" / name) for name in ("preview.png", "report.html")]
 

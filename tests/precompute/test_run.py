@@ -20,7 +20,7 @@ import webdataset
 
 import builders
 from loader.format import Manifest, Marker, Split
-from tests.support.forked import Forked
+from tests.support.forked import Forked, run_command
 from tests.support.launching import ROOT, TOY, environment, leftovers, run_precompute, tars
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
@@ -294,8 +294,7 @@ def test_flipped_and_bucketed_shards_verify(tmp_path: Path) -> None:
     run_precompute(
         "builders/demo", "--output", output, *TOY, "--resolutions", "128", "256", "--flip", "--buckets", "64"
     )
-    command = [sys.executable, "precompute/verify.py", str(output), "--decode", "20"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True, timeout=300)
+    done = run_command("precompute/verify.py", output, "--decode", "20")
     assert done.returncode == 0, done.stdout
     assert ": whole. " in done.stdout
 
