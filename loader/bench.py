@@ -11,6 +11,7 @@ from typing import Any
 
 from loader.loader import make_loader
 from loader.options import Paths
+from loader.store_options import storage_options_of
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
         prog=sys.argv[0] if sys.argv[0].startswith("latentmill ") else "python -m loader.bench",
         description="How fast the loader reads your shards.",
     )
-    parser.add_argument("shards", nargs="+", help="folders, hf://datasets/USER/REPO, https://...")
+    parser.add_argument("shards", nargs="+", help="folders, hf://datasets/USER/REPO, https://..., s3://...")
     parser.add_argument(
         "--layers", nargs="+", default=[], help="layers beside the shards, which are one folder then"
     )
@@ -32,12 +33,23 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument(
+        "--store-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the client of a store, as for the verb run; repeat for several",
+    )
     args = vars(parser.parse_args())
     shards, layers, seconds = args.pop("shards"), args.pop("layers"), args.pop("seconds")
     if layers and len(shards) > 1:
         parser.error(f"--layers {' '.join(layers)}: they lie beside one folder of shards; name that alone")
     if not seconds > 0:
         parser.error(f"--seconds {seconds:g}: give more than 0")
+    try:
+        args["storage_options"] = storage_options_of([*shards, *layers], args.pop("store_option"))
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     try:
         _measure([(*shards, *layers)] if layers else shards, seconds, args)
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ from loader.remote import open_files
 from loader.sidecar import I64
 from loader.source import ManifestSource
 from loader.tar_source import TarSource
+from precompute.cloud.place import check_options, store_options
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
 from precompute.flags import takes
@@ -36,7 +37,7 @@ PATIENCE = 60.0  # seconds
 @dataclass(frozen=True)
 class Config:
     path: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
-    """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
+    """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
 
     where: Annotated[str | None, takes("SQL")] = None
     """SQL over key, caption, width, height, source and the extras by name, as in "width >= 512 and aesthetic > 5"."""
@@ -56,12 +57,18 @@ class Config:
     output: Annotated[Path | None, takes("FILE")] = None
     """Parquet file to write the keys of the chosen samples to."""
 
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
+    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
+
 
 def count_chosen(config: Config) -> str:
     """The table. Raises UsageError for a condition, a path or a file that cannot be."""
     folder = cache_folder()
+    paths = (config.path, *config.layers)
+    check_options(config.store_option, *paths)
+    options = store_options(paths, config.store_option)
     try:
-        path, *layers = (open_files(p, Cache(folder, None), PATIENCE) for p in (config.path, *config.layers))
+        path, *layers = (open_files(p, Cache(folder, None), PATIENCE, options) for p in paths)
         source = open_dataset(path, config.split, folder, layers)
         if isinstance(source, TarSource):
             raise UsageError(

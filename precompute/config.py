@@ -278,8 +278,7 @@ def check_store(config: Config) -> None:
             f"--beside {config.beside}: the shards of a layer have the names of its base's, which a store cannot promise where a "
             "process dies. Write the layer to a folder"
         )
-    elif config.push_to:
+    elif config.max_disk:
         raise UsageError(
-            f"--push-to {config.push_to}: a run pushes from a folder, not from a store. Push when it is done, from a copy: "
-            f"`aws s3 sync {config.output} FOLDER`, then the push command"
+            f"--max-disk {config.max_disk:g}: a store does not fill up, and --scratch holds four units at most. Leave it out"
         )

@@ -28,6 +28,7 @@ from loader.recipe import BASE, Plan, Recipe
 from loader.remote import open_files
 from loader.source import ManifestSource
 from loader.tar_source import TarSource
+from precompute.cloud.place import PLACE, check_options, check_place, is_url, open_output, store_options
 from precompute.commands import command, parse
 from precompute.errors import (
     LostLease,
@@ -42,7 +43,6 @@ from precompute.runtime.leases import Lease, Leases
 from precompute.shards.destination import Destination
 from precompute.shards.manifest import ManifestKeeper
 from precompute.shards.missing_ok import is_gone
-from precompute.shards.output_folder import OutputFolder, open_folder
 from precompute.shards.packing import Packing, Shards
 from precompute.shards.unit_writer import UnitWriter
 
@@ -56,10 +56,11 @@ class MainFlags:
     """What goes in, and where it goes."""
 
     inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], takes("FOLDER|URL ...")]
-    """Folders with shards, or hf://datasets/USER/REPO[@REVISION], each followed by the layers beside it."""
+    """Folders with shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX, each followed by the layers
+    beside it."""
 
-    output: Annotated[Path, takes("FOLDER")]
-    """Folder for the packed shards. Processes that share it share the work."""
+    output: Annotated[Path | str, PLACE]
+    """Folder for the packed shards, or s3://, gs:// or az://BUCKET/PREFIX. Processes that share it share the work."""
 
     split: Annotated[str, takes("SPLIT")] = "train"
     """Split to pack."""
@@ -89,6 +90,12 @@ class ShardFlags:
     samples_per_shard: Annotated[int, takes("N")] = 4096
     """Samples a tar holds at most; all hold as many, give or take one."""
 
+    scratch: Annotated[Path | None, takes("FOLDER")] = None
+    """With --output to a store: folder on a disk here for the units in work. Default: the system's for temporary files."""
+
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
+    """Of inputs or --output in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
+
     lease_timeout: Annotated[float, takes("SECONDS")] = 60.0
     """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
 
@@ -103,6 +110,8 @@ def run(config: Config) -> str:
     if config.samples_per_shard < 1 or not config.lease_timeout > 0:
         flag = "--samples-per-shard" if config.samples_per_shard < 1 else "--lease-timeout"
         raise UsageError(f"{flag}: give more than 0")
+    check_place("--output", config.output)
+    check_options(config.store_option, config.output, *config.inputs)
     started = time.monotonic()
     condition = Condition(config.where, config.keys, config.subset)
     try:
@@ -114,8 +123,8 @@ def run(config: Config) -> str:
         check_keys(packing)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
-    open_folder("--output", config.output)
-    output = OutputFolder(config.output, config.split)
+    options = config.store_option if is_url(config.output) else ()
+    output = open_output(config.output, config.split, config.scratch, options)
     recipe, plan = recipe_and_plan(config, condition, sources, len(packing))
     keeper = ManifestKeeper(output, recipe, list(sources[0].fields), plan)
     keeper.start()
@@ -142,7 +151,8 @@ def run(config: Config) -> str:
 def open_sources(config: Config) -> list[Shards]:
     """The inputs, each with its layers. Raises UsageError where they do not go together, and what opening them raises."""
     folder = cache_folder()
-    files = [open_files(path, Cache(folder, None), PATIENCE) for path in config.inputs]
+    options = store_options(config.inputs, config.store_option)
+    files = [open_files(path, Cache(folder, None), PATIENCE, options) for path in config.inputs]
     alone = [open_dataset(one, config.split, folder) for one in files]
     groups: list[list[int]] = []
     for number, source in enumerate(alone):

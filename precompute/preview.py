@@ -3,7 +3,8 @@
     python precompute/preview.py latents/cc12m
     python precompute/preview.py hf://datasets/USER/cc12m-latents --to .
 
-Both go into the folder itself. Source images are shown where the dataset that the recipe names can be opened.
+Both go into the folder itself, those of shards elsewhere into that of --to. Source images are shown where the dataset that
+the recipe names can be opened.
 """
 
 import datetime
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from loader.format import Manifest
+from precompute.cloud.place import check_options, open_shards
 from precompute.commands import parse
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.flags import takes
@@ -25,7 +27,7 @@ from precompute.report.sheet import draw_sheet
 from precompute.report.tiles import make_cards, make_pair
 from precompute.shards.output_folder import open_folder, write_file
 from precompute.shards.sample_reader import pick_samples
-from precompute.shards.store import Store, expected_manifest
+from precompute.shards.store import expected_manifest
 from precompute.verification.check_folder import REPORT, SHEET
 from precompute.verification.decode_check import source_images
 from precompute.verification.read_folder import read_markers
@@ -36,7 +38,10 @@ from precompute.verification.verdict import last_verdict
 @dataclass(frozen=True)
 class Config:
     output: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
-    """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
+    """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
+
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
+    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
 
     to: Annotated[Path | None, takes("FOLDER")] = None
     """Folder for preview.png and report.html. Default: the shards' own."""
@@ -64,7 +69,8 @@ def run(config: Config) -> list[Path]:
     """Write both files; their paths. Raises UsageError."""
     if config.num_samples < 1:
         raise UsageError(f"--num-samples {config.num_samples}: give at least 1")
-    store = Store(config.output)
+    check_options(config.store_option, config.output)
+    store = open_shards(config.output, config.store_option)
     if config.to is None and not store.local:
         raise UsageError("--to: name a folder for preview.png and report.html")
     there = read_markers(store)

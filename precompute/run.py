@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -86,7 +85,7 @@ def work(session: "Session | RaySession") -> None:
     started = time.monotonic()
     config, destination, keeper = session.config, session.destination, session.keeper
     with contextlib.closing(destination), contextlib.ExitStack() as stack:
-        check = stack.enter_context(following(pushing(config), config.lease_timeout))
+        check = stack.enter_context(following(pushing(config), destination, config.lease_timeout))
         gates: list[Gate] = [PushGate(check)]
         if config.max_disk:
             budget = DiskBudget(destination, config.max_disk, config.lease_timeout, keeper.largest_unit)
@@ -139,7 +138,7 @@ def pushing(config: Config) -> push.Config | None:
         return None
     every, delete = 30.0 if config.max_disk else 300.0, config.delete_pushed
     return push.Config(
-        Path(config.output), config.push_to, config.private, follow=True, every=every, delete_pushed=delete
+        config.output, config.push_to, config.private, follow=True, every=every, delete_pushed=delete
     )
 
 

@@ -2,6 +2,7 @@
 
     python precompute/verify.py latents/cc12m
     python precompute/verify.py hf://datasets/USER/cc12m-latents --quick
+    python precompute/verify.py s3://BUCKET/cc12m --store-option region=us-east-1
     python precompute/verify.py latents/coco --source builders/coco --decode 64
 
 Prints one line for each fault, with its cure. Exit code 0: whole; 1: there are faults; 2: a flag is wrong; 3: no fault was
@@ -9,11 +10,12 @@ found, but rights, a disk or a network kept something from being read.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,7 @@ from tqdm import tqdm
 
 from loader.format import Manifest, Marker
 from loader.recipe import BASE
+from precompute.cloud.place import check_options, open_shards
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
 from precompute.flags import takes
@@ -41,7 +44,10 @@ class MainFlags:
     """What is checked."""
 
     output: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
-    """Folder with the shards, or hf://datasets/USER/REPO[@REVISION]."""
+    """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
+
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
+    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
 
     quick: bool = False
     """Look at markers, names, sizes and counts only, and on the Hub at the hashes that it keeps."""
@@ -141,7 +147,7 @@ class Report:
 
 def verify(config: Config, report: Report) -> Iterator[Finding]:
     """Every fault, as it is found; fills in the report on the way. Raises UsageError for flags that cannot be."""
-    store = Store(config.output)
+    store = opening(config)(config.output)
     folder = read_markers(store)
     markers, manifest = folder.markers, folder.manifest
     yield from folder.findings
@@ -160,7 +166,7 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
         rejected = sum(split.rejected.values())
         report.splits[name] = {"samples": split.samples, "rejected": rejected, "rows": split.rows}
     if config.beside:
-        yield from check_beside(store, expected, markers, config.beside)
+        yield from check_beside(store, expected, markers, config.beside, opening(config))
     if config.source or config.decode:  # first: a flag that is wrong shows in seconds
         yield from check_meaning(store, expected, markers, config, report)
     report.bytes = 0 if config.quick else sum(s.bytes for m in markers.values() for s in m.shards)
@@ -169,6 +175,11 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
         if config.quick
         else read_all(store, markers, config.num_threads)
     )
+
+
+def opening(config: Config) -> Callable[[str], Store]:
+    """What opens shards by their URL."""
+    return functools.partial(open_shards, options=config.store_option)
 
 
 def check_meaning(
@@ -208,6 +219,7 @@ def check_flags(config: Config) -> None:
         raise UsageError(f"{flag}: the source is not read; give --decode N or --source DATASET too")
     if config.data_dir and not config.data_dir.is_dir():
         raise UsageError(f"--data-dir {config.data_dir}: no such folder")
+    check_options(config.store_option, config.output, config.beside)
 
 
 def run(config: Config) -> int:

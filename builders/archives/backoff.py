@@ -20,19 +20,20 @@ PASSING = {408, 425, 429}  # HTTP statuses that may pass, beside those of 500 an
 
 
 class Patience:
-    """What is left of it. Take a new one after any progress."""
+    """What is left of it. Take a new one after any progress. seconds: of pauses in all; default: PATIENCE."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
         self._pause, self._spent = 1.0, 0.0
+        self._seconds = PATIENCE if seconds is None else seconds
 
     def wait(self, what: str, asked: str | None = None) -> bool:
         """Say `what` failed, and pause before the next try; False, at once, when patience is over or others `give_up`.
 
         asked: the server's Retry-After, which is honoured up to ten minutes and never beyond what patience is left.
         """
-        if self._spent >= PATIENCE:
+        if self._spent >= self._seconds:
             return False
-        pause = min(max(self._pause, min(_LONGEST_ASKED, _seconds(asked or ""))), PATIENCE - self._spent)
+        pause = min(max(self._pause, min(_LONGEST_ASKED, _seconds(asked or ""))), self._seconds - self._spent)
         self._pause, self._spent = min(_LONGEST, 2 * self._pause), self._spent + pause
         logger.warning(f"{what}. Trying again in {pause:.0f} s")
         return not cut_short(pause)

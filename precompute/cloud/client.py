@@ -3,7 +3,6 @@
 A write whose reply was lost is tried again, and finds itself there: what is found is compared with what was to be written.
 """
 
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,16 +10,11 @@ from datetime import timedelta
 from typing import Any, Self, TypeVar
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    PreconditionError,
-    UnknownConfigurationKeyError,
-)
-from obstore.store import ObjectStore, from_url
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import ObjectStore
 
 from builders.archives import backoff
-from precompute.cloud.credentials import aws_credentials
+from precompute.cloud.opening import open_stores
 from precompute.cloud.trouble import NO_BUCKET, Trouble, code_of, first_line
 from precompute.errors import UsageError
 
@@ -29,7 +23,6 @@ Data = bytes | memoryview
 
 LARGEST = 5 * 10**9  # bytes of one request that every store takes
 TIMEOUT, UPLOAD = timedelta(seconds=30), timedelta(hours=1)  # of a request for a few bytes, and of a tar
-WITHIN = timedelta(seconds=20)  # of tries that the client makes by itself, before it is our patience
 CONFLICT = (AlreadyExistsError, PreconditionError)
 PROBE = ".work/probe"
 
@@ -62,52 +55,33 @@ class Version:
 
 
 class Client:
-    """Objects below a URL. store: for small requests; large: the same place with time for a tar.
+    """Objects below a URL. store: for small requests; large: the same place with time for a tar. reads: of a client that
+    only reads, the seconds of pauses until it gives up.
 
     Every method raises StoreError once patience is over, at once where no waiting helps.
     """
 
-    def __init__(self, flag: str, url: str, store: ObjectStore, large: ObjectStore | None = None) -> None:
-        self._flag, self.url, self.trouble = flag, url, Trouble(f"{flag} {url}")
+    def __init__(
+        self,
+        flag: str,
+        url: str,
+        store: ObjectStore,
+        large: ObjectStore | None = None,
+        reads: float | None = None,
+    ) -> None:
+        self.url, self.place = url, f"{flag} {url}".strip()
+        self.trouble, self._patience = Trouble(self.place, writes=reads is None), reads
         self._store, self._large = store, large or store
 
     @classmethod
-    def open(cls, flag: str, url: str, options: Iterable[str]) -> Self:
+    def open(cls, flag: str, url: str, options: Iterable[str], reads: float | None = None) -> Self:
         """options: NAME=VALUE. Raises UsageError."""
-        config: dict[str, Any] = store_config(options)
-        extra: dict[str, Any] = {"retry_config": {"max_retries": 5, "retry_timeout": WITHIN}}
-        if url.startswith("s3:") and "skip_signature" not in config and "access_key_id" not in config:
-            provider, region = aws_credentials(config.pop("profile", None))
-            if provider:
-                extra["credential_provider"] = provider
-            if region and "region" not in config:
-                config["region"] = region
-
-        opening: Any = from_url  # typed for one kind of store at a time
-
-        def opened(timeout: timedelta) -> ObjectStore:
-            client_options = {"timeout": timeout, "allow_http": True}
-            store: ObjectStore = opening(
-                url.rstrip("/"), config=config, client_options=client_options, **extra
-            )
-            return store
-
-        try:
-            return cls(flag, url, opened(TIMEOUT), opened(UPLOAD))
-        except UnknownConfigurationKeyError as error:
-            name = (re.findall(r"'(\w+)'", str(error)) or ["?"])[0]
-            raise UsageError(
-                f"--store-option {name}=...: no such option; endpoint, region, profile, anonymous=true and those of "
-                "obstore's client configuration are"
-            ) from error
-        except BaseError as error:
-            raise UsageError(
-                f"{flag} {url}: {first_line(error)}. Check the URL and --store-option"
-            ) from error
+        small, large = open_stores(flag, url, options, (TIMEOUT, UPLOAD))
+        return cls(flag, url, small, large, reads)
 
     def create(self, key: str, data: Data) -> Version | None:
         """Write an object that is not there; None where another is. One that is equal counts as ours."""
-        patience = backoff.Patience()
+        patience = backoff.Patience(self._patience)
         while True:
             try:
                 return Version.of(self.write(key, data, "create"))
@@ -119,7 +93,7 @@ class Client:
 
     def swap(self, key: str, data: Data, version: Version) -> Version | None:
         """Write over the object that had this version; None where it is another now, or none."""
-        patience = backoff.Patience()
+        patience = backoff.Patience(self._patience)
         while True:
             try:
                 return Version.of(self.write(key, data, version.condition))
@@ -142,6 +116,28 @@ class Client:
     def head(self, key: str) -> Found | None:
         return self._unless_missing(lambda: _found(obstore.head(self._store, key)))
 
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        return self._ask(lambda: bytes(obstore.get_range(self._large, key, start=start, end=end)))
+
+    def stream(self, key: str) -> Iterator[memoryview]:
+        """All of an object, in blocks; what breaks off goes on where it was. Raises FileNotFoundError too."""
+        position, patience = 0, backoff.Patience(self._patience)
+        while True:
+            try:
+                options: Any = {"range": {"offset": position}} if position else {}
+                answer = obstore.get(self._large, key, options=options)
+                for chunk in answer.stream():
+                    yield memoryview(chunk)
+                    position, patience = position + len(chunk), backoff.Patience(self._patience)
+                return
+            except FileNotFoundError as error:
+                raise self._missing(error) from error
+            except (BaseError, OSError) as error:
+                self.trouble.wait(patience, error)
+                size = self.head(key)
+                if size is not None and position == size.size:
+                    return
+
     def compare(self, key: str, data: Data) -> tuple[Version, bool] | None:
         """What is there, and whether it is the same, byte by byte; None where nothing is."""
 
@@ -161,7 +157,7 @@ class Client:
 
     def list(self, prefix: str | None = None, after: str | None = None) -> Iterator[Found]:
         """Objects in order of their keys, a thousand a request. after: leave out all keys up to this one."""
-        patience = backoff.Patience()
+        patience = backoff.Patience(self._patience)
         while True:
             try:
                 for chunk in obstore.list(self._store, prefix, offset=after):
@@ -179,7 +175,7 @@ class Client:
     def write(self, key: str, data: Data, mode: Any) -> Any:
         if len(data) > LARGEST:
             size = f"a file of {len(data) / 1e9:.3g} GB; a store takes {LARGEST / 1e9:.0f} GB in one request"
-            raise UsageError(f"{self._flag} {self.url}: {size}. Give a smaller --samples-per-shard")
+            raise UsageError(f"{self.place}: {size}. Give a smaller --samples-per-shard")
         store = self._large if len(data) > 1 << 20 else self._store
         conflicts = () if mode == "overwrite" else CONFLICT
         return self._ask(lambda: obstore.put(store, key, data, mode=mode, use_multipart=False), conflicts)
@@ -192,18 +188,22 @@ class Client:
 
     def _ask(self, call: Callable[[], T], conflicts: tuple[type[Exception], ...] = ()) -> T:
         """What a request gives, once it does. conflicts: answers that are the caller's."""
-        patience = backoff.Patience()
+        patience = backoff.Patience(self._patience)
         while True:
             try:
                 return call()
             except conflicts:
                 raise
             except FileNotFoundError as error:
-                if code_of(error) in NO_BUCKET:
-                    raise self.trouble.explained(error) from error
-                raise
+                raise self._missing(error) from error
             except (BaseError, OSError, NotImplementedError) as error:
                 self.trouble.wait(patience, error)
+
+    def _missing(self, error: FileNotFoundError) -> OSError:
+        """The object is not there, or there is not even the bucket."""
+        if code_of(error) in NO_BUCKET:
+            return self.trouble.explained(error)
+        return FileNotFoundError(f"{self.place}: {first_line(error)}")
 
 
 def try_out(client: Client) -> None:
@@ -226,17 +226,6 @@ def _refuses(client: Client, key: str, mode: Any) -> bool:
     except (*CONFLICT, FileNotFoundError):
         return True
     return False
-
-
-def store_config(options: Iterable[str]) -> dict[str, str]:
-    """`--store-option NAME=VALUE` in the words of the client. Raises UsageError, which never shows a value."""
-    config = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise UsageError("--store-option: give NAME=VALUE, as in endpoint=https://HOST or region=auto")
-        config[{"anonymous": "skip_signature", "endpoint_url": "endpoint"}.get(name, name)] = value
-    return config
 
 
 def _found(entry: Any) -> Found:

@@ -6,9 +6,11 @@ it is where the values are the same on both machines; else ours gets the next fr
 is created too, last and once; what of the unit it does not name is deleted then.
 """
 
+import contextlib
 import mmap
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -24,6 +26,7 @@ from precompute.shards.destination import Entry, stem_of
 from precompute.shards.markers import is_marker, parse_marker
 
 READERS = 32  # requests at once for what many markers say
+FETCHERS = 4  # tars that come here at once
 LOOK = 1.0  # seconds for which a look at what is finished holds, and twenty times as long as it took
 OTHERS = 50  # numbers of shards behind which those begin that met another's file
 FIVE_DIGITS = 100_000  # units whose names sort as their numbers do
@@ -56,6 +59,23 @@ class OutputStore(StoreControls):
     def get_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         with ThreadPoolExecutor(READERS, "get", initializer=backoff.follow()) as pool:
             yield from pool.map(self.get, names)
+
+    @contextlib.contextmanager
+    def here(self, names: Iterable[str]) -> Iterator[dict[str, Path]]:
+        with tempfile.TemporaryDirectory(dir=self._scratch.folder) as folder:
+            paths = {name: Path(folder) / str(number) for number, name in enumerate(names)}
+            with ThreadPoolExecutor(FETCHERS, thread_name_prefix="here") as pool:
+                found = dict(zip(paths, pool.map(self._fetch, paths, paths.values()), strict=True))
+            yield {name: path for name, path in paths.items() if found[name]}
+
+    def _fetch(self, name: str, path: Path) -> bool:
+        with open(path, "wb") as file:
+            try:
+                for block in self._client.stream(name):
+                    file.write(block)
+            except FileNotFoundError:
+                return False
+        return True
 
     def entry(self, name: str) -> Entry | None:
         found = self._client.head(name)

@@ -4,12 +4,15 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 
+from loader.store_options import storage_options_of
 from precompute.errors import UsageError
 from precompute.shards.destination import Destination
 from precompute.shards.output_folder import OutputFolder, open_folder
+from precompute.shards.store import Store
 
 STORES = ("s3", "gs", "az")
 SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>/.*|$)")
@@ -44,11 +47,17 @@ def check_place(flag: str, output: Path | str) -> None:
         raise UsageError(f"{flag} {output}: no store of that name. Give a folder, or one of {known}")
     bucket, _, prefix = match["rest"].removeprefix("//").partition("/")
     if not match["rest"].startswith("//") or not bucket or not prefix.strip("/"):
-        raise UsageError(f"{flag} {output}: give bucket and prefix, as in {scheme}://BUCKET/PREFIX")
+        place = f"{flag} {output}".strip()
+        raise UsageError(f"{place}: give bucket and prefix, as in {scheme}://BUCKET/PREFIX")
 
 
 def is_url(output: Path | str) -> bool:
     return isinstance(output, str) and SCHEME.fullmatch(output) is not None
+
+
+def is_store(output: Path | str) -> bool:
+    match = SCHEME.fullmatch(output) if isinstance(output, str) else None
+    return match is not None and match["scheme"] in STORES
 
 
 def open_output(
@@ -69,9 +78,59 @@ def open_output(
         from precompute.cloud.client import Client, try_out
         from precompute.cloud.output_store import OutputStore
     except ImportError as error:
-        raise UsageError(
-            f"--output {output}: needs {error.name or 'obstore'}; run `pip install 'latentmill[cloud]'`"
-        ) from error
+        raise _missing("--output ", url, error) from error
     client = Client.open("--output", url, options)
     try_out(client)
     return OutputStore(client, split, folder)
+
+
+def open_finished(
+    output: Path | str, scratch: Path | None = None, options: Sequence[str] = ()
+) -> Destination:
+    """Open where a run's shards lie already. Raises UsageError."""
+    check_place("", output)
+    check_options(options, output)
+    if not is_url(output):
+        if not Path(output).is_dir():
+            raise UsageError(f"{output}: no such folder. Name the --output folder of a run")
+        return OutputFolder(Path(output))
+    folder = scratch or Path(tempfile.gettempdir())
+    open_folder("--scratch", folder)
+    try:
+        from precompute.cloud.client import Client
+        from precompute.cloud.output_store import OutputStore
+    except ImportError as error:
+        raise _missing("", str(output), error) from error
+    return OutputStore(Client.open("", str(output), options), "train", folder)
+
+
+def open_shards(url: str, options: Sequence[str] = ()) -> Store:
+    """Open shards to read, in a folder, on the Hub or in a store, which `options` are for. Raises UsageError."""
+    if not is_store(url):
+        return Store(url)
+    check_place("", url)
+    try:
+        from precompute.cloud.store_reader import StoreReader
+    except ImportError as error:
+        raise _missing("", url, error) from error
+    return Store(url, StoreReader(url, options))
+
+
+def store_options(paths: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
+    """`--store-option` as fsspec takes them, by which the loader reads; none where no path is in a store. Raises UsageError."""
+    stores = [path for path in paths if is_store(path)]
+    try:
+        return storage_options_of(stores, options) if stores else {}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_options(options: Sequence[str], *places: Path | str | None) -> None:
+    """Raises UsageError where options are given, and none of the places is in a store."""
+    if options and not any(is_store(place) for place in places if place is not None):
+        raise UsageError("--store-option: only with a store, as in s3://BUCKET/PREFIX")
+
+
+def _missing(flag: str, url: str, error: ImportError) -> UsageError:
+    needs = error.name or "obstore"
+    return UsageError(f"{flag}{url}: needs {needs}; run `pip install 'latentmill[cloud]'`")

@@ -18,10 +18,13 @@ class StoreError(OutputError, OSError):
 
 
 class Trouble:
-    """Says what is the matter with a place. place: the flag and the URL."""
+    """Says what is the matter with a place. place: the flag and the URL. writes: whether more than reading is asked of it."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, writes: bool = True) -> None:
         self._place = place
+        self._rights = "read, write, delete and list" if writes else "read and list"
+        self._kept = "Nothing finished is lost: mend" if writes else "Mend"
+        self._over = False  # patience was in vain once: others do not wait as long again
 
     def wait(self, patience: backoff.Patience, error: Exception) -> None:
         """Wait before the next try. Raises StoreError where there shall be none."""
@@ -29,7 +32,8 @@ class Trouble:
         passing = not status or status in (409, 412) or (backoff.status_may_pass(status) and status != 501)
         if isinstance(error, REFUSED) or not passing:
             raise self.explained(error) from error
-        if not patience.wait(f"{self._place}: {first_line(error)}"):
+        if self._over or not patience.wait(f"{self._place}: {first_line(error)}"):
+            self._over = True
             raise self.explained(error) from error
 
     def explained(self, error: Exception) -> StoreError:
@@ -45,10 +49,11 @@ class Trouble:
         if code in UNKNOWN_KEY or isinstance(error, UnauthenticatedError):
             cure = "Check those of the environment, the profile, and --store-option endpoint=..."
             return self._error("the credentials are not accepted", cure)
-        if isinstance(error, PermissionDeniedError):
-            cure = "They must read, write, delete and list there: ask for that, or name another place"
+        # A listing's refusal is of no kind.
+        if isinstance(error, PermissionDeniedError) or "status code: 403" in str(error):
+            cure = f"They must {self._rights} there: ask for that, or name another place"
             return self._error(f"the credentials give no right to this ({code or 'denied'})", cure)
-        return self._error(first_line(error), "Nothing finished is lost: mend that and run again")
+        return self._error(first_line(error), f"{self._kept} that and run again")
 
     def no_conditions(self) -> StoreError:
         lack = "this store has no conditional writes (If-None-Match, If-Match), by which processes meet"

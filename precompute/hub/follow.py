@@ -14,7 +14,7 @@ from precompute.hub.local_dataset import Finished
 from precompute.hub.push_loop import Config, push
 from precompute.hub.retry import Refusal
 from precompute.runtime.claims import Lock
-from precompute.shards.output_folder import OutputFolder
+from precompute.shards.destination import Destination
 
 logger = logging.getLogger("precompute")
 
@@ -24,12 +24,12 @@ RETRY = 60.0  # seconds between tries where the Hub cannot be reached, or anothe
 class Follower:
     """Pushes finished units from a thread while the run goes on. Raises at once where the Hub will not have them."""
 
-    def __init__(self, config: Config, lease_timeout: float) -> None:
-        self._config, self._stop = config, threading.Event()
+    def __init__(self, config: Config, output: Destination, lease_timeout: float) -> None:
+        self._config, self._output, self._stop = config, output, threading.Event()
         self._failure: Exception | None = None
-        self._target = Target(config.output, config.repo, private=config.private)
+        self._target = Target(output, config.repo, private=config.private)
         self._target.open()
-        self._lock = Lock(OutputFolder(config.output), "pushing", lease_timeout)
+        self._lock = Lock(output, "pushing", lease_timeout)
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
         self._thread.start()
 
@@ -62,7 +62,7 @@ class Follower:
         while True:
             stopping = self._stop.is_set()
             try:
-                if self._push() or (stopping and self._target.has(Finished.read(self._config.output))):
+                if self._push() or (stopping and self._target.has(Finished.read(self._output))):
                     return
             except (PrecomputeError, FormatError, OSError) as error:
                 if stopping or isinstance(error, (Refusal, UsageError)):
@@ -79,7 +79,7 @@ class Follower:
         if turn is None:
             return False
         try:
-            push(self._config, self._stop)
+            push(self._config, self._stop, self._output)
         finally:
             self._lock.release(turn)
         return True
@@ -97,12 +97,14 @@ class PushGate:
 
 
 @contextlib.contextmanager
-def following(config: Config | None, lease_timeout: float) -> Iterator[Callable[[], None]]:
+def following(
+    config: Config | None, output: Destination, lease_timeout: float
+) -> Iterator[Callable[[], None]]:
     """A Follower while the block runs, waited for at its end; nothing without a config. Gives its `check`."""
     if config is None:
         yield lambda: None
         return
-    follower = Follower(config, lease_timeout)
+    follower = Follower(config, output, lease_timeout)
     try:
         yield follower.check
     except BaseException:

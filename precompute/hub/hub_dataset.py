@@ -5,7 +5,7 @@ Hub is read again and both are merged, so that no unit of another folder or spli
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from precompute.hub.published import Published, read_published
 from precompute.hub.repository import Repository, is_same
 from precompute.hub.retry import ASKED, HubPatience, PushError, Refusal, status_of
 from precompute.report.formatting import file_size
+from precompute.shards.destination import Destination
 from precompute.verification.check_folder import README, REPORT, SHEET
 
 GO_ON = "look at its discussions, and go on with --revision refs/pr/NUMBER, or again with --create-pr"
@@ -44,11 +45,11 @@ class Change:
 
 
 class Target:
-    """A dataset repository that a folder of shards is pushed to."""
+    """A dataset repository that shards are pushed to. output: where they lie."""
 
     def __init__(
         self,
-        output: Path,
+        output: Destination,
         repo: str,
         revision: str | None = None,
         private: bool = False,
@@ -137,7 +138,7 @@ class Target:
         for planned in (hub.manifest, local.manifest):
             for name, split in planned.splits.items() if planned else ():
                 manifest.splits.setdefault(name, Split(split.plan, 0, (), {}))
-        manifest, wanted = _beside(local.folder, manifest, hub.manifest)
+        manifest, wanted = _beside(local.output, manifest, hub.manifest)
         sheet = SHEET in wanted or SHEET in hub.snapshot.files
         wanted[README] = _card(self._repository, manifest, hub, sheet)
         contents = {
@@ -157,13 +158,15 @@ class Target:
             )
         for name, data in sorted(change.contents.items()):
             print(f"{self.address}: beside the shards: {name}, {file_size(len(data))}", flush=True)
-        operations = [
-            *_additions(local, {stem: missing[stem] for stem in change.units}),
-            *(CommitOperationAdd(name, data) for name, data in change.contents.items()),
-            *(CommitOperationDelete(path, is_folder=False) for path in change.stale),
-        ]
-        self._opening = opens_pr
-        self._repository.commit(operations, change.said, hub.snapshot.head, opens_pr)
+        sent = {stem: missing[stem] for stem in change.units}
+        with local.output.here(local.path(stem, name) for stem in sent for name in sent[stem]) as here:
+            operations = [
+                *_additions(local, sent, here),
+                *(CommitOperationAdd(name, data) for name, data in change.contents.items()),
+                *(CommitOperationDelete(path, is_folder=False) for path in change.stale),
+            ]
+            self._opening = opens_pr
+            self._repository.commit(operations, change.said, hub.snapshot.head, opens_pr)
 
     # --- deleting here ---
 
@@ -182,38 +185,42 @@ class Target:
             if not local.is_current(stem):
                 continue
             for shard in local.markers[stem].shards:
-                (local.folder / f"{shard.name}.tar").unlink(missing_ok=True)
+                local.output.delete(f"{shard.path}.tar")
 
 
-def _beside(folder: Path, manifest: Manifest, there: Manifest | None) -> tuple[Manifest, dict[str, bytes]]:
+def _beside(
+    output: Destination, manifest: Manifest, there: Manifest | None
+) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest with the hash of null_caption.npz, and the files beside the shards. Raises Refusal where that file is not
     what belongs to the shards."""
-    names = [name for name in (NULL_CAPTION, SHEET, REPORT) if (folder / name).exists()]
-    files = {name: (folder / name).read_bytes() for name in names}
+    found = ((name, output.get(name)) for name in (NULL_CAPTION, SHEET, REPORT))
+    files = {name: data for name, data in found if data is not None}
     null = there.null_caption if there else None
     if NULL_CAPTION in files:
         if fault := null_caption_fault(files[NULL_CAPTION], manifest.fields):
             cure = f"Remove it and run `{launched()}` again: it is made anew"
-            raise Refusal(f"{folder / NULL_CAPTION}: {fault}. {cure}")
+            raise Refusal(f"{output}/{NULL_CAPTION}: {fault}. {cure}")
         null = hashlib.sha256(files[NULL_CAPTION]).hexdigest()
     manifest = replace(manifest, null_caption=null)
     return manifest, {**files, MANIFEST: manifest.to_json().encode()}
 
 
-def _additions(local: Finished, missing: dict[str, list[str]]) -> Iterator[CommitOperationAdd]:
-    """The files of some units, each held against the hash that its marker has."""
+def _additions(
+    local: Finished, missing: dict[str, list[str]], here: Mapping[str, Path]
+) -> Iterator[CommitOperationAdd]:
+    """The files of some units, each held against the hash that its marker has. here: where they lie on a disk."""
     for stem, names in missing.items():
         hashes = local.files(stem)
         for name in names:
-            path = local.folder / name
-            if not path.exists():
+            path = local.path(stem, name)
+            if path not in here:
                 raise PushError(
-                    f"{path}: neither here nor on the Hub. Remove {stem}.json and run `{launched()}` again"
+                    f"{local.output}/{path}: neither here nor on the Hub. Remove {stem}.json and run `{launched()}` again"
                 )
-            addition = CommitOperationAdd(local.hub_path(stem, name), str(path))
+            addition = CommitOperationAdd(local.hub_path(stem, name), str(here[path]))
             if hashes[name] is not None and addition.upload_info.sha256.hex() != hashes[name]:
                 raise PushError(
-                    f"{path}: not what was written (its sha256 differs). Run `{command('verify', local.folder)}`"
+                    f"{local.output}/{path}: not what was written (its sha256 differs). Run `{command('verify', local.output)}`"
                 )
             yield addition
 
@@ -227,20 +234,19 @@ def missing_files(local: Finished, hub: Published) -> dict[str, list[str]]:
         names = [
             name
             for name, sha256 in local.files(stem).items()
-            if not (
-                same if sha256 is None else _has(hub, local.hub_path(stem, name), sha256, local.folder / name)
-            )
+            if not (same if sha256 is None else _has(hub, local, stem, name, sha256))
         ]
         if names:
             missing[stem] = names
     return missing
 
 
-def _has(hub: Published, path: str, sha256: str, here: Path) -> bool:
+def _has(hub: Published, local: Finished, stem: str, name: str, sha256: str) -> bool:
     """Whether the Hub has a file: by its sha256, or by its contents where the Hub keeps it as text."""
-    there = hub.snapshot.files.get(path)
+    there = hub.snapshot.files.get(local.hub_path(stem, name))
     if there is not None and there.lfs is None:
-        return here.exists() and is_same(there, here.read_bytes())
+        data = local.output.get(local.path(stem, name))
+        return data is not None and is_same(there, data)
     return there is not None and bool(there.lfs.sha256 == sha256)
 
 

@@ -1,34 +1,46 @@
-"""What is finished in an output folder, as units that can be pushed."""
+"""What is finished in an output folder or store, as units that can be pushed."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from loader.format import MANIFEST, Manifest, Marker, recipe_differences
-from precompute.errors import UsageError
 from precompute.hub.retry import PushError
-from precompute.shards.markers import manifest_of, marker_paths, read_marker
-from precompute.shards.missing_ok import may_be_gone
+from precompute.shards.destination import Destination
+from precompute.shards.markers import is_marker, manifest_of, parse_marker
 from precompute.shards.store import hub_folder
 
 COMMIT_BYTES = 50 * 10**9  # of one commit
+STAGED_BYTES = 5 * 10**9  # of one out of a store, whose files come to a disk here first
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The output folder. markers: by stem, of finished units. manifest: of all that is planned; None before the first."""
+    """What a run has finished. output: where; markers: by stem, of finished units. manifest: of all that is planned; None
+    before the first. read_as: markers by file, with the version that each had."""
 
-    folder: Path
+    output: Destination
     markers: dict[str, Marker]
     manifest: Manifest | None
+    read_as: dict[str, tuple[Hashable, Marker]]
 
     @classmethod
-    def read(cls, folder: Path) -> "Finished":
-        """Raises UsageError or FormatError where it is no folder of shards."""
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder. Name the --output folder of a run")
-        path = folder / MANIFEST
-        manifest = Manifest.from_json(path.read_bytes()) if path.exists() else None
-        return cls(folder, {path.stem: read_marker(path) for path in marker_paths(folder)}, manifest)
+    def read(cls, output: Destination, before: "Finished | None" = None) -> "Finished":
+        """before: what was read last; of its units markers are read again where they changed. Raises FormatError."""
+        there = output.get(MANIFEST)
+        manifest = Manifest.from_json(there) if there is not None else None
+        versions = {name: entry.version for name, entry in sorted(output.files(is_marker).items())}
+        known = (
+            {name: data for name, data in before.read_as.items() if versions.get(name) == data[0]}
+            if before
+            else {}
+        )
+        new = [name for name in versions if name not in known]
+        for name, data in zip(new, output.get_many(new), strict=True):
+            if data is not None:
+                known[name] = versions[name], parse_marker(f"{output}/{name}", data)
+        read_as = {name: known[name] for name in versions if name in known}
+        markers = {name.removesuffix(".json"): marker for name, (_, marker) in read_as.items()}
+        return cls(output, markers, manifest, read_as)
 
     @property
     def complete(self) -> bool:
@@ -40,18 +52,12 @@ class Finished:
 
     def is_current(self, stem: str) -> bool:
         """Whether the unit's marker still is what was read: it goes first where a unit is done again."""
-        now = None
-        with may_be_gone():
-            now = read_marker(self.folder / f"{stem}.json")
-        return now == self.markers[stem]
+        data = self.output.get(f"{stem}.json")
+        return data is not None and parse_marker(f"{self.output}/{stem}.json", data) == self.markers[stem]
 
     def marker_bytes(self, stem: str) -> bytes | None:
         """The marker's file as it is now; None where there is none, as while a unit is done again."""
-        data = None
-        if stem in self.markers:
-            with may_be_gone():
-                data = (self.folder / f"{stem}.json").read_bytes()
-        return data
+        return self.output.get(f"{stem}.json") if stem in self.markers else None
 
     def files(self, stem: str) -> dict[str, str | None]:
         """File -> sha256 of one unit; None for the marker, which is small and compared as it is."""
@@ -60,6 +66,12 @@ class Finished:
     def hub_path(self, stem: str, name: str) -> str:
         """Say where a file of a unit lies on the Hub."""
         return hub_path(self.markers[stem], name)
+
+    def path(self, stem: str, name: str) -> str:
+        """Say where a file of a unit lies in the output."""
+        of = {shard.name: shard.path for shard in self.markers[stem].shards}
+        base, _, suffix = name.rpartition(".")
+        return f"{of.get(base, base)}.{suffix}" if suffix != "json" else name
 
     def size(self, stem: str) -> int:
         return sum(shard.bytes for shard in self.markers[stem].shards)
@@ -70,7 +82,9 @@ class Finished:
         for stem in stems:
             size += self.size(stem)
             count += len(self.files(stem))
-            if batch and (count > most_files or size > COMMIT_BYTES):
+            if batch and (
+                count > most_files or size > (STAGED_BYTES if self.output.behind else COMMIT_BYTES)
+            ):
                 break
             batch.append(stem)
         return batch

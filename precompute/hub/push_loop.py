@@ -1,5 +1,6 @@
 """The flags of a push, and its loop: look at what is finished, send it, and with `follow` wait for more."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -9,11 +10,13 @@ from typing import Annotated
 
 import tyro
 
+from precompute.cloud.place import PLACE, open_finished
 from precompute.commands import launched
 from precompute.flags import takes
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
 from precompute.hub.retry import PushError, Refusal
+from precompute.shards.destination import Destination
 
 logger = logging.getLogger("precompute")
 
@@ -23,8 +26,8 @@ OUTAGE = 60.0  # seconds between tries with --follow while the Hub cannot be rea
 
 @dataclass(frozen=True)
 class Config:
-    output: Annotated[tyro.conf.Positional[Path], takes("FOLDER")]
-    """Folder with the shards."""
+    output: Annotated[tyro.conf.Positional[Path | str], PLACE]
+    """Folder with the shards, or s3://, gs:// or az://BUCKET/PREFIX."""
 
     repo: Annotated[tyro.conf.Positional[str], takes("USER/REPO")]
     """Dataset on the Hub, USER/REPO; made if it is not there."""
@@ -45,20 +48,36 @@ class Config:
     """Seconds between commits with --follow; the Hub allows about a hundred an hour."""
 
     delete_pushed: bool = False
-    """Delete each local tar once the Hub has it, by its sha256. Markers and sidecars stay, so precompute goes on."""
+    """Delete each tar of the output once the Hub has it, by its sha256. Markers and sidecars stay, so precompute goes on."""
+
+    scratch: Annotated[Path | None, takes("FOLDER")] = None
+    """Of shards in a store: folder on a disk here, through which they go, 5 GB or one unit at a time. Default: the system's for
+    temporary files."""
+
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
+    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
 
 
-def push(config: Config, stop: threading.Event | None = None) -> str:
-    """Push, and return the address. stop: ends a --follow early, once what is finished by then is pushed."""
+def push(config: Config, stop: threading.Event | None = None, output: Destination | None = None) -> str:
+    """Push, and return the address. stop: ends a --follow early, once what is finished by then is pushed. output: opened."""
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            output = stack.enter_context(
+                contextlib.closing(open_finished(config.output, config.scratch, config.store_option))
+            )
+        return _push(config, output, stop or threading.Event())
+
+
+def _push(config: Config, output: Destination, stop: threading.Event) -> str:
     target = Target(
-        config.output, config.repo, config.revision, config.private, config.create_pr, config.delete_pushed
+        output, config.repo, config.revision, config.private, config.create_pr, config.delete_pushed
     )
     target.open()
-    stop, last = stop or threading.Event(), float("-inf")
+    last, local = float("-inf"), None
     while True:
         stopping = stop.is_set()  # before looking, so that nothing finished by then is left
         began = time.monotonic()
-        local = Finished.read(config.output)
+        local = Finished.read(output, local)
         looked = time.monotonic() - began
         done = local.complete or stopping or not config.follow
         due = done or time.monotonic() - last >= config.every

@@ -1,7 +1,7 @@
 """What `--beside` names: shards that lie there already, here or on the Hub, and what they say of their rows."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import pyarrow as pa
@@ -25,14 +25,14 @@ COLUMNS = ("key", "caption", "width", "height", "source", "captions", "caption_k
 class Base:
     """One split of finished shards, to make a layer beside.
 
-    manifest: theirs; plan: of the split, and which rows it has, by which the layer knows them again.
-    Raises UsageError where there are none, they are not all there, or are a layer themselves.
+    manifest: theirs; plan: of the split, and which rows it has, by which the layer knows them again. opening: opens shards by
+    their URL. Raises UsageError where there are none, they are not all there, or are a layer themselves.
     """
 
-    def __init__(self, url: str, split: str) -> None:
+    def __init__(self, url: str, split: str, opening: Callable[[str], Store] = Store) -> None:
         self.url, self.split = url, split
         try:
-            self._store = Store(url)
+            self._store = opening(url)
             self.manifest = Manifest.from_json(self._store.read(MANIFEST))
         except (OSError, FormatError) as error:
             raise UsageError(f"--beside {url}: its {MANIFEST} cannot be read ({describe(error)})") from error

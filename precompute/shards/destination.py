@@ -5,6 +5,7 @@ control files are seen by processes alone; names of finished files are the datas
 """
 
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +78,10 @@ class Destination(Protocol):
 
     def get_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         """Finished files, in the order of `names`."""
+        ...
+
+    def here(self, names: Iterable[str]) -> AbstractContextManager[dict[str, Path]]:
+        """Finished files as files on a disk here, for as long as the block takes; those that there are."""
         ...
 
     def entry(self, name: str) -> Entry | None:

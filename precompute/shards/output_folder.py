@@ -49,6 +49,10 @@ class OutputFolder(WorkFolder):
     def get_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
         return map(self.get, names)
 
+    @contextlib.contextmanager
+    def here(self, names: Iterable[str]) -> Iterator[dict[str, Path]]:
+        yield {name: path for name in names if (path := self.path / name).exists()}
+
     def entry(self, name: str) -> Entry | None:
         try:
             about = (self.path / name).stat()

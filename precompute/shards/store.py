@@ -1,4 +1,4 @@
-"""Where shards lie: a folder, or a dataset on the Hub (`hf://datasets/USER/REPO[@REVISION]`). Read only.
+"""Where shards lie: a folder, a dataset on the Hub (`hf://datasets/USER/REPO[@REVISION]`), an object store. Read only.
 
 The markers are the truth about what is there; the manifest only repeats them. precompute writes all files into one folder,
 but the Hub takes no more than 10,000 in one: a split of many units lies there in folders of a hundred units each.
@@ -7,13 +7,13 @@ but the Hub takes no more than 10,000 in one: a split of many units lies there i
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from fsspec.core import url_to_fs
 from huggingface_hub.errors import HfHubHTTPError
 
 from loader.format import MANIFEST, SHARD_NAME, Manifest, Marker, Split
-from precompute.errors import UsageError
+from precompute.errors import OutputError, UsageError
 from precompute.shards.markers import manifest_of
 
 UNITS = 100  # in a folder: with buckets a unit may be a hundred files
@@ -33,25 +33,52 @@ class File:
     sha256: str | None = None
 
 
+class Reader(Protocol):
+    """How the bytes of a place are had. What fails raises OSError, or what the place's own client raises."""
+
+    @property
+    def local(self) -> bool:
+        """Whether they lie on a disk here."""
+        ...
+
+    def list(self) -> tuple[dict[str, File], list[str]]:
+        """Files by their path below the place, down to folders of units, and folders that are empty."""
+        ...
+
+    def read(self, path: str, start: int | None, end: int | None) -> bytes:
+        """Bytes `start` to `end`, exclusive, of a file; by default all of it."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """A stream to read forward."""
+        ...
+
+
 class Store:
     """files: name -> size, and sha256 where the Hub knows it. copies: paths of files whose name another has, nearer to the
-    manifest. strays: folders that hold no units. Raises UsageError where there is nothing to read.
+    manifest. strays: folders that hold no units. reader: by default of the folder, or what fsspec opens. Raises UsageError
+    where there is nothing to read.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reader: Reader | None = None) -> None:
         self.url = url
-        self.local = "://" not in url
         try:
-            self._fs, self._root = url_to_fs(os.path.expanduser(url) if self.local else url)
-            entries = self._list()
+            self._reader = reader or FsspecReader(url)
+            entries, empty = self._reader.list()
         except (OSError, ValueError, ImportError, HfHubHTTPError) as error:
             self._refuse(error)
+        self.local = self._reader.local
+        folders = {path.partition("/")[0] for path in entries if "/" in path and not path.startswith(".")}
+        units = {path for path in entries if IN_FOLDER.fullmatch(path)}
+        foreign = {path.partition("/")[0] for path in entries.keys() - units if "/" in path} & folders
+        self.strays = sorted(foreign | set(empty))
+        entries = {path: file for path, file in entries.items() if "/" not in path or path in units}
         self._paths: dict[str, str] = {}
         self.copies: list[str] = []
         for path in sorted(entries, key=lambda path: (path.count("/"), path)):
             if self._paths.setdefault(os.path.basename(path), path) != path:
                 self.copies.append(path)
-        self.files = {name: _file(entries[path]) for name, path in self._paths.items()}
+        self.files = {name: entries[path] for name, path in self._paths.items()}
         if MANIFEST not in self.files and not self.marker_stems():
             raise UsageError(
                 f"{url}: no shards there (no {MANIFEST}, no marker). Name the --output folder of a run"
@@ -64,43 +91,52 @@ class Store:
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes `start` to `end`, exclusive, of a file; by default all of it."""
-        options: dict[str, Any] = {} if self.local else {"cache_type": "none"}  # no more than is asked for
-        return bytes(self._fs.cat_file(self._path(name), start=start, end=end, **options))
+        return self._reader.read(self._paths.get(name, name), start, end)
 
     def open(self, name: str) -> BinaryIO:
         """A stream to read forward."""
-        options: dict[str, Any] = {} if self.local else {"block_size": 16 << 20, "cache_type": "readahead"}
-        stream: BinaryIO = self._fs.open(self._path(name), "rb", **options)
-        return stream
-
-    def _list(self) -> dict[str, dict[str, Any]]:
-        """Files by their path below the root: those beside the manifest, and those in folders of units."""
-        found = self._fs.ls(self._root, detail=True)
-        entries = {os.path.basename(entry["name"]): entry for entry in found}
-        folders = [name for name, entry in entries.items() if entry["type"] == "directory"]
-        files = {name: entry for name, entry in entries.items() if entry["type"] == "file"}
-        self.strays: list[str] = []
-        for folder in folders:
-            if not folder.startswith("."):
-                below = self._fs.find(f"{self._root}/{folder}", maxdepth=2, detail=True)
-                paths = {"/".join(name.split("/")[-3:]): entry for name, entry in below.items()}
-                units = {path: entry for path, entry in paths.items() if IN_FOLDER.fullmatch(path)}
-                files |= units
-                if len(units) < len(paths) or not paths:
-                    self.strays.append(folder)
-        return files
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{self._paths.get(name, name)}"
+        return self._reader.open(self._paths.get(name, name))
 
     def _refuse(self, error: Exception) -> NoReturn:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, OutputError):
+            raise UsageError(first) from error
         cure = (
             "Check the path"
-            if self.local
+            if "://" not in self.url
             else "Check the name; for a private or gated one run `hf auth login`"
         )
         raise UsageError(f"{self.url}: cannot list it ({first}). {cure}") from error
+
+
+class FsspecReader:
+    """A folder here, or whatever fsspec opens, the Hub above all. Raises what its file system raises."""
+
+    def __init__(self, url: str) -> None:
+        self.local = "://" not in url
+        self._fs, self._root = url_to_fs(os.path.expanduser(url) if self.local else url)
+
+    def list(self) -> tuple[dict[str, File], list[str]]:
+        found = {os.path.basename(entry["name"]): entry for entry in self._fs.ls(self._root, detail=True)}
+        files = {name: _file(entry) for name, entry in found.items() if entry["type"] == "file"}
+        empty = []
+        for folder, entry in found.items():
+            if entry["type"] == "directory" and not folder.startswith("."):
+                below = self._fs.find(f"{self._root}/{folder}", maxdepth=2, detail=True)
+                paths = {name.rpartition(f"/{folder}/")[2]: entry for name, entry in below.items()}
+                files |= {f"{folder}/{path}": _file(entry) for path, entry in paths.items()}
+                if not below:
+                    empty.append(folder)
+        return files, empty
+
+    def read(self, path: str, start: int | None, end: int | None) -> bytes:
+        options: dict[str, Any] = {} if self.local else {"cache_type": "none"}  # no more than is asked for
+        return bytes(self._fs.cat_file(f"{self._root}/{path}", start=start, end=end, **options))
+
+    def open(self, path: str) -> BinaryIO:
+        options: dict[str, Any] = {} if self.local else {"block_size": 16 << 20, "cache_type": "readahead"}
+        stream: BinaryIO = self._fs.open(f"{self._root}/{path}", "rb", **options)
+        return stream
 
 
 def _file(entry: dict[str, Any]) -> File:

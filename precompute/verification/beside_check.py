@@ -1,6 +1,6 @@
 """A layer against the shards that it lies beside: the same units, shards and keys, and no sample that is none of theirs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,13 +14,17 @@ from precompute.verification.check_folder import Finding, redo
 
 
 def check_beside(
-    store: Store, manifest: Manifest, markers: dict[str, Marker], base_url: str
+    store: Store,
+    manifest: Manifest,
+    markers: dict[str, Marker],
+    base_url: str,
+    opening: Callable[[str], Store] = Store,
 ) -> Iterator[Finding]:
-    """Raises UsageError where it is no layer, or the base cannot be read."""
+    """opening: opens the base by its URL. Raises UsageError where it is no layer, or the base cannot be read."""
     if BASE not in manifest.recipe:
         raise UsageError(f"--beside {base_url}: {store.url} is no layer; leave it out")
     for split, found in manifest.splits.items():
-        base = Base(base_url, split)
+        base = Base(base_url, split, opening)
         cure = "name the --beside that it was made with, or make the layer again in an empty folder"
         if manifest.recipe["base"] != base.manifest.fingerprint:
             yield Finding(split, "", "the layer is of shards of another fingerprint", cure)

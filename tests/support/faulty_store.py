@@ -5,6 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -23,16 +24,22 @@ def error_body(code: str) -> bytes:
 
 class Front:
     """A WSGI application before another. answer: says what becomes of a request: `lost` (done, and then a 500),
-    `twice`, `deaf` (conditions are not looked at), `503`, or `400 ExpiredToken`; seconds: that each takes."""
+    `twice`, `deaf` (conditions are not looked at), `cut` (in the middle of its body), `503`, or `400 ExpiredToken`;
+    seconds: that each takes."""
 
     def __init__(self, app: Any) -> None:
         self.app, self.seconds = app, 0.0
         self.answer: Answer = lambda environ: None
         self.log: list[tuple[str, str]] = []
+        self.queries: list[str] = []
+        self.ranges: list[tuple[str, str]] = []  # path and range of each GET
 
     def __call__(self, environ: Environ, start_response: Any) -> Any:
         time.sleep(self.seconds)
         self.log.append((environ["REQUEST_METHOD"], environ["PATH_INFO"]))
+        self.queries.append(environ.get("QUERY_STRING", ""))
+        if environ["REQUEST_METHOD"] == "GET":
+            self.ranges.append((environ["PATH_INFO"], environ.get("HTTP_RANGE", "")))
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
         does = self.answer(environ)
@@ -44,6 +51,9 @@ class Front:
             list(done)
             if does == "lost":
                 return self._say("500 Internal Error", b"", start_response)
+        elif does == "cut":
+            whole = b"".join(self.app(environ, start_response))
+            return [whole[: len(whole) // 2]]
         elif does is not None:
             status, _, code = does.partition(" ")
             return self._say(f"{status} Made Up", error_body(code) if code else b"", start_response)
@@ -99,9 +109,17 @@ class FaultyStore:
             for key in keys
         }
 
+    def upload(self, folder: Path, prefix: str) -> str:
+        """A copy of the files of a folder; its URL."""
+        for path in folder.iterdir():
+            if path.is_file():
+                self.client.put_object(Bucket="bucket", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
+        return f"s3://bucket/{prefix}"
+
     def calm(self) -> None:
         self.front.seconds, self.front.answer = 0.0, lambda environ: None
-        self.front.log.clear()
+        for seen in (self.front.log, self.front.queries, self.front.ranges):
+            seen.clear()
 
     def close(self) -> None:
         self._server.stop()

@@ -52,7 +52,8 @@ def test_a_url_that_is_none_of_ours(fail, output: str, expected: str) -> None:
 
 
 def test_flags_that_do_not_go_together(fail, store: FaultyStore) -> None:
-    assert "--push-to a/b: a run pushes from a folder" in fail("s3://bucket/x", "--push-to", "a/b")
+    flags = ("--push-to", "a/b", "--delete-pushed", "--max-disk", "1")
+    assert "--max-disk 1: a store does not fill up" in fail("s3://bucket/x", *flags)
     assert "--scratch: only with --output to a store" in fail("out", "--scratch", "here")
     assert "--store-option: only with --output to a store" in fail("out", "--store-option", "region=auto")
     error = fail("s3://bucket/x", *with_options(store, colour="red"))
