@@ -64,7 +64,7 @@ class OutputStore(StoreControls):
     def here(self, names: Iterable[str]) -> Iterator[dict[str, Path]]:
         with tempfile.TemporaryDirectory(dir=self._scratch.folder) as folder:
             paths = {name: Path(folder) / str(number) for number, name in enumerate(names)}
-            with ThreadPoolExecutor(FETCHERS, thread_name_prefix="here") as pool:
+            with ThreadPoolExecutor(FETCHERS, "here", initializer=backoff.follow()) as pool:
                 found = dict(zip(paths, pool.map(self._fetch, paths, paths.values()), strict=True))
             yield {name: path for name, path in paths.items() if found[name]}
 
