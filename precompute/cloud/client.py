@@ -14,6 +14,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import ObjectStore
 
 from builders.archives import backoff
+from precompute.cloud.multipart import Multipart
 from precompute.cloud.opening import open_stores
 from precompute.cloud.trouble import NO_BUCKET, Trouble, code_of, first_line
 from precompute.errors import UsageError
@@ -21,7 +22,8 @@ from precompute.errors import UsageError
 T = TypeVar("T")
 Data = bytes | memoryview
 
-LARGEST = 5 * 10**9  # bytes of one request that every store takes
+LARGEST = {"gs": 5 * 10**12}  # bytes of one request, by scheme
+USUAL = 5 * 10**9  # of the others
 TIMEOUT, UPLOAD = timedelta(seconds=30), timedelta(hours=1)  # of a request for a few bytes, and of a tar
 CONFLICT = (AlreadyExistsError, PreconditionError)
 PROBE = ".work/probe"
@@ -72,12 +74,16 @@ class Client:
         self.url, self.place = url, f"{flag} {url}".strip()
         self.trouble, self._patience = Trouble(self.place, writes=reads is None), reads
         self._store, self._large = store, large or store
+        self._multipart: Multipart | None = None
 
     @classmethod
     def open(cls, flag: str, url: str, options: Iterable[str], reads: float | None = None) -> Self:
         """options: NAME=VALUE. Raises UsageError."""
         small, large = open_stores(flag, url, options, (TIMEOUT, UPLOAD))
-        return cls(flag, url, small, large, reads)
+        client = cls(flag, url, small, large, reads)
+        if url.startswith("s3:"):
+            client._multipart = Multipart(url, options, client._ask)
+        return client
 
     def create(self, key: str, data: Data) -> Version | None:
         """Write an object that is not there; None where another is. One that is equal counts as ours."""
@@ -169,13 +175,20 @@ class Client:
             except (BaseError, OSError, NotImplementedError) as error:
                 self.trouble.wait(patience, error)
 
+    def sweep(self, stem: str) -> None:
+        """Leave no part of an upload that was broken off, of a unit's files."""
+        if self._multipart is not None and self._multipart.in_use:
+            self._multipart.sweep(stem)
+
     def delete(self, key: str) -> None:
         self._unless_missing(lambda: obstore.delete(self._store, key))
 
     def write(self, key: str, data: Data, mode: Any) -> Any:
-        if len(data) > LARGEST:
-            size = f"a file of {len(data) / 1e9:.3g} GB; a store takes {LARGEST / 1e9:.0f} GB in one request"
-            raise UsageError(f"{self.place}: {size}. Give a smaller --samples-per-shard")
+        if len(data) > LARGEST.get(self.url.partition(":")[0], USUAL):
+            if self._multipart is None or mode != "create":
+                size = f"a file of {len(data) / 1e9:.3g} GB; this store takes {USUAL / 1e9:.0f} GB in one request"
+                raise UsageError(f"{self.place}: {size}. Give a smaller --samples-per-shard")
+            return self._multipart.create(key, memoryview(data))
         store = self._large if len(data) > 1 << 20 else self._store
         conflicts = () if mode == "overwrite" else CONFLICT
         return self._ask(lambda: obstore.put(store, key, data, mode=mode, use_multipart=False), conflicts)

@@ -160,6 +160,7 @@ class OutputStore(StoreControls):
     def _tidy(self, stem: str) -> None:
         """Delete what there is of a finished unit that its marker does not name."""
         self._met.discard(stem)
+        self._client.sweep(stem)
         data = self.get(f"{stem}.json")
         if data is None:
             return

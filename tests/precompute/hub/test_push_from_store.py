@@ -1,6 +1,7 @@
 """push.py and --push-to with shards in an object store: what is on the Hub is what a folder gives, and nothing stays on the way."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_what_is_damaged_or_gone_there_is_not_sent(
     config = push.Config(url, REPO, store_option=store.options)
     tar = (folder / "train-00001.tar").read_bytes()
     store.client.put_object(Bucket="bucket", Key="damaged/a/train-00001.tar", Body=tar[:-1] + b"x")
-    with pytest.raises(PushError, match=rf"{url}/train-00001.tar: not what was written .* verify.* {url}"):
+    with pytest.raises(PushError, match=rf"{url}/train-00001.tar: not what was written .*verify {url}"):
         push.push(config)
     store.client.delete_object(Bucket="bucket", Key="damaged/a/train-00001.tar")
     with pytest.raises(PushError, match=rf"{url}/train-00001.tar: neither here nor on the Hub"):
@@ -86,8 +87,7 @@ def test_a_run_pushes_and_deletes_out_of_the_store(
     every = push.Config
     monkeypatch.setattr(push, "Config", lambda *a, **k: every(*a, **{**k, "every": 0.0}))
     monkeypatch.setattr(hub_dataset, "FIRST", 1)
-    local = config(tmp_path / "local", push_to=None)
-    run.run(local)
+    run.run(replace(config(tmp_path / "local"), push_to=None))
     given: dict[str, Any] = {"store_option": store.options, "scratch": tmp_path, "delete_pushed": True}
     there_config = config("s3://bucket/follows/x", **given)
     run.run(there_config)
