@@ -87,7 +87,7 @@ def test_a_store_that_looks_at_no_condition_there(store: FaultyStore) -> None:
             place.create("train-00000.tar", memoryview(bytes(20_000)))
     store.calm()
     assert not store.objects("deaf") and not uploads(store, "deaf")
-    with pytest.raises(UsageError, match="a file of .* GB; this store takes 0 GB in one request"):
+    with pytest.raises(UsageError, match=r"a file of .* GB; this store takes 0 GB in one request"):
         Client.open("--output", "az://container/x", ["account_name=a", "account_key=YQ=="]).create(
             "train-00000.tar", memoryview(bytes(20_000))
         )
