@@ -250,8 +250,8 @@ def test_select_and_bench_read_there(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
-    local = choose.choose(choose.Config(str(folder), where="width >= 256"))
-    assert choose.choose(choose.Config(url, where="width >= 256", store_option=store.options)) == local
+    local = choose.count_chosen(choose.Config(str(folder), where="width >= 256"))
+    assert choose.count_chosen(choose.Config(url, where="width >= 256", store_option=store.options)) == local
     monkeypatch.setattr(sys, "argv", ["bench", url, "--seconds", "0.1", "--batch-size", "4", *words(store)])
     bench.main()
     told = capsys.readouterr()
