@@ -7,7 +7,8 @@ blanks at its end.
 import threading
 from collections.abc import Hashable
 
-from precompute.cloud.client import Client, Found, Version
+from precompute.cloud.client import Client
+from precompute.cloud.objects import Found, Version
 from precompute.shards.destination import WORK
 
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
-from precompute.cloud.client import Client
+from precompute.cloud.objects import Objects
 from precompute.shards.store import File
 
 PATIENCE = 60.0  # seconds of pauses: whoever reads can come back, nothing is lost meanwhile
@@ -17,21 +17,21 @@ class StoreReader:
     local = False
 
     def __init__(self, url: str, options: Iterable[str]) -> None:
-        self._client = Client.open("", url, options, PATIENCE)
+        self._objects = Objects.open("", url, options, PATIENCE)
 
     def list(self) -> tuple[dict[str, File], list[str]]:
-        return {found.key: File(found.size) for found in self._client.list()}, []
+        return {found.key: File(found.size) for found in self._objects.list()}, []
 
     def read(self, path: str, start: int | None, end: int | None) -> bytes:
         if end is not None:
-            return self._client.get_range(path, start or 0, end)
-        found = self._client.get(path)
+            return self._objects.get_range(path, start or 0, end)
+        found = self._objects.get(path)
         if found is None:
-            raise FileNotFoundError(f"{self._client.url}/{path}: no such file")
+            raise FileNotFoundError(f"{self._objects.url}/{path}: no such file")
         return found[0][start or 0 :]
 
     def open(self, path: str) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(_Stream(self._client.stream(path)), BLOCK))
+        return cast(BinaryIO, io.BufferedReader(_Stream(self._objects.stream(path)), BLOCK))
 
 
 class _Stream(io.RawIOBase):
