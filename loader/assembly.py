@@ -87,6 +87,9 @@ def assemble(paths: Paths, settings: Settings, world_size: int) -> Assembly:
         _check_chosen(counts, settings.condition)
     else:
         counts = [source.samples(select.members, select.columns) for source in sources]
+        if not any(count.any() for count in counts):
+            urls = ", ".join(source.files.url for source in sources)
+            raise ValueError(f"{urls}: no sample there; `latentmill verify PATH` says what is")
     _check_cache(sources, counts, settings)
     firsts = np.cumsum([0, *(len(count) for count in counts)]).tolist()
     return Assembly(

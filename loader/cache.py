@@ -10,6 +10,7 @@ to, is hashed once before a process trusts it: who may write there can still cha
     CACHE/files/<sha256>                 whole and verified
     CACHE/files/<sha256>.<size>.part     being fetched, or left by a process that died: the next one goes on from there
     CACHE/room.lock                      held by who makes room; empty
+    CACHE/boot                           since which start of the machine files are written (trust.py)
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from typing import Any
 from loader.cache_room import Room, open_part
 from loader.counts import Counts
 from loader.format import SHA256, FormatError
+from loader.part import Part
 from loader.printable import printable
 from loader.private_files import make_private_folder, open_private
 from loader.stopping import Stop
@@ -31,7 +33,7 @@ from loader.trust import Trust, digest
 
 log = logging.getLogger("loader")
 
-Fetch = Callable[[int], None]  # completes the file of a descriptor, from the bytes that it holds already
+Fetch = Callable[[Part], None]  # completes a file, from the bytes that are here already
 
 
 def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
@@ -139,7 +141,9 @@ class Cache:
             try:
                 if self._lock(descriptor, part, whole, name, wait):
                     self._complete(descriptor, sha256, name, fetch)
+                    self._trust.prepare(descriptor)
                     self.room.publish(part, whole)
+                    self._trust.settle(sha256)
                     if size and not wait:
                         self.room.plan([sha256])
                     fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -153,16 +157,16 @@ class Cache:
                 return found
 
     def _complete(self, descriptor: int, sha256: str, name: str, fetch: Fetch) -> None:
-        """Fetch, verify, sync."""
+        """Fetch and verify."""
+        part = Part(descriptor)
         self.busy.add(name)
         try:
-            fetch(descriptor)
+            fetch(part)
         finally:
             self.busy.discard(name)
-        if (found := digest(descriptor)) != sha256:
-            os.truncate(descriptor, 0)
+        if (found := part.sha256) != sha256:
+            part.clear()
             raise FormatError(f"{name} has sha256 {found}, the manifest says {sha256}")
-        os.fsync(descriptor)
 
     def _lock(self, descriptor: int, part: Path, whole: Path, name: str, wait: bool) -> bool:
         """Become the one who fetches. Waits for another that does, as long as it lives; False if that one has finished."""

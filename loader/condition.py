@@ -22,9 +22,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from loader.joined import JoinedSource, Source
@@ -172,6 +169,8 @@ def _work_out(source: ManifestSource | JoinedSource, condition: Condition) -> li
 def _by_key(keys: Any, condition: Condition) -> npt.NDArray[np.bool_]:
     chosen = np.ones(len(keys), np.bool_)
     if condition.keys is not None:
+        import pyarrow.compute as pc
+
         chosen &= pc.is_in(keys, value_set=condition.wanted).to_numpy(zero_copy_only=False)
     if condition.subset is not None:
         low, high = (round(bound * (1 << 64)) for bound in condition.subset)
@@ -220,6 +219,8 @@ def _with_extras(table: pa.Table) -> pa.Table:
     if not objects:
         return table
     lines = "\n".join(objects).encode()
+    import pyarrow.json
+
     options = pyarrow.json.ReadOptions(block_size=max(1 << 20, 2 * max(map(len, objects))))
     try:
         extras = pyarrow.json.read_json(io.BytesIO(lines), read_options=options)
@@ -236,6 +237,8 @@ def _read_keys(path: Path) -> list[str]:
         if path.suffix == ".parquet":
             column = pq.read_table(path, columns=["key"])["key"]
         elif path.suffix == ".csv":
+            import pyarrow.csv
+
             column = pyarrow.csv.read_csv(path)["key"]
         else:
             return [line for line in path.read_text(encoding="utf-8").splitlines() if line]

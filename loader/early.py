@@ -1,7 +1,7 @@
 """A stream's first batches by byte ranges, so that a trainer waits for their own bytes and not for whole shards.
 
-Behind the first batch the shards are fetched ahead as ever. What was read by ranges is a small part of the whole, and is fetched
-again with it; where it is not so small, what is here already is left out of what follows.
+Behind the first batch the shards are fetched ahead as ever, without what is here of them already. What later batches read by ranges,
+or several processes, is fetched again with the whole: it is so only where it is a small part of that.
 """
 
 import logging
@@ -29,7 +29,8 @@ log = logging.getLogger("loader")
 
 BATCHES = 8  # of a stream
 SMALL = 1 << 25  # bytes of shards that come as fast as their spans do
-TWICE = 0.04  # of a dataset's bytes may be fetched a second time
+TWICE = 0.04  # of a dataset's bytes may be fetched a second time by several processes
+LATER = 0.01  # and so many by one, whose first batch is fetched once
 SPARSE = 10  # a batch is read by ranges where its shards are so many times as large
 SIDECARS = 16  # fetched at the same time
 Reads = dict[int, list[tuple[str, I64]]]
@@ -94,7 +95,8 @@ class FirstBatches:
         self._lock, self._begun, self._over = threading.Lock(), 0, False
         shards = np.flatnonzero(reader.order.shards).tolist()
         places = [(s, local) for s, local in map(reader.source, shards) if isinstance(s, ManifestSource)]
-        self._spare = TWICE / processes * sum(s.sizes[local] for s, local in places if s.cached_as(local))
+        share = LATER if processes == 1 else TWICE / processes
+        self._spare = share * sum(s.sizes[local] for s, local in places if s.cached_as(local))
 
     def view(self) -> ByRanges | None:
         """What the next batch is read from; None: from whole shards."""
@@ -148,12 +150,13 @@ class FirstBatches:
         partial = {number: Partial(folder, some) for number, some in spans.items()}
         for files, numbers in self._by_files(reads):
             files.read_spans({self._path(number): partial[number] for number in numbers})
-        if first:
-            self._keep(partial)
+            if first and self._processes == 1:
+                for number in numbers:
+                    files.hold(self._path(number), partial[number])
         return partial
 
     def _afford(self, spans: dict[int, list[tuple[int, int]]], first: bool) -> bool:
-        """Whether so much may be fetched: all of it twice, unless what follows can leave it out."""
+        """Whether so much may be fetched, and again with the whole, unless that leaves it out."""
         size = _size(span for some in spans.values() for span in some)
         if size * SPARSE > sum(self._bytes(number) for number in spans):
             return False
@@ -164,29 +167,6 @@ class FirstBatches:
                 return False
             self._spare -= size
         return True
-
-    def _keep(self, partial: dict[int, Partial]) -> None:
-        """Keep of what is here as much for the whole shards as must not be fetched twice, of all of them alike."""
-        if self._processes > 1:
-            return
-        turns = [
-            (-(end - start), turn, number, (start, end))
-            for number, some in partial.items()
-            for turn, (start, end) in enumerate(some.spans)
-        ]
-        excess = _size(span for *_, span in turns) - self._spare
-        self._spare -= min(self._spare, _size(span for *_, span in turns))
-        kept: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for length, _, number, span in sorted(turns):
-            if excess <= 0:
-                break
-            kept[number].append(span)
-            excess += length
-        for number, spans in kept.items():
-            partial[number].only(spans)
-        for files, numbers in self._by_files(kept):
-            for number in numbers:
-                files.hold(self._path(number), partial[number])
 
     def _bytes(self, number: int) -> int:
         source, local = self._reader.source(number)

@@ -3,7 +3,6 @@
 All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` is.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loader.border import json_object
 from loader.format import Field, FormatError
 from loader.order import I64
 from loader.sidecar import Table, column_type, ragged
@@ -99,7 +99,7 @@ def _found(shard: OpenShard, row: int, number: int, names: Sequence[str]) -> dic
         elif column_type(name):
             found[name] = table.value(name, row) if name in table.columns else None
         else:
-            extras = json.loads(table.value("extras", row) or "{}") if extras is None else extras
+            extras = json_object(table.value("extras", row) or "{}", "extras") if extras is None else extras
             found[name] = extras.get(name)
     return found
 
@@ -110,7 +110,7 @@ def _caption(shard: OpenShard, row: int, number: int) -> str:
         first, texts = ragged(table, "captions")
         return str(texts[int(first[table.rows[row]]) + number])
     if "caption" in table.columns:
-        return str(table.value("caption", row))
+        return str(table.value("caption", row) or "")
     size, offset = int(table.size["txt"][row]), int(table.offset["txt"][row])
     return os.pread(shard.descriptor("txt"), size, offset).decode("utf-8", errors="replace")
 
@@ -139,20 +139,41 @@ def _sizes(
 
     The crop is told in the picture as it is shrunk to be cropped to the target; of a mirrored one, as cut out of the mirror image.
     """
-    table = shard.table
-    width, height = table.value("width", row), table.value("height", row)
-    crop = crop_column(image)
-    left, top, right, bottom = (
-        table.value(crop, row) if crop in table.columns else _crop_in_tar(shard, row, resolution_of(image))
-    )
+    names, crop = ("width", "height", crop_column(image)), crop_column(image)
+    facts = {name: shard.table.value(name, row) for name in names if name in shard.table.columns}
+    if None in map(facts.get, names):
+        facts = _facts_in_tar(shard, row, resolution_of(image)) | {
+            n: v for n, v in facts.items() if v is not None
+        }
+    if missing := [name for name in names if not _is_size(facts.get(name), 4 if name == crop else 0)]:
+        raise FormatError(
+            f"{SIZES} takes {', '.join(missing)}, which neither the sidecar nor KEY.json says as it should: leave it out of "
+            "extras, or make the shards again"
+        )
+    (width, height), (left, top, right, bottom) = (facts["width"], facts["height"]), facts[crop]
     scale = max(target[0] / (bottom - top), target[1] / (right - left))
     beside = width - right if mirrored else left
     return height, width, round(top * scale), round(beside * scale), *target
 
 
-def _crop_in_tar(shard: OpenShard, row: int, resolution: int) -> Sequence[int]:
-    """Read the crop of a sample whose sidecar does not say it."""
-    size, offset = shard.table.value("size_json", row), shard.table.value("offset_json", row)
-    facts = json.loads(os.pread(shard.descriptor("json"), size, offset))
-    crop: Sequence[int] = facts.get("crops", {}).get(str(resolution), facts["crop"])
-    return crop
+def _is_size(value: Any, numbers: int) -> bool:
+    """Whether it is a whole number, or so many: left, top, right and bottom of a picture's part."""
+    if not numbers:
+        return isinstance(value, int) and value >= 0
+    whole = isinstance(value, list) and len(value) == numbers and all(_is_size(number, 0) for number in value)
+    return whole and value[0] < value[2] and value[1] < value[3]
+
+
+def _facts_in_tar(shard: OpenShard, row: int, resolution: int) -> dict[str, Any]:
+    """What `KEY.json` says of a sample whose sidecar does not: width, height and crop; nothing where there is none."""
+    columns = shard.table.columns
+    size, offset = (
+        shard.table.value(f"{what}_json", row) if f"{what}_json" in columns else None
+        for what in ("size", "offset")
+    )
+    if size is None or offset is None:
+        return {}
+    facts = json_object(os.pread(shard.descriptor("json"), size, offset), "KEY.json")
+    crops = facts.get("crops")
+    crop = crops.get(str(resolution)) if isinstance(crops, dict) else None
+    return {**facts, f"crop_{resolution}": crop or facts.get("crop")}

@@ -75,11 +75,13 @@ class Shard:
             raise FormatError(
                 f"shard {self.name}: its folder {printable(self.folder)!r} is not like 'train/0000'"
             )
-        for name in ("samples", "rows", "bytes"):
-            border.count(getattr(self, name), f"shard {self.name}: {name}", LARGEST_SHARD)
+        for number in (self.samples, self.rows, self.bytes):
+            if type(number) is not int or not 0 <= number <= LARGEST_SHARD:
+                for name in ("samples", "rows", "bytes"):
+                    border.count(getattr(self, name), f"shard {self.name}: {name}", LARGEST_SHARD)
         # They become the names of files in the loader's cache.
         for name, digest in (("sha256", self.sha256), ("parquet_sha256", self.parquet_sha256)):
-            if not isinstance(digest, str) or (digest and not SHA256.fullmatch(digest)):
+            if digest != "" and not (isinstance(digest, str) and SHA256.fullmatch(digest)):
                 raise FormatError(
                     f"shard {self.name}: {name} {printable(digest)!r} is not 64 hexadecimal digits"
                 )
@@ -267,15 +269,13 @@ def _finished_shard(obj: Any, place: str) -> Shard:
         shard = Shard(**border.mapping(obj, f"{place}: shard"))
     except TypeError as error:
         raise FormatError(f"{place}: not a shard: {printable(error)}") from error
-    border.text(shard.bucket, f"shard {shard.name}: bucket", BUCKET)
+    if shard.bucket != "":
+        border.text(shard.bucket, f"shard {shard.name}: bucket", BUCKET)
     if shard.samples > shard.rows:
         raise FormatError(f"shard {shard.name}: {shard.samples} samples of {shard.rows} rows")
-    for name, digest in (
-        ("sha256", shard.sha256 or not shard.samples),
-        ("parquet_sha256", shard.parquet_sha256),
-    ):
-        if not digest:
-            raise FormatError(f"shard {shard.name}: {name} '' is not 64 hexadecimal digits")
+    if not shard.parquet_sha256 or (shard.samples and not shard.sha256):
+        name = "sha256" if shard.samples and not shard.sha256 else "parquet_sha256"
+        raise FormatError(f"shard {shard.name}: {name} '' is not 64 hexadecimal digits")
     return shard
 
 

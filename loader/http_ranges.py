@@ -10,15 +10,16 @@ import ssl
 import threading
 import urllib.parse
 import urllib.request
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
 
 from loader.printable import printable
 
 AT_ONCE = 32  # connections
+AHEAD = 4  # connections where ranges are taken in order
 HOPS = 5  # redirects in turn
 LARGEST_REDIRECT = 1 << 16  # bytes of what a server says beside
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\d{1,18}|\*)")
@@ -40,8 +41,7 @@ class HttpRanges:
 
         Raises OSError where one of them could not be had, whatever `put` raises.
         """
-        if _behind_a_proxy(address(spans[0][0])):
-            raise OSError("ranges are not asked for through a proxy")
+        _refuse_a_proxy(address(spans[0][0]))
         connections = _Connections(self._timeout)
 
         def read_one(span: Span) -> None:
@@ -62,6 +62,24 @@ class HttpRanges:
             pool.shutdown(wait=True, cancel_futures=True)
             connections.close()
 
+    def in_order(self, spans: Sequence[Span], address: Callable[[str], str]) -> Generator[bytes]:
+        """Each span's bytes in turn, while the next ones are on their way. Raises OSError where one could not be had."""
+        connections, waiting = _Connections(self._timeout), deque[Future[bytes]]()
+        pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="loader-ranges")
+        try:
+            for name, start, end in spans:
+                _refuse_a_proxy(address(name))
+                waiting.append(pool.submit(self._get, connections, address(name), start, end))
+                if len(waiting) == AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except (http.client.HTTPException, UnicodeError) as error:
+            raise OSError(f"{type(error).__name__}: {printable(error)}") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            connections.close()
+
     def _get(self, connections: "_Connections", address: str, start: int, end: int) -> bytes:
         url = self._found.get(address, address)
         for _ in range(HOPS):
@@ -76,6 +94,10 @@ class HttpRanges:
                     if parts.scheme == "https" and not onwards.startswith("https://"):
                         raise OSError("redirected from https to another protocol")
                     url = onwards
+                    continue
+                if response.status >= 400 and self._found.pop(address, ""):  # a signed address that is over
+                    _end(response, LARGEST_REDIRECT)
+                    url = address
                     continue
                 data = _body(response, start, end)
             self._found[address] = url
@@ -144,8 +166,7 @@ def _file_by_file(spans: Sequence[Span]) -> list[Span]:
     return [span for turn in zip_longest(*files.values()) for span in turn if span]
 
 
-def _behind_a_proxy(address: str) -> bool:
+def _refuse_a_proxy(address: str) -> None:
     parts = urllib.parse.urlsplit(address)
-    return parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(
-        parts.hostname or ""
-    )
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or ""):
+        raise OSError("ranges are not asked for through a proxy")

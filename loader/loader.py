@@ -141,7 +141,8 @@ class Loader:
 
         samples, samples_per_second, seconds, waiting: seconds that the trainer stood still for data. bytes: read.
         mixture: share of each path. substitutes: samples that stand in for unreadable ones. Of remote shards also
-        cache_hits, cache_misses, cache_evictions, fetched_bytes, retries, and ranges: requests by which first batches were read.
+        cache_hits, cache_misses, cache_evictions, fetched_bytes, retries; ranges: requests by which first batches were read;
+        wrong_ranges: those of them whose bytes were not what the verified shard holds.
         """
         seconds, counts = time.perf_counter() - self._started, self._counts
         samples = counts["samples"]

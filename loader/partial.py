@@ -3,17 +3,18 @@
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from loader.order import I64
+from loader.part import PIECE, Part
 from loader.private_files import make_private_folder
 
 JOIN = 1 << 16  # bytes between two members that are fetched with them, rather than in two requests
 LONGEST = 1 << 23  # bytes in one request
-PIECE = 1 << 20
+GAP = 1 << 22  # bytes in one request for what lies between
 
 
 class Partial:
@@ -32,22 +33,18 @@ class Partial:
     def put(self, start: int, data: bytes) -> None:
         os.pwrite(self.descriptor, data, start)
 
-    def only(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Keep no others than these."""
-        self.spans = sorted(spans)
-
-    def copy(self, target: int, at: int) -> bool:
-        """Add what follows byte `at` to the file of a descriptor that ends there; False where it is not here."""
+    def copy(self, part: Part) -> None:
+        """Add what is here of the bytes that a part lacks next."""
         for start, end in self.spans:
-            if start <= at < end:
-                for place in range(at, end, PIECE):
-                    os.pwrite(target, os.pread(self.descriptor, min(PIECE, end - place), place), place)
-                return True
-        return False
+            while start <= part.size < end:
+                part.add(os.pread(self.descriptor, min(PIECE, end - part.size), part.size))
 
-    def missing(self, at: int, size: int) -> int:
-        """Say where the bytes end that are not here, from byte `at` of `size`."""
-        return min((start for start, _ in self.spans if start > at), default=size)
+    def gaps(self, begin: int, size: int) -> Iterator[tuple[int, int]]:
+        """What is not here, from byte `begin` of `size`, in pieces."""
+        for start, end in (*self.spans, (size, size)):
+            for place in range(begin, start, GAP):
+                yield place, min(place + GAP, start)
+            begin = max(begin, end)
 
 
 def spans_of(offsets: I64, sizes: I64) -> list[tuple[int, int]]:

@@ -96,7 +96,7 @@ class BatchReader:
             failed = work.fill(np.array(list(failed)), attempt)
         if failed:
             raise DataError(f"no readable sample in {ATTEMPTS} other places: {next(iter(failed.values()))}")
-        return work.finish(), work.counts + self.cache.counts.take()
+        return work.finish(), work.counts + _checked(self.cache.counts.take(), self._on_error)
 
     def open(self, number: int) -> OpenShard:
         """Shard `number` of the order. A failure is raised again without another try, until the next epoch."""
@@ -193,6 +193,16 @@ def _begin(reader: Shards, view: ByRanges | None, epoch: int, positions: I64) ->
     if view:
         view.prepare(work)
     return work
+
+
+def _checked(counts: Counter[str], on_error: str) -> Counter[str]:
+    """Raises DataError where earlier batches held something else than the shards, and that must not be."""
+    if counts["wrong_ranges"] and on_error == "raise":
+        raise DataError(
+            f"{counts['wrong_ranges']} byte ranges that the first batches were read from were not what the shards hold; "
+            "begin again: what lies in the cache now is verified"
+        )
+    return counts
 
 
 def _opened(

@@ -4,6 +4,7 @@ A fetch goes on at the byte where it broke off, waits as long as the server asks
 only when nothing at all arrived for `patience` seconds.
 """
 
+import contextlib
 import logging
 import os
 import random
@@ -19,9 +20,11 @@ from loader.cache import Cache, Fetch
 from loader.folders import LARGEST_MANIFEST, Files, LocalFolder
 from loader.format import FormatError
 from loader.http_ranges import Span
+from loader.part import Bytes, Part
 from loader.partial import Partial
 from loader.printable import printable
 from loader.transport import FsspecTransport, HttpTransport, Interrupted, Transport
+from loader.unproven import Unproven
 
 log = logging.getLogger("loader")
 
@@ -30,6 +33,10 @@ LARGEST_SIDECAR = 1 << 28  # bytes of a file whose size no manifest says
 LARGEST_ANSWER = 1 << 24  # bytes of what the Hub says about a revision
 HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
 COMMIT = re.compile(r"[0-9a-fA-F]{1,64}")
+WRONG_RANGES = (
+    "%s/%s: %d byte ranges that the first batches were read from were not what the shard holds: the server sent something else; the "
+    "shard itself is verified"
+)
 WRONG_BYTES = 2  # times that a file whose hash is wrong is fetched again
 
 
@@ -40,6 +47,11 @@ class RemoteFolder:
         self.transport, self.cache, self.patience = transport, cache, patience
         self.url = transport.url
         self._held: dict[str, Partial] = {}
+        self._unproven = Unproven()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of the first batches nothing goes with a copy: it is a file of this process."""
+        return {**self.__dict__, "_held": {}, "_unproven": Unproven()}
 
     def address(self, name: str) -> str:
         return self.transport.address(name)
@@ -56,6 +68,13 @@ class RemoteFolder:
         return bytes(data)
 
     def open(self, name: str, size: int, sha256: str) -> int:
+        descriptor = self._open(name, size, sha256)
+        if wrong := self._unproven.wrong(name, descriptor):
+            self.cache.counts.add("wrong_ranges", wrong)
+            log.warning(WRONG_RANGES, self.url, name, wrong)
+        return descriptor
+
+    def _open(self, name: str, size: int, sha256: str) -> int:
         for _ in range(WRONG_BYTES):
             try:
                 return self.cache.open(sha256, size, f"{self.url}/{name}", self._fetch(name, size))
@@ -79,6 +98,7 @@ class RemoteFolder:
         def put(span: Span, data: bytes) -> None:
             name, start, _ = span
             wanted[name].put(start, data)
+            self._unproven.add(name, start, data)
             self.cache.counts.add("fetched_bytes", len(data))
             self.cache.stop.check(name)
 
@@ -94,48 +114,56 @@ class RemoteFolder:
         return self.cache.discard(sha256)
 
     def _fetch(self, name: str, size: int) -> Fetch:
-        """Completes the file of a descriptor from what it holds."""
+        """Completes a file from what is here of it."""
 
-        def fetch(descriptor: int) -> None:
+        def fetch(part: Part) -> None:
             # Once: if the whole is not what it should be, nothing of it is believed.
             held = self._held.pop(name, None)
-            have = os.fstat(descriptor).st_size
-            while held and have < size:
-                if not held.copy(descriptor, have):
-                    self._fetch_until(descriptor, name, held.missing(have, size), size)
-                have = os.fstat(descriptor).st_size
-            self._fetch_until(descriptor, name, size, size)
+            if held and part.size < size:
+                self._fill(part, name, held, size)
+            self._fetch_rest(part, name, size)
 
         return fetch
 
-    def _fetch_until(self, descriptor: int, name: str, end: int, size: int) -> None:
-        """Add bytes to a file up to `end`; all that there are where its size is not known."""
-        for chunk in self._stream(name, lambda: os.fstat(descriptor).st_size, end, size):
+    def _fill(self, part: Part, name: str, held: Partial, size: int) -> None:
+        """Add what is held and the gaps between, as far as they come at the first attempt."""
+        gaps = self.transport.in_order([(name, *gap) for gap in held.gaps(part.size, size)])
+        with contextlib.closing(gaps), contextlib.suppress(OSError):
+            held.copy(part)
+            for data in gaps:
+                self._add(part, data)
+                held.copy(part)
+                self.cache.stop.check(name)
+
+    def _fetch_rest(self, part: Part, name: str, size: int) -> None:
+        """Add all that is not here; whatever there is where the size is not known."""
+        for chunk in self._stream(name, lambda: part.size, size):
             if not chunk:
-                os.truncate(descriptor, 0)
+                part.clear()
                 continue
-            have = os.fstat(descriptor).st_size
-            kept = memoryview(chunk)[: (end or LARGEST_SIDECAR) - have]
-            if kept:
-                os.pwrite(descriptor, kept, have)
-                self.cache.counts.add("fetched_bytes", len(kept))
-            if len(kept) < len(chunk) and not end:
-                os.truncate(descriptor, 0)
+            kept = memoryview(chunk)[: (size or LARGEST_SIDECAR) - part.size]
+            self._add(part, kept)
+            if len(kept) < len(chunk) and not size:
+                part.clear()
                 raise FormatError(f"{self.url}/{name} is larger than {LARGEST_SIDECAR} bytes")
-            if have + len(kept) == end:
+            if part.size == size:
                 return
 
-    def _stream(self, name: str, have: Callable[[], int], end: int = 0, size: int = 0) -> Iterator[bytes]:
+    def _add(self, part: Part, data: Bytes) -> None:
+        part.add(data)
+        self.cache.counts.add("fetched_bytes", len(data))
+
+    def _stream(self, name: str, have: Callable[[], int], end: int = 0) -> Iterator[bytes]:
         """The bytes after those that the caller has, over as many connections as it takes; b"" means: begin anew.
 
-        end: where to stop, of a file of `size` bytes; 0: at its end, wherever that is.
+        end: size of the file; 0: it is not known.
         """
         failures, last = 0, time.monotonic()
         if end and have() > end:
             yield b""
         while not end or have() < end:
             try:
-                for chunk in self.transport.stream(name, have(), end if end < size else 0):
+                for chunk in self.transport.stream(name, have()):
                     failures, last = 0, time.monotonic()
                     yield chunk
                     self.cache.stop.check(name)

@@ -1,8 +1,8 @@
 """What of the sidecars a batch takes; errors name the option and what the shards have."""
 
-import json
 from collections.abc import Mapping, Sequence
 
+from loader.border import json_object
 from loader.captions import CaptionChoice, Captions
 from loader.extras import columns_of
 from loader.format import FormatError
@@ -71,7 +71,7 @@ def _names(sources: Sequence[Source]) -> set[str]:
             assert not isinstance(source, TarSource)
             try:
                 rows = source.ok_rows(number, ["extras", "status"])["extras"].to_pylist()
-                found |= {name for text in rows for name in json.loads(text or "{}")}
-            except (OSError, FormatError, ValueError, TypeError):
+                found |= {name for text in rows for name in json_object(text or "{}", "extras")}
+            except (OSError, FormatError):
                 continue
     return found

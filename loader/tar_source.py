@@ -48,7 +48,11 @@ class TarSource:
     def samples(self, members: Sequence[str], columns: Sequence[str]) -> npt.NDArray[np.int64]:
         with ThreadPoolExecutor(8) as pool:
             tables = pool.map(lambda path: len(self._scan(path, members, columns)), self._paths)
-            return np.array(list(tables), np.int64)
+            counts = np.array(list(tables), np.int64)
+        if not counts.any():
+            wanted = ", ".join([f"{member}.npy" for member in members] + ["txt"] * ("caption" in columns))
+            raise ValueError(f"{self.files.url}: no sample of the tars there has all of {wanted}")
+        return counts
 
     def open(
         self, number: int, members: Sequence[str], columns: Sequence[str], table: Table | None = None

@@ -13,11 +13,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
-from loader.http_ranges import HttpRanges, Put, Span
+from loader.http_ranges import AHEAD, HttpRanges, Put, Span
 from loader.printable import printable
 
 CHUNK = 1 << 20
@@ -47,10 +47,9 @@ class Transport(Protocol):
     def address(self, name: str) -> str:
         """A URL that others can open, with the secrets that it takes."""
 
-    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
+    def stream(self, name: str, start: int) -> Iterator[bytes]:
         """The bytes of a file from `start`; first b"" if the server begins at 0 instead.
 
-        end: the byte behind the last that is wanted, 0 if all are; a server may send more.
         Raises FileNotFoundError, PermissionError, Interrupted, or an OSError that no waiting mends.
         """
 
@@ -59,6 +58,9 @@ class Transport(Protocol):
 
         Raises OSError where some could not be had at the first attempt, and what `put` raises.
         """
+
+    def in_order(self, spans: Sequence[Span]) -> Generator[bytes]:
+        """Each span's bytes in turn, while the next ones are on their way. Raises OSError as above."""
 
 
 class HttpTransport:
@@ -83,13 +85,13 @@ class HttpTransport:
         )
         return urllib.parse.urlunsplit(parts)
 
-    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
+    def stream(self, name: str, start: int) -> Iterator[bytes]:
         address = urllib.parse.urlsplit(self.address(name))._replace(netloc=self._host)
         # The address is one of http or https, by which this transport was chosen; redirects keep to them.
         request = urllib.request.Request(urllib.parse.urlunsplit(address))  # noqa: S310
         request.add_header("User-Agent", "latentmill")
-        if start or end:
-            request.add_header("Range", f"bytes={start}-{end - 1 if end else ''}")
+        if start:
+            request.add_header("Range", f"bytes={start}-")
         if self._authorization:
             request.add_unredirected_header("Authorization", self._authorization)
         try:
@@ -109,7 +111,7 @@ class HttpTransport:
                 if error.code != 416 or not start:
                     raise self._meaning(error, name) from error
             yield b""  # there is nothing from there on: what we have is whole, or wrong
-            yield from self.stream(name, 0, end)
+            yield from self.stream(name, 0)
         except http.client.InvalidURL as error:
             raise OSError(f"{self.url}: not a URL: {printable(error)}") from error
         except (OSError, http.client.HTTPException, UnicodeError) as error:
@@ -119,6 +121,9 @@ class HttpTransport:
 
     def read_spans(self, spans: Sequence[Span], put: Put) -> None:
         self._ranges.read(spans, self.address, put)
+
+    def in_order(self, spans: Sequence[Span]) -> Generator[bytes]:
+        return self._ranges.in_order(spans, self.address)
 
     def _meaning(self, error: urllib.error.HTTPError, name: str) -> OSError:
         what = printable(f"{self.url}/{name}: HTTP {error.code} {error.reason}")
@@ -174,7 +179,7 @@ class FsspecTransport:
         files, root = self._folder()
         return files.open(f"{root}/{name}", "rb")
 
-    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
+    def stream(self, name: str, start: int) -> Iterator[bytes]:
         try:
             with self.open(name) as file:
                 file.seek(start)
@@ -200,6 +205,12 @@ class FsspecTransport:
                     self._meaning(data) if isinstance(data, Exception) else OSError("a range of other bytes")
                 )
             put(span, data)
+
+    def in_order(self, spans: Sequence[Span]) -> Generator[bytes]:
+        for begin in range(0, len(spans), AHEAD):
+            found: dict[Span, bytes] = {}
+            self.read_spans(spans[begin : begin + AHEAD], found.__setitem__)
+            yield from map(found.__getitem__, spans[begin : begin + AHEAD])
 
     def _meaning(self, error: Exception) -> OSError:
         what, kind = f"{type(error).__name__}: {printable(error)}", type(error).__name__

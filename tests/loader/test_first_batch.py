@@ -1,7 +1,6 @@
 """The first batch of a cold remote epoch waits for its own bytes: counted in bytes and requests, never in seconds."""
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import pytest
 import torch
 
 import loader.early
+import loader.http_ranges
 import loader.partial
+import loader.prefetch
 import loader.remote
-from loader import make_loader
+from loader import DataError, make_loader
 from loader.format import Field
 from loader.stopping import Stopped
 from tests.support.faulty_server import Fault, Handler, Server, ignore_range, serve, status, wrong_bytes
@@ -28,6 +29,7 @@ PADDED: list[Field] = [
 OPTIONS: dict[str, Any] = {"extras": ["key"], "seed": 3, "resolution": 256, "num_threads": 1}
 SHARDS, EACH = 4, 60
 BATCH = 8  # of 240: a thirtieth of the dataset
+LARGEST = 400  # bytes of a member; what lies between two is larger
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +59,11 @@ def sent(server: Server) -> int:
 
 
 def hold_back(server: Server) -> threading.Event:
-    """Whole tars, and what is left of them, come only when the event is set."""
+    """Whole tars, and the gaps between members, come only when the event is set."""
     let = threading.Event()
 
     def late(handler: Handler, body: bytes) -> None:
-        if len(body) > 10_000:
+        if len(body) > LARGEST:
             let.wait(60)
         handler.send_slowly(body)
 
@@ -76,14 +78,17 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
-def test_the_first_batch_comes_while_no_shard_does(server: Server, folder: Path) -> None:
+def test_the_first_batch_comes_while_no_shard_does(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader.early, "BATCHES", 1)
     let = hold_back(server)
     batches = make_loader(server.url, BATCH, **OPTIONS)
     first = next(iter(batches))
-    asked = Counter(range_ is None for path, range_, _ in server.requests if path.endswith(".tar"))
     assert sent(server) < tars(folder) / 20, "its own bytes and no more"
     # A latent and a caption of each sample, with a member between them.
-    assert asked[False] <= 2 * BATCH
+    assert batches.stats()["ranges"] <= 2 * BATCH
+    assert all(range_ for path, range_, _ in list(server.requests) if path.endswith(".tar"))
     let.set()
     local = make_loader(folder, BATCH, **OPTIONS)
     assert same(first, next(iter(local)))
@@ -98,17 +103,27 @@ def test_the_first_batch_comes_while_no_shard_does(server: Server, folder: Path)
 def test_an_epoch_is_the_local_one_and_no_byte_comes_twice(
     server: Server, folder: Path, batch_size: int, options: dict[str, Any]
 ) -> None:
-    """Also where the first batch is too much to fetch a second time, or a quarter of the dataset, which comes whole."""
+    """Also where the first batch is a twelfth of the dataset, or a quarter, which comes whole.
+
+    One process fetches its first batch once, and leaves it out of what follows: the gaps come over a few connections.
+    """
     batches = make_loader(server.url, batch_size, **OPTIONS, **options)
     local = make_loader(folder, batch_size, **OPTIONS, **options)
     assert all(same(a, b) for a, b in zip(batches, local, strict=True))
     stats = batches.stats()
     batches.close()
     local.close()
-    assert sent(server) <= 1.05 * tars(folder)
+    workers = options.get("num_workers", 1)
+    assert sent(server) <= (1.05 if workers > 1 else 1 + loader.early.LATER) * tars(folder)
+    whole = loader.prefetch.THREADS * loader.http_ranges.AHEAD
+    assert server.most_connections <= workers * (whole + loader.http_ranges.AT_ONCE)
     assert stats["substitutes"] == 0
     if not options:
         assert stats.get("ranges", 0) >= (2 * batch_size if batch_size < 60 else 0)
+        asked = len([path for path, *_ in server.requests if path.endswith(".tar")])
+        assert asked <= stats.get("ranges", 0) + 2 * batch_size + 2 * SHARDS, (
+            "a gap before each span, and one behind"
+        )
     again = make_loader(server.url, batch_size, **OPTIONS, **options)
     before = sent(server)
     assert len(list(again)) == len(again) and sent(server) == before and "ranges" not in again.stats()
@@ -161,12 +176,32 @@ def test_a_server_of_no_ranges_costs_nothing_but_the_wait(server: Server, folder
     assert len(ranged) <= (1 if fault is not wrong_bytes else 8 * 2 * BATCH)
 
 
-def test_what_was_wrong_by_range_is_in_no_file(server: Server, folder: Path, cache: Path) -> None:
-    """A bit is flipped on the way, in what the whole shard would be spared: it is fetched again, and told."""
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("on_error", ["substitute", "raise"])
+def test_what_was_wrong_by_range_is_told_and_is_in_no_file(
+    server: Server,
+    folder: Path,
+    cache: Path,
+    processes: int,
+    on_error: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A bit is flipped on the way, in what the whole shard is spared, or not: no header shows it, but the whole shard does."""
+    monkeypatch.setattr("loader.dataset.processes_here", lambda world_size: processes)
     server.faults["/train-00000.tar"] = [damaged_range]
-    batches = make_loader(server.url, 20, **OPTIONS)
-    assert len(list(batches)) == 12
+    batches = make_loader(server.url, 8, on_error=on_error, **OPTIONS)
+    if on_error == "raise":
+        with pytest.raises(
+            DataError, match=r"1 byte ranges that the first batches were read from.*begin again"
+        ):
+            list(batches)
+        batches.close()
+        batches = make_loader(server.url, 8, on_error=on_error, **OPTIONS)
+    assert len(list(batches)) == 30
+    assert batches.stats().get("wrong_ranges", 0) == (on_error == "substitute")
     batches.close()
+    assert "train-00000.tar: 1 byte ranges that the first batches were read from were not what" in caplog.text
     whole = {path.read_bytes() for path in (cache / "files").iterdir()}
     assert all(path.read_bytes() in whole for path in folder.glob("*.tar"))
 

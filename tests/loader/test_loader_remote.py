@@ -232,7 +232,7 @@ def test_what_is_in_use_is_never_removed(tmp_path: Path) -> None:
     contents = {hashlib.sha256(data).hexdigest(): data for data in (bytes([i]) * 100 for i in range(4))}
 
     def put(sha256: str) -> int:
-        return cache.open(sha256, 100, "x", lambda fd: (os.pwrite(fd, contents[sha256], 0), None)[1])
+        return cache.open(sha256, 100, "x", lambda part: part.add(contents[sha256]))
 
     names = list(contents)
     held = put(names[0])
@@ -263,7 +263,7 @@ def test_a_full_cache_in_use_elsewhere_is_waited_for_with_a_line_in_the_log(
 
         thread = threading.Thread(target=let_go)
         thread.start()
-        os.close(cache.open(sha256, 100, "the shard", lambda fd: (os.pwrite(fd, data, 0), None)[1]))
+        os.close(cache.open(sha256, 100, "the shard", lambda part: part.add(data)))
         thread.join()
     assert not held.exists()
 

@@ -84,6 +84,7 @@ class Server(ThreadingHTTPServer):
         self.texts: dict[str, bytes] = {}
         self.bytes_per_second: float | None = None
         self.sent: Counter[str] = Counter()  # bytes of each path
+        self.connections = self.most_connections = 0  # now, and at the same time so far
         self.counting = threading.Lock()
 
     @property
@@ -96,6 +97,17 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.counting:
+            self.server.connections += 1
+            self.server.most_connections = max(self.server.most_connections, self.server.connections)
+
+    def finish(self) -> None:
+        with self.server.counting:
+            self.server.connections -= 1
+        super().finish()
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, self.headers["Range"], self.headers["Authorization"]))
