@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loader.format import FormatError
+from loader.parquet_pages import read_columns
 from loader.printable import printable
 from loader.sidecar_schema import described_columns, sidecar_schema
 
@@ -125,13 +126,13 @@ def read_ok_rows(file: Any, columns: Sequence[str]) -> Any:
     import pyarrow.compute as pc  # not at the top: 0.16 s, before the first batch of whoever needs none of this
 
     try:
-        table = pq.read_table(file, columns=list(columns), use_threads=False)
-        rows = table.filter(pc.equal(table["status"], "ok")).drop_columns(["status"])
-    except (pa.ArrowException, KeyError) as error:
+        metadata = pq.read_metadata(file)
+        if lacking := sorted(set(columns) - set(metadata.schema.to_arrow_schema().names)):
+            raise FormatError(f"it has no column {lacking}")
+        table = read_columns(file, metadata, list(columns), LARGEST_TABLE, ROWS)
+    except pa.ArrowException as error:
         raise FormatError(printable(error)) from error
-    if set(rows.column_names) != set(columns) - {"status"}:
-        raise FormatError(f"it has no column {sorted(set(columns) - set(table.column_names))}")
-    return rows
+    return table.filter(pc.equal(table["status"], "ok")).drop_columns(["status"])
 
 
 def column_type(name: str) -> Any:
@@ -164,23 +165,7 @@ def _read(file: Any, members: Sequence[str], further: Sequence[str], rows: int) 
                 raise FormatError(f"the sidecar's column {name} is not one of {kind}")
         if metadata.num_rows != rows:
             raise FormatError(f"the sidecar has {metadata.num_rows} rows, the manifest says {rows}")
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        chunks = [group.column(n) for group in groups for n in range(group.num_columns)]
-        claimed = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema in columns)
-        read, total = [], 0
-        for batch in (
-            parquet.iter_batches(ROWS, columns=list(columns), use_threads=False)
-            if claimed <= LARGEST_TABLE
-            else ()
-        ):
-            total += batch.get_total_buffer_size()
-            if total > LARGEST_TABLE:
-                break
-            batch.validate(full=True)
-            read.append(batch)
-    if max(claimed, total) > LARGEST_TABLE:
-        raise FormatError(f"the sidecar unpacks to more than {LARGEST_TABLE} bytes")
-    table = pa.Table.from_batches(read, schema=pa.schema(list(columns.items())))
+    table = read_columns(file, metadata, list(columns), LARGEST_TABLE, ROWS)
     if len(table) != rows:
         raise FormatError(f"the sidecar has {len(table)} rows, the manifest says {rows}")
     return table

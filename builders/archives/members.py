@@ -8,30 +8,17 @@ as zero bytes, which the gate calls undecodable; an archive that breaks off rais
 
 import gzip
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
 
+from builders.archives.tar_reader import Member as Member
+from builders.archives.tar_reader import NoContent as NoContent
 from builders.archives.tar_reader import iter_tar
 from builders.archives.zips import iter_zip
 from builders.core import shallow_json
 from builders.core.errors import ArchiveError
 
 MAX_MEMBER_SIZE = 256 * 2**20  # bytes; no image is that large, and a header may claim anything
-
-
-class NoContent(bytes):
-    """What a member reads as whose content is not to be had: a link to nowhere, a sparse member."""
-
-
-class Member(NamedTuple):
-    """A file of an archive; `read` works until the next member is asked for.
-
-    fault: why its content is not to be had, and `read` gives nothing: a sparse member, a link to nowhere.
-    """
-
-    name: str
-    read: Callable[[], bytes]
-    fault: str | None = None
 
 
 def iter_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Member]:
@@ -50,8 +37,7 @@ def all_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Mem
                 yield Member(name.removeprefix("./"), read)
         else:
             unpacked: Any = gzip.GzipFile(fileobj=file) if magic[:2] == b"\x1f\x8b" else file
-            for entry in iter_tar(unpacked, MAX_MEMBER_SIZE):
-                yield Member(entry.name, NoContent if entry.fault else entry.read, entry.fault)
+            yield from iter_tar(unpacked, MAX_MEMBER_SIZE)
     except (struct.error, ValueError, OverflowError) as error:  # of a damaged header
         raise ArchiveError(f"{type(error).__name__}: {error}") from error
 

@@ -24,16 +24,19 @@ _MAX_SIZE = 2**62  # bytes
 _LONGEST_HOLE = 2**28  # bytes of zeros that are read in search of another member
 _SEEK_FROM = 4096  # bytes; less is read faster than skipped
 _BROKEN_GZIP = (EOFError, BadGzipFile, zlib.error)
-_OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
 _FILES, _LINKS, _EXTENSIONS = b"0\0007", b"12", b"xXLK"
 _NO_CONTENT = b"5gVDN"  # folders, global headers, volume labels, lists of folders
 
 
-class TarEntry(NamedTuple):
-    """A member that is a file, or a link to one; `read` works until the next entry is asked for.
+class NoContent(bytes):
+    """What a member reads as whose content is not to be had: a link to nowhere, a sparse member."""
 
-    fault: why its content is not to be had; None where it is. Then `read` gives nothing.
+
+class Member(NamedTuple):
+    """A file of an archive, or a link to one; `read` works until the next member is asked for.
+
+    fault: why its content is not to be had, and `read` gives NoContent: a sparse member, a link to nowhere.
     """
 
     name: str
@@ -52,7 +55,7 @@ class _Header(NamedTuple):
     is_sparse: bool
 
 
-def iter_tar(file: IO[bytes], max_size: int) -> Iterator[TarEntry]:
+def iter_tar(file: IO[bytes], max_size: int) -> Iterator[Member]:
     """Files and links in the archive's order; folders are passed over, contents over `max_size` bytes read as nothing.
 
     Raises ArchiveError at damage: a header whose checksum is wrong, an end that comes too early, zeros where data should be.
@@ -61,16 +64,16 @@ def iter_tar(file: IO[bytes], max_size: int) -> Iterator[TarEntry]:
     for header in _headers(file):
         read = functools.partial(_read_at, file, header.data, header.length, max_size)
         if header.is_sparse:
-            yield TarEntry(header.name, bytes, "a sparse member: pack the tar without --sparse")
+            yield Member(header.name, NoContent, "a sparse member: pack the tar without --sparse")
         elif header.kind in _FILES:
             if targets is not None:
                 targets.add(header)
-            yield TarEntry(header.name, read)
+            yield Member(header.name, read)
         elif header.kind in _LINKS:
             targets = targets or _Targets(file, header.data)
             yield targets.resolve(header, max_size)
         elif header.kind not in _NO_CONTENT:
-            yield TarEntry(header.name, bytes, f"a member of kind {header.kind!r}, which is no file")
+            yield Member(header.name, NoContent, f"a member of kind {header.kind!r}, which is no file")
 
 
 class _Targets:
@@ -89,21 +92,23 @@ class _Targets:
     def add(self, header: _Header) -> None:
         self._places[header.name] = header.data, header.length
 
-    def resolve(self, link: _Header, max_size: int) -> TarEntry:
+    def resolve(self, link: _Header, max_size: int) -> Member:
         """The link as the file that it leads to, which must come before it."""
         if self._is_packed:
-            return TarEntry(
+            return Member(
                 link.name,
-                bytes,
+                NoContent,
                 "a link inside a compressed tar: unpack it, or pack it with --hard-dereference",
             )
         name = _plain(link.link)
         if link.kind == b"2":
             name = posixpath.normpath(posixpath.join(posixpath.dirname(link.name), link.link))
         if name not in self._places:
-            return TarEntry(link.name, bytes, f"a link to {link.link}, which is not before it in the archive")
+            return Member(
+                link.name, NoContent, f"a link to {link.link}, which is not before it in the archive"
+            )
         self._places[link.name] = place = self._places[name]
-        return TarEntry(link.name, functools.partial(_read_at, self._file, *place, max_size))
+        return Member(link.name, functools.partial(_read_at, self._file, *place, max_size))
 
 
 def _headers(file: IO[bytes]) -> Iterator[_Header]:
@@ -131,7 +136,8 @@ def _headers(file: IO[bytes]) -> Iterator[_Header]:
             yield header
             if header.kind != b"g":
                 extensions = {}
-        _go_to(file, at)
+        if gap := at - file.tell():
+            _go_to(file, at, gap)
     if hole:
         raise ArchiveError(f"{hole:,} bytes of zeros at its end: a download that was not finished")
 
@@ -152,7 +158,7 @@ def _past_zeros(file: IO[bytes], at: int, zeros: int) -> tuple[int, int, bytes]:
     while chunk := _read(file, 2**16):
         if rest := chunk.lstrip(b"\0"):
             start = (len(chunk) - len(rest)) // BLOCK * BLOCK
-            _go_to(file, at + start)
+            _go_to(file, at + start, start - len(chunk))
             return at + start + BLOCK, zeros + start, _read(file, BLOCK)
         at, zeros = at + len(chunk), zeros + len(chunk)
         if zeros > _LONGEST_HOLE:
@@ -165,18 +171,22 @@ def _parse(block: bytes, data: int, extensions: dict[str, str]) -> _Header:
         raise ArchiveError("cut short inside a header")
     if not _checksum_holds(block):
         raise ArchiveError("a header is damaged, or it is no tar: its checksum is wrong")
-    kind = block[156:157]
+    kind, name, link, is_sparse = block[156:157], "", "", False
     length = 0 if kind == b"1" else _number(block[124:136])
-    if "size" in extensions and kind not in _EXTENSIONS + b"1":
-        length = _decimal(extensions["size"])
+    if extensions:
+        if "size" in extensions and kind not in _EXTENSIONS + b"1":
+            length = _decimal(extensions["size"])
+        name = extensions.get("GNU.sparse.name") or extensions.get("path", "")
+        link = extensions.get("linkpath", "")
+        is_sparse = any(key.startswith("GNU.sparse.") for key in extensions)
     if length > _MAX_SIZE:
         raise ArchiveError("a member of absurd length")
-    name = extensions.get("GNU.sparse.name") or extensions.get("path") or _ustar_name(block)
+    name = name or _ustar_name(block)
     if kind in b"0\0" and name.endswith("/"):  # a folder, before there was a kind for it
         kind = b"5"
-    is_sparse = kind == b"S" or any(key.startswith("GNU.sparse.") for key in extensions)
-    link = extensions.get("linkpath") or _text(block[157:257])
-    return _Header(_plain(name), kind, link, data, length, is_sparse)
+    if kind in _LINKS:
+        link = link or _text(block[157:257])
+    return _Header(_plain(name), kind, link, data, length, is_sparse or kind == b"S")
 
 
 def _extension(file: IO[bytes], header: _Header) -> dict[str, str]:
@@ -213,24 +223,25 @@ def _decimal(text: str) -> int:
 def _number(field: bytes) -> int:
     if field[0] == 0x80:  # GNU base 256; 0xff begins a negative number
         return int.from_bytes(field[1:], "big")
-    if match := _OCTAL.fullmatch(field.partition(b"\0")[0]):
-        return int(match[1] or b"0", 8)
-    raise ArchiveError("a header is damaged: its size is no number")
+    digits = field.partition(b"\0")[0].strip(b" ")
+    if digits.strip(b"01234567"):
+        raise ArchiveError("a header is damaged: its size is no number")
+    return int(digits or b"0", 8)
 
 
 def _checksum_holds(block: bytes) -> bool:
     """Whether the sum of the bytes is the one that is written; of signed ones too, as old Sun tars have it."""
-    written = _number(block[148:156])
-    spaced = block[:148] + b"        " + block[156:]
-    # The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
-    if (zlib.adler32(spaced) & 0xFFFF) == (written + 1) % 65521:
+    field = block[148:156]
+    # The field itself counts as spaces. The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
+    wanted = _number(field) - 8 * 32 + sum(field)
+    if (zlib.adler32(block) & 0xFFFF) == (wanted + 1) % 65521:
         return True
-    return sum(byte - 256 if byte > 127 else byte for byte in spaced) == written
+    return sum(block) - 256 * sum(byte > 127 for byte in block[:148] + block[156:]) == wanted
 
 
 def _ustar_name(block: bytes) -> str:
-    name, prefix = _text(block[:100]), _text(block[345:500])
-    return f"{prefix}/{name}" if prefix and block[257:263] == b"ustar\0" else name
+    name = _text(block[:100])
+    return f"{_text(block[345:500])}/{name}" if block[345] and block[257:263] == b"ustar\0" else name
 
 
 def _text(field: bytes) -> str:
@@ -246,7 +257,8 @@ def _plain(name: str) -> str:
 def _read_at(file: IO[bytes], offset: int, length: int, max_size: int) -> bytes:
     if length > max_size:
         return b""
-    _go_to(file, offset)
+    if gap := offset - file.tell():
+        _go_to(file, offset, gap)
     return _exactly(file, length)
 
 
@@ -264,12 +276,15 @@ def _exactly(file: IO[bytes], length: int) -> bytes:
     return data
 
 
-def _go_to(file: IO[bytes], offset: int) -> None:
-    """Forward by reading where that is faster. A place behind the end of the file passes unnoticed; the next read finds nothing."""
+def _go_to(file: IO[bytes], offset: int, gap: int) -> None:
+    """Move by `gap` bytes to `offset`, forward by reading where that is faster.
+
+    A place behind the end of the file passes unnoticed; the next read finds nothing.
+    """
     try:
-        if 0 < (gap := offset - file.tell()) <= _SEEK_FROM:
+        if 0 < gap <= _SEEK_FROM:
             _read(file, gap)
-        elif gap:
+        else:
             file.seek(offset)
     except _BROKEN_GZIP as error:
         raise ArchiveError(f"compressed data: {error}") from error

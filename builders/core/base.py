@@ -119,18 +119,17 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         for index, shard in enumerate(shards):
             seen: set[str] = set()
             for number, row in enumerate(self._rows(shard)):
-                row = _with_joined(row, files, account, self.CAPTION_KIND, self.config.captions_order)
+                if files:
+                    row = _with_joined(row, files, account, self.CAPTION_KIND, self.config.captions_order)
                 if row.key in seen:
                     row = row._replace(reject="duplicate_key")
                 seen.add(row.key)
                 record = judge(row, self.config, self.CAPTION_KIND)
                 if account is not None:
                     account.rows[record.reject or "ok"] += 1
-                    account.without.update(
-                        file.name
-                        for file in files
-                        if record.reject is None and file.name not in record.caption_kinds
-                    )
+                    if files and record.reject is None:
+                        kinds = record.caption_kinds
+                        account.without.update(file.name for file in files if file.name not in kinds)
                 if record.reject is None or self.config.keep_rejected:
                     yield Key(index, number), self._columns(record)
             if account is not None:

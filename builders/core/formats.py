@@ -6,6 +6,8 @@ import zlib
 DECODED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADERS = (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
+# The second bytes of frame headers that libjpeg-turbo reads: baseline, extended and progressive, the last two of arithmetic coding.
+_FRAMES = b"\xc0\xc1\xc2\xc9\xca"
 # What people have in image folders, and no decoder here reads.
 _OTHERS = {
     "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
@@ -89,6 +91,17 @@ def jpeg_parts(data: bytes) -> tuple[int, int]:
     return frame, -1
 
 
+def unsupported_jpeg(data: bytes) -> str | None:
+    """What a JPEG is that no decoder here reads, as scanners and cameras for medicine and X-rays write them; None for all others."""
+    frame = jpeg_parts(data)[0]
+    header = data[frame : frame + 5] if frame >= 0 else b""
+    if len(header) < 5:
+        return None
+    if header[1] not in _FRAMES:
+        return "a lossless or hierarchical JPEG"
+    return f"a JPEG of {header[4]} bits" if header[4] in (12, 16) else None
+
+
 def plain_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Width and height from the header, or None where only Pillow can tell: something in it may hold a rotation.
 
@@ -99,6 +112,8 @@ def plain_size(data: bytes, kind: str) -> tuple[int, int] | None:
         if (
             frame < 0 or scan < 0 or data.find(b"\xff\xe1", 0, scan) >= 0
         ):  # APP1: EXIF, XMP; behind the frame too
+            return None
+        if data[frame + 1] not in _FRAMES or data[frame + 4] != 8:
             return None
         height, width = struct.unpack(">HH", data[frame + 5 : frame + 9])
         return width, height

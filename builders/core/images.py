@@ -17,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from builders.core.color import is_for_rgb, to_srgb
-from builders.core.formats import DECODED, has_end, plain_size, sniff, unsupported
+from builders.core.formats import DECODED, has_end, plain_size, sniff, unsupported, unsupported_jpeg
 
 __all__ = [
     "MAX_PIXELS",
@@ -89,6 +89,8 @@ def probe(data: bytes) -> ImageInfo:
             return ImageInfo(kind, *size)
     except struct.error:
         raise UndecodableImage(f"{kind} header cut short") from None
+    if kind == "JPEG" and (other := unsupported_jpeg(data)):
+        raise UnsupportedImage(f"{other} is not decoded")
     with _pillow_errors():
         image = _open(data)
         width, height = image.size

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.core.images import decode_rgb
+from builders.core.images import UndecodableImage, decode_rgb
 
 
 class RgbImage(datasets.Image):
@@ -21,7 +21,13 @@ class RgbImage(datasets.Image):
 
     def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Any:
         if self.decode and isinstance(value, dict) and value["bytes"] is not None:
-            return decode_rgb(value["bytes"], color_profile=self.color_profile)
+            try:
+                return decode_rgb(value["bytes"], color_profile=self.color_profile)
+            except UndecodableImage as error:
+                raise UndecodableImage(
+                    f"image of {len(value['bytes']):,} bytes: {error}. It is damaged in its middle: load with check_pixels=True, "
+                    "which counts such pictures as undecodable, or read bytes by cast_column('image', datasets.Image(decode=False))"
+                ) from error
         return super().decode_example(value, token_per_repo_id)
 
     def __eq__(self, other: object) -> bool:  # to its stored self, so that the two concatenate

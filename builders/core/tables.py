@@ -1,12 +1,14 @@
 """Tables of file names and captions, row by row: CSV, JSON lines or Parquet.
 
 A table is read as it is or not at all: a comma in an unquoted caption would cut it, so a CSV row that does not fit its header is an
-error with file and line, as pandas and `datasets`' imagefolder have it.
+error with file and line, as pandas and `datasets`' imagefolder have it. Fields are parted by commas; where the header has none, by
+semicolons or tabs.
 """
 
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import IO, Any
 
 import pyarrow.parquet
@@ -17,6 +19,7 @@ from builders.core.text_file import encoding_of
 
 __all__ = ["column_names", "read_table"]
 
+_SIGNS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 _LONGEST_FIELD = 2**24  # characters of a CSV field
 
 
@@ -68,13 +71,16 @@ def read_table(
 
 def _csv_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader(file, strict=True)
+    beginning = file.readline()
+    # As Excel writes them where the comma is the decimal sign, and what is copied out of a sheet.
+    delimiter = next((sign for sign in ",;\t" if sign in beginning), ",")
+    reader = csv.reader(chain([beginning], file), delimiter=delimiter, skipinitialspace=True, strict=True)
     header = next(reader, [])
     for row in reader:
         if row and len(row) != len(header):
             raise ValueError(
-                f"line {reader.line_num} has {len(row)} fields, the header {len(header)}: {','.join(row):.80}. "
-                "A field with a comma is written in double quotes"
+                f"line {reader.line_num} has {len(row)} fields, the header {len(header)}: {delimiter.join(row):.80}. "
+                f"A field with {_SIGNS[delimiter]} is written in double quotes"
             )
         if row:
             yield reader.line_num, dict(zip(header, row, strict=True))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import builders
 from builders.archives.members import all_members
 from builders.archives.remote import open_file
 from builders.archives.zips import count_zip, zip_names
@@ -80,6 +81,24 @@ def test_a_damaged_picture_is_rejected_or_reads_as_pillow_reads_it(damaged: Path
                 assert (pixels == np.asarray(upright)).all()
     reasons = {row["reject"] for row in rows} - {None}
     assert reasons <= {"undecodable", "too_small", "too_large", "unsupported_format"}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_picture_damaged_in_its_middle_raises_with_a_cure_or_is_counted(
+    streaming: bool, build: Build, tmp_path: Path
+) -> None:
+    data = bytearray(PICTURES["lossless.webp"])
+    middle = len(data) // 2
+    data[middle : middle + 16] = b"\xff\xc0" * 8
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.webp").write_bytes(data)
+    (tmp_path / "photos/a.txt").write_bytes(b"a")
+    options = {"data_dir": str(tmp_path / "photos"), "min_image_size": 1, "streaming": streaming}
+    rows = builders.load_dataset("builders/folder", split="train", cache_dir=str(tmp_path / "c"), **options)
+    with pytest.raises(images.UndecodableImage, match=r"check_pixels=True"):
+        list(rows)
+    (row,) = build("folder", check_pixels=True, keep_rejected=True, **options)
+    assert row["reject"] == "undecodable"
 
 
 def _members() -> list[tuple[str, bytes]]:

@@ -4,12 +4,15 @@ import gc
 import importlib
 import os
 import re
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
 from builders.core.images import decode_rgb
 from tests.builders.conftest import Build
@@ -180,6 +183,36 @@ def test_every_picture_of_imagefolder_is_ours_or_in_the_account(
     assert len(theirs) >= 8 and theirs <= ours
 
 
+def _transparent(mode: str) -> Image.Image:
+    """A photograph that fades from left to right."""
+    picture = photo(5).convert("RGBA")
+    picture.info = {}
+    picture.putalpha(Image.linear_gradient("L").rotate(90).resize(picture.size))
+    return picture.convert(mode)
+
+
+def _grey_of_16_bits() -> Image.Image:
+    greys = np.asarray(photo(1).convert("L")).astype(np.uint16) * 257
+    return Image.fromarray(greys)
+
+
+def _png_of_16_bits() -> bytes:
+    """16 bits in each of three channels, which Pillow reads and does not write."""
+    pixels = (np.asarray(photo(6).resize((64, 48))).astype(">u2") * 257).reshape(48, -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 64, 48, 16, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
 PICTURES = {
     "jpeg": jpeg(0),
     "jpeg, turned": jpeg(1, orientation=6),
@@ -191,6 +224,18 @@ PICTURES = {
     "webp": encode(photo(2), "WEBP"),
     "webp, lossless": webp(3),
     "gif": encode(photo(4), "GIF"),
+    "png, transparent": encode(_transparent("RGBA"), "PNG"),
+    "png, grey and transparent": encode(_transparent("LA"), "PNG"),
+    "png, one colour transparent": encode(photo(1).quantize(16), "PNG", transparency=3),
+    "png, 16 bits of colour": _png_of_16_bits(),
+    "webp, transparent": encode(_transparent("RGBA"), "WEBP", lossless=True),
+    "gif, animated": encode(photo(0), "GIF", save_all=True, append_images=[photo(1), photo(2)]),
+    "gif, one colour transparent": encode(photo(1).quantize(16), "GIF", transparency=3),
+    "png, animated": encode(photo(0), "PNG", save_all=True, append_images=[photo(1)]),
+    "tiff, two pages": encode(photo(1), "TIFF", save_all=True, append_images=[photo(2)]),
+    "tiff, 16 bits of grey": encode(_grey_of_16_bits(), "TIFF"),
+    "tiff, packed": encode(photo(1), "TIFF", compression="tiff_lzw"),
+    "mpo": encode(photo(3), "MPO", save_all=True, append_images=[photo(4)]),
     "bmp": encode(photo(0), "BMP"),
     "tiff": encode(photo(1), "TIFF"),
 }

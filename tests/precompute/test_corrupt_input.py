@@ -18,6 +18,7 @@ from PIL import Image
 
 from builders.core.account import REASONS
 from builders.core.base import SourceRow
+from builders.core.images import UndecodableImage, decode_rgb, is_whole
 from builders.webdataset import Webdataset
 from loader.format import Manifest
 from precompute import run
@@ -47,6 +48,17 @@ def bomb() -> bytes:
     )
 
 
+def damaged_in_its_middle() -> bytes:
+    """A JPEG that passes the gate and does not decode."""
+    data = bytearray(jpeg(3, SIZE))
+    middle = len(data) // 2
+    data[middle : middle + 16] = b"\xff\xc0" * 8
+    assert is_whole(bytes(data), "JPEG")
+    with pytest.raises(UndecodableImage):
+        decode_rgb(bytes(data))
+    return bytes(data)
+
+
 # what is in the tar instead of a photograph and its caption, and what must become of it
 BAD: list[tuple[str, dict[str, bytes], str]] = [
     ("html", {"jpg": HTML, "txt": b"a page"}, "undecodable"),
@@ -57,6 +69,7 @@ BAD: list[tuple[str, dict[str, bytes], str]] = [
         {"jpg": jpeg(0, SIZE)[:300] + bytes(range(256)) * 20 + b"\xff\xd9", "txt": b"noise"},
         "undecodable",
     ),
+    ("middle", {"jpg": damaged_in_its_middle(), "txt": b"passes the gate"}, "undecodable"),
     ("bomb", {"png": bomb(), "txt": b"a bomb"}, "too_large"),
     ("small", {"jpg": jpeg(1, (300, 200)), "txt": b"small"}, "too_small"),
     ("silent", {"jpg": jpeg(2, SIZE)}, "missing_caption"),

@@ -9,6 +9,8 @@ import pytest
 
 __all__ = ["listed_by_find", "members_by_others", "pack_by_tar", "picture_by_imagemagick"]
 
+_ON_WHITE = ("-background", "white", "-alpha", "remove", "-colorspace", "sRGB")
+
 
 def listed_by_find(root: Path) -> set[str]:
     """All files under a folder, links followed, relative to it."""
@@ -31,9 +33,9 @@ def pack_by_tar(archive: Path, folder: Path, *options: str) -> None:
 
 
 def picture_by_imagemagick(data: bytes) -> bytes | None:
-    """The pixels as ImageMagick reads them, upright 8-bit RGB in rows; None where it reads nothing or complains."""
+    """The first frame as ImageMagick reads it, upright 8-bit RGB in rows, transparency on white; None where it reads nothing or complains."""
     done = subprocess.run(
-        [_program("convert"), "-[0]", "-auto-orient", "-depth", "8", "rgb:-"],
+        [_program("convert"), "-[0]", "-auto-orient", *_ON_WHITE, "-depth", "8", "rgb:-"],
         input=data,
         capture_output=True,
         check=False,

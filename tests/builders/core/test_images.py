@@ -12,6 +12,7 @@ from builders.core.images import (
     MAX_PIXELS,
     ImageTooLarge,
     UndecodableImage,
+    UnsupportedImage,
     decode_rgb,
     is_whole,
     probe,
@@ -160,6 +161,27 @@ def test_a_bomb_that_pillow_refuses_to_open_is_too_large_and_not_broken(kind: An
     data[at : at + 4] = b"\x70" * 4  # 28,784 pixels each way
     with pytest.raises(ImageTooLarge):
         probe(bytes(data))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("frame", [n for n in range(0xC0, 0xD0) if n not in (0xC4, 0xC8, 0xCC)])
+@pytest.mark.parametrize("orientation", [None, 6])
+def test_a_jpeg_of_a_kind_that_nothing_here_reads_is_unsupported(frame: int, bits: int, orientation: int | None) -> None:
+    """Lossless, hierarchical, 12 bits: Pillow says so while it decodes, too late for the gate."""
+    progressive = frame in (0xC2, 0xCA)
+    data = bytearray(jpeg(1, (64, 48), orientation=orientation))
+    if progressive:
+        data = bytearray(encode(photo(1, (64, 48)), "JPEG", progressive=True))
+    at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    data[at + 1], data[at + 4] = frame, bits
+    if frame in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) and bits == 8:
+        assert probe(bytes(data)).format == "JPEG"
+        decode_rgb(bytes(data))
+        return
+    with pytest.raises(UnsupportedImage):
+        probe(bytes(data))
+    with pytest.raises(UndecodableImage):
+        decode_rgb(bytes(data))
 
 
 def test_a_float_image_is_not_whole() -> None:

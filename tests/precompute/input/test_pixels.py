@@ -2,13 +2,15 @@
 
 import hashlib
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from builders.core.images import UndecodableImage
+from builders.core.images import MAX_PIXELS, UndecodableImage, is_whole, probe
 from precompute.input.pixels import read_picture, recipe
+from tests.support.mutations import mutated
 from tests.support.raw.photos import encode, jpeg, photo, png
 
 
@@ -65,6 +67,37 @@ def test_unfit_images_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImage) as error:
         read_picture(data, [256])
     assert error.value.reject == reason
+
+
+DAMAGED = {
+    "JPEG": jpeg(0, (96, 80)),
+    "progressive JPEG": encode(photo(2, (96, 80)), "JPEG", progressive=True),
+    "lossless WebP": encode(photo(2, (96, 80)), "WEBP", lossless=True),
+    **{kind: encode(photo(1, (96, 80)), kind) for kind in ("PNG", "WEBP", "AVIF", "GIF", "TIFF")},
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_picture_damaged_anywhere_becomes_pixels_or_a_reason(kind: str) -> None:
+    """What passed the gate too: pixels are read once more here, and a reason goes into the ledger."""
+    passed = unfit = 0
+    for seed in range(int(os.environ.get("LATENTMILL_FUZZ", "60"))):
+        data = mutated(DAMAGED[kind], seed)
+        try:
+            info = probe(data)
+            passed += info.width * info.height <= MAX_PIXELS and is_whole(data, info.format)
+        except UndecodableImage:
+            pass
+        try:
+            picture = read_picture(data, [32])
+        except UndecodableImage as error:
+            assert error.reject in ("undecodable", "unsupported_format", "too_large")
+            unfit += 1
+        else:
+            assert picture.pixels[32].shape == (32, 32, 3)
+    # Of a PNG every byte has its checksum.
+    assert unfit and (passed or kind == "PNG")
 
 
 GOLDEN = {2: "94f8e7c18611fc5c"}
