@@ -1,6 +1,5 @@
 """The gate: one function that judges a source row, of our datasets and of others'."""
 
-from dataclasses import replace
 from typing import Protocol
 
 from builders.core import images
@@ -29,40 +28,44 @@ def judge(row: SourceRow, rules: Rules, kind: str, decoded_later: bool = False) 
         return Record(row.key, source=source, extras=row.extras, reject=row.reject)
     cleaned, fault = clean_captions(row.captions, rules.caption_cleaning)
     kinds = row.kinds or [kind] * len(row.captions or ())
-    found = Record(
+    image, width, height, reject = row.image, None, None, "missing_image" if row.image is None else fault
+    if image is not None and fault is None:
+        try:
+            image, width, height, reject = _see(image, rules, decoded_later)
+        except images.UndecodableImage as error:
+            reject = error.reject
+    return Record(
         row.key,
         cleaned[0][1] if cleaned else None,
-        row.image,
+        image,
         source,
         row.extras,
         [text for _, text in cleaned],
         [kinds[number] for number, _ in cleaned],
+        width,
+        height,
+        reject,
     )
-    if row.image is None:
-        return replace(found, reject="missing_image")
-    if fault is not None:
-        return replace(found, reject=fault)
-    try:
-        return _see(found, row.image, rules, decoded_later)
-    except images.UndecodableImage as error:
-        return replace(found, reject=error.reject)
 
 
-def _see(record: Record, data: bytes, rules: Rules, decoded_later: bool) -> Record:
-    """Judge the image. Raises UndecodableImage where its size is not to be had."""
-    info = images.probe(data)
-    record, edge = replace(record, width=info.width, height=info.height), min(info.width, info.height)
+def _see(data: bytes, rules: Rules, decoded_later: bool) -> tuple[bytes, int, int, str | None]:
+    """The image, smaller where the rules say so, its width and height, and why it is none to use.
+
+    Raises UndecodableImage where its size is not to be had.
+    """
+    _, width, height = info = images.probe(data)
+    edge = min(width, height)
+    if width * height > images.MAX_PIXELS:
+        return data, width, height, images.ImageTooLarge.reject
+    if edge < rules.min_image_size:
+        return data, width, height, "too_small" if edge else "undecodable"
     try:
-        if info.width * info.height > images.MAX_PIXELS:
-            raise images.ImageTooLarge(f"{info.width} x {info.height}")
-        if edge < rules.min_image_size:
-            return replace(record, reject="too_small" if edge else "undecodable")
         if not decoded_later and not images.is_whole(data, info.format, rules.check_pixels):
-            raise images.UndecodableImage("it is not whole")
+            return data, width, height, "undecodable"
         if rules.max_image_size is None or edge <= rules.max_image_size:
-            return record
+            return data, width, height, None
         small = images.shrink(data, rules.max_image_size, rules.lossless, rules.color_profile)
     except images.UndecodableImage as error:
-        return replace(record, reject=error.reject)
-    info = images.probe(small)
-    return replace(record, image=small, width=info.width, height=info.height)
+        return data, width, height, error.reject
+    _, width, height = images.probe(small)
+    return small, width, height, None

@@ -10,7 +10,7 @@ import pytest
 
 from loader.format import FormatError
 from loader.parquet_pages import read_columns
-from precompute.shards.sidecar_table import read_table
+from precompute.shards.sidecar_table import read_sidecar_table
 
 ROWS = 20_000
 MOST = 1 << 26
@@ -40,7 +40,7 @@ def test_a_long_text_that_all_rows_repeat_is_refused_before_it_is_written_out(ne
     assert len(data) < 1 << 20
     pool = pa.default_memory_pool()
     before = pool.max_memory()
-    for reader in (read, read_table):
+    for reader in (read, read_sidecar_table):
         with pytest.raises(FormatError, match="unpacks to more"):
             reader(data)
     assert pool.max_memory() - before < MOST
