@@ -166,7 +166,9 @@ def test_a_bomb_that_pillow_refuses_to_open_is_too_large_and_not_broken(kind: An
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("frame", [n for n in range(0xC0, 0xD0) if n not in (0xC4, 0xC8, 0xCC)])
 @pytest.mark.parametrize("orientation", [None, 6])
-def test_a_jpeg_of_a_kind_that_nothing_here_reads_is_unsupported(frame: int, bits: int, orientation: int | None) -> None:
+def test_a_jpeg_of_a_kind_that_nothing_here_reads_is_unsupported(
+    frame: int, bits: int, orientation: int | None
+) -> None:
     """Lossless, hierarchical, 12 bits: Pillow says so while it decodes, too late for the gate."""
     progressive = frame in (0xC2, 0xCA)
     data = bytearray(jpeg(1, (64, 48), orientation=orientation))

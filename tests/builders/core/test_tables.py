@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ DIALECTS = itertools.product(
 
 @pytest.mark.parametrize(("delimiter", "end", "quoting", "encoding"), DIALECTS)
 def test_a_csv_of_any_dialect_is_what_was_written(
-    delimiter: str, end: str, quoting: int, encoding: str, tmp_path: Path
+    delimiter: str, end: str, quoting: Any, encoding: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "metadata.csv"
     with path.open("w", encoding=encoding, newline="") as file:

@@ -212,12 +212,14 @@ def test_a_body_without_end_is_cut_at_the_published_size(
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_server_of_a_byte_now_and_then_is_given_up(server, downloader, waits, monkeypatch):
+def test_a_server_of_a_byte_now_and_then_is_given_up(
+    server: Any, downloader: Any, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each byte comes in time; by the clock of the test, two minutes lie between them."""
     clock = iter(range(0, 10**9, 121))
-    monkeypatch.setattr(fetch.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("builders.download.fetch.time.monotonic", lambda: next(clock))
     server.faults["a.zip"] = cut_after(1e-6, times=10**9)
-    with pytest.raises(fetch.DownloadError, match=r"2 bytes in 120 s, for half an hour"):
+    with pytest.raises(DownloadError, match=r"2 bytes in 120 s, for half an hour"):
         downloader.fetch(source(server))
     assert sum(waits) == PATIENCE
 
