@@ -51,9 +51,8 @@ class ProgressBar:
     def end(self, rows: int) -> None:
         """The last line. rows: of the whole split, as its shards have them."""
         if self._shown:
-            self._write(
-                [f"{rows:,}/{rows:,} images, 00:00 left", *self._told(self._last.rows / self._last.busy)]
-            )
+            told = self._told(self._last.rows / self._last.busy) if self._last.rows else []
+            self._write([f"{rows:,}/{rows:,} images, 00:00 left", *told])
 
     def close(self) -> None:
         self._line.close()

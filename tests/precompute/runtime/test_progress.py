@@ -169,6 +169,15 @@ def test_the_bar_says_it_live_and_ends_on_what_is_there(
     assert last_line(capsys).startswith(f"{2 * ROWS}/{2 * ROWS} images, 00:00 left, reading, ")
 
 
+def test_where_nothing_was_left_to_do_the_bar_tells_of_no_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = bar_of(Made().units, tmp_path, before=(2, 2 * ROWS))
+    bar.end(rows=2 * ROWS)
+    bar.close()
+    assert last_line(capsys) == f"{2 * ROWS}/{2 * ROWS} images, 00:00 left"
+
+
 @pytest.mark.parametrize("stop", [True, False])
 def test_the_bar_fits_a_narrow_terminal_with_the_bottleneck(
     stop: bool,
