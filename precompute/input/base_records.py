@@ -59,6 +59,10 @@ class BaseRecords:
         """Nothing: what the source holds beside its rows, the base has counted."""
         return {}
 
+    def files(self, unit: Unit) -> Sequence[str]:
+        """Local files that the images of a unit come from; what comes out of the base is known by its hashes."""
+        return self._source.files(self._source.units[unit.index]) if self._source else ()
+
     @property
     def covering(self) -> Sequence[int]:
         """The resolutions of the base."""

@@ -1,6 +1,7 @@
 """Records of any other dataset that `datasets.load_dataset` takes, judged here by an image and a caption column."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,18 @@ class OtherRecords(Records):
     def _identify_sources(self, builder: Any) -> str | None:
         """A hash of the names and sizes of local files; None for the Hub's, whose commit is in the recipe."""
         folder = self.source.data_dir or Path(self.source.dataset)
+        self._files: list[str] = []
         if not folder.is_dir():
             return None
         files = sorted(path for path in folder.rglob("*") if path.is_file())
+        self._files = [str(path) for path in files]
         return short_hash(
             repr([(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files])
         )
+
+    def files(self, unit: Unit) -> Sequence[str]:
+        """All files of the folder: which of them a unit is read from, only `datasets` knows."""
+        return self._files
 
     def _recipe(self, builder: Any) -> dict[str, Any]:
         source = self.source

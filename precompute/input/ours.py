@@ -1,9 +1,10 @@
 """Records of our own datasets, whose builders judge each row and say so in `reject`."""
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -79,10 +80,17 @@ class OurRecords(Records):
             left = self._builder.left_out(split, self._shards[unit.shard]) if unit.stop is None else {}
         return {reason: files for reason, (files, _) in left.items() if files}
 
-    def files(self, unit: Unit) -> list[str]:
-        """Local files that a unit is read from, as far as its builder knows them."""
-        known = None if self.source.prepare else getattr(self._builder, "files", None)
-        return list(known(self._shards[unit.shard])) if known else []
+    def files(self, unit: Unit) -> Sequence[str]:
+        """Local files that a unit is read from, as far as its builder knows them; of a prepared dataset, whose rows are of no one
+        file, all of them."""
+        known = getattr(self._builder, "files", None)
+        if not known:
+            return ()
+        return self._prepared_from if self.source.prepare else known(self._shards[unit.shard])
+
+    @functools.cached_property
+    def _prepared_from(self) -> list[str]:
+        return [path for shard in self._shards for path in self._builder.files(shard)]
 
     def _recipe(self, builder: Any) -> dict[str, Any]:
         config = {

@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,10 @@ class Records(ABC):
     def left_out(self, unit: Unit) -> Mapping[str, int]:
         """Files of the source that belong to no row, by reason, of a unit whose rows have been read to the end."""
         return {}
+
+    def files(self, unit: Unit) -> Sequence[str]:
+        """Local files that a unit is read from, as far as they are known."""
+        return ()
 
     @abstractmethod
     def _options(self) -> dict[str, Any]:

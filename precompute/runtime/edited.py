@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 
 from precompute.input.base_records import BaseRecords
-from precompute.input.ours import OurRecords
 from precompute.input.records import Records
 from precompute.input.stamps import Stamp, newer, stamp_of, told
-from precompute.input.units import Unit
 from precompute.shards.manifest import ManifestKeeper
-
-
-def source_files(records: Records | BaseRecords, unit: Unit) -> list[str]:
-    """None are known of datasets that are not ours, nor of a layer, which is held against its base by hashes."""
-    return records.files(unit) if isinstance(records, OurRecords) else []
 
 
 def look(records: Records | BaseRecords) -> dict[int, Stamp]:
     """Look what each unit's files are like now, where they are known."""
-    return {unit.index: stamp for unit in records.units if (stamp := stamp_of(source_files(records, unit)))}
+    stamps, paths, stamp = {}, None, None
+    for unit in records.units:
+        # Units of one reading share one list of files, which is looked at once.
+        if (here := records.files(unit)) is not paths:
+            paths, stamp = here, stamp_of(here)
+        if stamp:
+            stamps[unit.index] = stamp
+    return stamps
 
 
 def redo_changed(
@@ -25,11 +25,12 @@ def redo_changed(
 ) -> str:
     """What is to be said of source files that changed since their unit was finished. redo: these units begin anew."""
     names: list[str] = []
-    units = []
+    units, paths = [], None
     for unit, then in keeper.sources_then().items():
         if (now := sources.get(unit)) and then != now.as_json():
             units.append(unit)
-            names += newer(source_files(records, records.units[unit]), then)
+            if (here := records.files(records.units[unit])) is not paths:
+                paths, names = here, names + newer(here, then)
     if not units:
         return ""
     if redo:

@@ -1,16 +1,19 @@
 """A folder whose files were edited, copied or added to between two runs of the same command."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from loader import make_loader
 from tests.support.launching import TOY, run_here
+from tests.support.raw.archive import write_tar
 
 Run = Callable[..., str]
 SAYS = "changed since they were encoded"
@@ -109,3 +112,96 @@ def test_a_folder_that_grew_goes_on_in_a_second_one(
     assert captions(tmp_path / "out", tmp_path / "out2") == sorted(
         ["a new picture", *(f"picture {n}" for n in range(8))]
     )
+
+
+def as_tar(photos: Path, captions: list[str]) -> None:
+    members = [(f"{n}.png", (photos / f"{n}.png").read_bytes()) for n in range(8)]
+    members += [(f"{n}.txt", caption.encode()) for n, caption in enumerate(captions)]
+    write_tar(photos.with_name("tars") / "0.tar", sorted(members))
+
+
+def as_parquet(photos: Path, captions: list[str]) -> None:
+    photos.with_name("table").mkdir(exist_ok=True)
+    images = [{"bytes": (photos / f"{n}.png").read_bytes(), "path": None} for n in range(8)]
+    table = datasets.Dataset.from_dict({"image": images, "text": captions}).cast_column(
+        "image", datasets.Image()
+    )
+    table.to_parquet(photos.with_name("table") / "0.parquet")
+
+
+def as_text(photos: Path, captions: list[str]) -> None:
+    for number, caption in enumerate(captions):
+        if (path := photos / f"{number}.txt").read_text() != caption:
+            path.write_text(caption)
+
+
+def as_table(photos: Path, captions: list[str]) -> None:
+    lines = [f"{number}.png,{caption}" for number, caption in enumerate(captions)]
+    (photos / "metadata.csv").write_text("\n".join(["file_name,text", *lines]))
+
+
+# How it is written, what is edited, and the flags that read it.
+READ: dict[str, tuple[Callable[[Path, list[str]], None], str, tuple[str, ...]]] = {
+    "prepared": (as_text, "photos/0.txt", ("builders/folder", "--prepare", "--data-dir", "photos")),
+    "our webdataset": (as_tar, "tars/0.tar", ("builders/webdataset", "--data-dir", "tars")),
+    "imagefolder": (as_table, "photos/metadata.csv", ("imagefolder", "--data-dir", "photos")),
+    "webdataset": (as_tar, "tars/0.tar", ("webdataset", "--data-dir", "tars", "--image-column", "png", "--caption-column", "txt")),
+    "parquet": (as_parquet, "table/0.parquet", ("table",)),
+    "parquet, prepared": (as_parquet, "table/0.parquet", ("table", "--prepare")),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", READ)
+def test_whatever_reads_it_an_edit_is_named_and_done_again(
+    kind: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Edits that keep a file's size: others' datasets of another size are another source, and refused."""
+    write, edited, flags = READ[kind]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    column = ("--caption-column", "text") if "column" not in str(flags) and "builders" not in flags[0] else ()
+    options = ("--options", "min_image_size=1") if "builders" in flags[0] else ()
+    given = (
+        *flags,
+        *column,
+        *options,
+        *TOY,
+        "--resolutions",
+        "64",
+        "--samples-per-shard",
+        "4",
+        "--output",
+        "out",
+    )
+    was = [f"picture {number}" for number in range(8)]
+    write(photos, was)
+    assert SAYS not in run_here(monkeypatch, capsys, *given) + run_here(monkeypatch, capsys, *given)
+    write(photos, ["pictureS0", *was[1:]])
+    later(tmp_path / edited)
+    assert f"{SAYS}: {Path(edited).name}" in run_here(monkeypatch, capsys, *given)
+    assert "done again" in run_here(monkeypatch, capsys, *given, "--redo-changed")
+    assert captions(tmp_path / "out") == sorted(["pictureS0", *was[1:]])
+    assert SAYS not in run_here(monkeypatch, capsys, *given, "--redo-changed")
+    gc.collect()  # imagefolder leaves its table open
+
+
+def test_a_layer_names_a_picture_that_was_replaced_since(
+    photos: Path,
+    tmp_path: Path,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, layer = tmp_path / "base", tmp_path / "layer"
+    run(photos, base)
+    given = ("builders/folder", "--data-dir", photos, "--options", "min_image_size=1", "--output", layer)
+    beside = ("--beside", base, "--vae", "toy", "--resolutions", "32")
+    assert SAYS not in run_here(monkeypatch, capsys, *given, *beside)
+    save(photos, "1", 77, "picture 1")
+    later(photos / "1.png")
+    assert f"{SAYS}: 1.png" in run_here(monkeypatch, capsys, *given, *beside)
