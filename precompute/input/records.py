@@ -156,9 +156,8 @@ class Records(ABC):
         raw, number, patience = self._raw(unit), 1, Patience()
         while True:
             try:
-                values = next(raw)
-            except StopIteration:
-                return
+                if (values := next(raw, None)) is None:
+                    return
             except BROKEN_OFF as error:
                 yield number, self._broken_off(unit, number, error)
                 return
@@ -192,17 +191,15 @@ class Records(ABC):
         if self.source.prepare:
             rows = min(len(self._dataset), limit) if limit is not None else len(self._dataset)
             step = self.source.samples_per_shard
-            return [
-                Unit(i, 0, start, min(start + step, rows)) for i, start in enumerate(range(0, rows, step))
-            ]
+            starts = enumerate(range(0, rows, step))
+            return [Unit(i, 0, start, min(start + step, rows)) for i, start in starts]
         if limit is None:
             return [Unit(i, i) for i in range(self._dataset.num_shards)]
         units: list[Unit] = []
         left = limit
         for shard in range(self._dataset.num_shards):
             count = sum(1 for _ in zip(range(left), self._values(Unit(shard, shard)), strict=False))
-            if count:
-                units.append(Unit(len(units), shard, 0, count))
+            units += [Unit(len(units), shard, 0, count)] if count else []
             left -= count
             if not left:
                 break
@@ -212,8 +209,9 @@ class Records(ABC):
         if self.source.prepare:
             yield from self._dataset.select(range(unit.start, unit.stop or len(self._dataset)))
             return
-        rows = iter(self._dataset.shard(num_shards=self._dataset.num_shards, index=unit.shard))
-        for index, row in enumerate(rows):
+        for index, row in enumerate(
+            self._dataset.shard(num_shards=self._dataset.num_shards, index=unit.shard)
+        ):
             if index >= unit.start:
                 yield row
             if unit.stop is not None and index + 1 >= unit.stop:
