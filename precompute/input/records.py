@@ -201,8 +201,6 @@ class Records(ABC):
             count = sum(1 for _ in zip(range(left), self._values(Unit(shard, shard)), strict=False))
             units += [Unit(len(units), shard, 0, count)] if count else []
             left -= count
-            if not left:
-                break
         return units
 
     def _raw(self, unit: Unit) -> Iterator[dict[str, Any]]:
