@@ -33,6 +33,7 @@ from loader.select import (
     find_flipped,
     select_features,
     select_flipped,
+    select_further,
     select_image,
     select_pooled,
     select_text,
@@ -143,7 +144,25 @@ def _select(sources: Sequence[Source], settings: Settings) -> Selection:
         for source, image in zip(sources, images, strict=True)
     ]
     check_alike(sources, selections, settings.may_differ)
-    return replace(selections[0], columns=columns_to_read(sources, selections[0], settings.captions))
+    select = replace(selections[0], further=_further(sources, selections, settings))
+    return replace(select, columns=columns_to_read(sources, select, settings.captions))
+
+
+def _further(
+    sources: Sequence[Source], selections: Sequence[Selection], settings: Settings
+) -> tuple[str, ...]:
+    """The kinds of captions that were added later, if they may be drawn."""
+    if settings.captions == "first":
+        return ()
+    both = zip(sources, selections, strict=True)
+    found = [select_further(source, (*select.text, *select.pooled)) for source, select in both]
+    for source, kinds in zip(sources, found, strict=True):
+        if kinds != found[0]:
+            raise ValueError(
+                f"captions: {sources[0].files.url} has captions of {list(found[0])} in layers, {source.files.url} of {list(kinds)}; "
+                "name layers of the same captions with each, or none"
+            )
+    return found[0]
 
 
 def _order(
@@ -188,7 +207,7 @@ def _draw(source: Source, select: Selection, settings: Settings) -> Draw:
     dropping = any(chances.values()) if isinstance(chances, Mapping) else chances > 0
     null = _null_caption(source, text) if settings.dropped == "null" and dropping else {}
     flip = 0.5 if settings.flip_prob is None else settings.flip_prob
-    choice = CaptionChoice(settings.captions)
+    choice = CaptionChoice(settings.captions, select.further)
     return Draw(settings.seed, settings.posterior, chances, flip, null, not settings.drop_last, choice)
 
 

@@ -57,7 +57,7 @@ class Work:
         encoders = {encoder_of(field) for field in (*self.select.text, *self.select.pooled)}
         self.drawn = self.draw.draw(epoch, positions, encoders, self.select.flipped is not None)
         self.rows = Rows(self.size, self.counts)
-        self.extras = Extras(self.select.extras, self.select.image, self.size)
+        self.extras = Extras(self.select.extras, self.select.image, self.size, self.select.further)
         for field in (self.select.image, *self.select.text, *self.select.pooled, *self.select.features):
             if None in field.shape:
                 self.rows.listed[field.name] = [None] * self.size
@@ -96,11 +96,9 @@ class Work:
             return dict.fromkeys(indexes.tolist(), error)
         if not errors:
             return {}
-        row_of = dict(zip(indexes.tolist(), rows.tolist(), strict=True))
+        row_of, name = dict(zip(indexes.tolist(), rows.tolist(), strict=True)), self.reader.name(number)
         return {
-            index: DataError(
-                f"{self.reader.name(number)}, key {printable(shard.table.key(row_of[index]))}: {error}"
-            )
+            index: DataError(f"{name}, key {printable(shard.table.key(row_of[index]))}: {error}")
             for index, error in errors.items()
         }
 
@@ -109,11 +107,14 @@ class Work:
         text = (*self.select.text, *self.select.pooled)
         captions = self.draw.caption.choose(shard.table, text, rows, self.drawn.caption[indexes])
         for field, member, chosen in self._members(indexes):
-            which = captions[chosen] if field in text else None
-            self.rows.read_field(shard, field, member, indexes[chosen], rows[chosen], errors, which)
+            places = indexes[chosen], rows[chosen]
+            if field in text:
+                self.rows.read_text(shard, field, self.select.further, *places, captions.only(chosen), errors)
+            else:
+                self.rows.read_field(shard, field, member, *places, errors)
         if self.select.extras:
-            mirrored, bucket = self.drawn.flipped[indexes], self.reader.bucket(number)
-            errors |= self.extras.read(shard, indexes, rows, captions, mirrored, bucket)
+            bucket = self.reader.bucket(number)
+            errors |= self.extras.read(shard, indexes, rows, captions, self.drawn.flipped[indexes], bucket)
         return errors
 
     def _members(self, indexes: I64) -> Iterator[tuple[Field, str, Chosen]]:
@@ -170,9 +171,8 @@ class Work:
     def _fill_dropped(self, rows: torch.Tensor, field: Field) -> torch.Tensor:
         null = self.draw.null.get(field.name)
         stands = 0 if null is None else torch.from_numpy(null)
-        for index in np.flatnonzero(
-            self.drawn.dropped[encoder_of(field)]
-        ).tolist():  # a mask would go through all rows
+        # A mask would go through all rows.
+        for index in np.flatnonzero(self.drawn.dropped[encoder_of(field)]).tolist():
             rows[index] = stands
         return as_values(rows, field)
 

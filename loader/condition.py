@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loader.extras import read_extras
 from loader.joined import JoinedSource, Source
 from loader.sidecar import I64
 from loader.source import ManifestSource
@@ -214,7 +215,9 @@ def _by_sql(table: pa.Table, where: str) -> npt.NDArray[np.bool_]:
 
 def _with_extras(table: pa.Table) -> pa.Table:
     """The extras of all rows as columns beside the others, of the types that their values have."""
-    objects = [text or "{}" for text in table["extras"].to_pylist()]
+    objects = [
+        _opened(text) if '"json"' in (text or "") else text or "{}" for text in table["extras"].to_pylist()
+    ]
     table = table.drop_columns(["extras"])
     if not objects:
         return table
@@ -230,6 +233,12 @@ def _with_extras(table: pa.Table) -> pa.Table:
         if name not in COLUMNS:
             table = table.append_column(name, extras[name])
     return table
+
+
+def _opened(text: str) -> str:
+    """Extras as a JSON object, with the numbers and words of the JSON that stood beside the image, and without that."""
+    plain = {name: value for name, value in read_extras(text).items() if name != "json"}
+    return json.dumps({n: v for n, v in plain.items() if v is None or isinstance(v, str | int | float)})
 
 
 def _read_keys(path: Path) -> list[str]:

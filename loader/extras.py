@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 
 from loader.border import json_object
+from loader.captions import Chosen
+from loader.field_names import further_name
 from loader.format import Field, FormatError
 from loader.order import I64
 from loader.sidecar import Table, column_type, ragged
@@ -21,12 +23,24 @@ SIZES = "size_conditioning"
 F32 = npt.NDArray[np.float32]
 
 
-def columns_of(extras: Sequence[str], image: Field, several: bool) -> list[str]:
-    """The columns of a sidecar that the extras take. several: whether samples may have several captions."""
+def read_extras(text: str | None) -> dict[str, Any]:
+    """The extras of a row by name, those in the JSON that stood beside the image with them, as img2dataset writes its scores.
+
+    Raises FormatError for what is no JSON object.
+    """
+    extras = json_object(text or "{}", "extras")
+    beside = json_object(extras["json"], "json") if isinstance(extras.get("json"), str) else {}
+    return {**beside, **extras}
+
+
+def columns_of(extras: Sequence[str], image: Field, several: bool, further: Sequence[str]) -> list[str]:
+    """The columns of a sidecar that the extras take. several: whether samples may have several captions. further: kinds of
+    captions that were added later."""
     columns = list[str]()
     for name in extras:
         if name == "caption":
             columns += ["caption", *(["captions"] if several else [])]
+            columns += [further_name("captions", kind) for kind in further]
         elif name == "caption_kind":
             columns.append("caption_kinds")
         elif name == SIZES:
@@ -47,8 +61,8 @@ def resolution_of(image: Field) -> int:
 class Extras:
     """The extras of a batch that is being read. lists: by name, of each sample; sizes (B, 6) float32, of SIZES."""
 
-    def __init__(self, names: Sequence[str], image: Field, size: int) -> None:
-        self._names, self._image = [name for name in names if name != SIZES], image
+    def __init__(self, names: Sequence[str], image: Field, size: int, further: Sequence[str]) -> None:
+        self._names, self._image, self._kinds = [n for n in names if n != SIZES], image, ("", *further)
         self.lists: dict[str, list[Any]] = {name: [None] * size for name in self._names}
         self.sizes: F32 | None = np.zeros((size, 6), np.float32) if SIZES in names else None
 
@@ -57,21 +71,21 @@ class Extras:
         shard: OpenShard,
         indexes: I64,
         rows: I64,
-        captions: I64,
+        captions: Chosen,
         mirrored: npt.NDArray[np.bool_],
         bucket: str,
     ) -> dict[int, Exception]:
-        """Rows of a shard's table to indexes of the batch; errors by index. captions: the number of each sample's caption.
+        """Rows of a shard's table to indexes of the batch; errors by index. captions: of each sample the one that was drawn.
 
         mirrored: whether its picture is. bucket: the shard's, as the manifest has it.
         """
         errors: dict[int, Exception] = {}
         target = target_size(self._image, bucket)
-        for index, row, number, flip in zip(
-            indexes.tolist(), rows.tolist(), captions.tolist(), mirrored.tolist(), strict=True
+        for index, row, place, number, flip in zip(
+            *(part.tolist() for part in (indexes, rows, captions.of, captions.number, mirrored)), strict=True
         ):
             try:
-                found = _found(shard, row, number, self._names)
+                found = _found(shard, row, self._kinds[place], number, self._names)
                 if self.sizes is not None:
                     self.sizes[index] = _sizes(shard, row, self._image, target, flip)
             except (OSError, FormatError, ValueError, KeyError, TypeError) as error:
@@ -86,28 +100,28 @@ class Extras:
         return {**self.lists, **sizes}
 
 
-def _found(shard: OpenShard, row: int, number: int, names: Sequence[str]) -> dict[str, Any]:
+def _found(shard: OpenShard, row: int, kind: str, number: int, names: Sequence[str]) -> dict[str, Any]:
     table, extras = shard.table, None
     found: dict[str, Any] = {}
     for name in names:
         if name == "key":
             found[name] = table.key(row)
         elif name == "caption":
-            found[name] = _caption(shard, row, number)
+            found[name] = _caption(shard, row, kind, number)
         elif name == "caption_kind":
-            found[name] = _kind(table, row, number)
+            found[name] = kind or _kind(table, row, number)
         elif column_type(name):
             found[name] = table.value(name, row) if name in table.columns else None
         else:
-            extras = json_object(table.value("extras", row) or "{}", "extras") if extras is None else extras
+            extras = read_extras(table.value("extras", row)) if extras is None else extras
             found[name] = extras.get(name)
     return found
 
 
-def _caption(shard: OpenShard, row: int, number: int) -> str:
+def _caption(shard: OpenShard, row: int, kind: str, number: int) -> str:
     table = shard.table
-    if number:
-        first, texts = ragged(table, "captions")
+    if kind or number:
+        first, texts = ragged(table, further_name("captions", kind))
         return str(texts[int(first[table.rows[row]]) + number])
     if "caption" in table.columns:
         return str(table.value("caption", row) or "")

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from loader import border
 from loader.border import FormatError
 
-FIELD_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+FIELD_NAME = re.compile(r"[A-Za-z0-9_+-]{1,100}")
 DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LARGEST_MEMBER = 1 << 28  # bytes of one array: no field of any model comes near
 MOST_CAPTIONS = 1000  # of a sample
@@ -17,9 +17,9 @@ Kind = Literal["moments", "latents", "caption_latents", "caption_pooled", "featu
 # Of each kind: how its fields are named, and how many axes they have, least and most.
 KINDS = {
     **{kind: (re.compile(kind + r"_\d{1,6}(_flipped)?"), 3, 3) for kind in ("moments", "latents")},
-    "caption_latents": (re.compile(r"caption_latents(_.+)?"), 2, 2),
-    "caption_pooled": (re.compile(r"caption_pooled(_.+)?"), 1, 2),
-    "features": (re.compile(r"features_.+"), 2, 2),
+    "caption_latents": (re.compile(r"caption_latents(_[^+]+)?(\+[A-Za-z0-9]+)?"), 2, 2),
+    "caption_pooled": (re.compile(r"caption_pooled(_[^+]+)?(\+[A-Za-z0-9]+)?"), 1, 2),
+    "features": (re.compile(r"features_[^+]+"), 2, 2),
 }
 
 
@@ -31,7 +31,8 @@ class Field:
     scale, shift: `latents = (raw - shift) * scale`; one number, or one per channel. Only `moments` fields have them;
         a `latents` field is scaled already.
     captions: of a text field, how many captions of a sample may lie in its member at most. Where more than one, they lie end to
-        end, each of `shape`, pooled ones as rows; how many tokens each has is in the sidecar's `caption_tokens`.
+        end, each of `shape`, pooled ones as rows; how many tokens each has is in the sidecar's `caption_tokens`. In a field
+        NAME+KIND, of captions that were added later, there may be none.
     """
 
     name: str

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from loader.field_names import picture_place
 from loader.folders import Files, LocalFolder
 from loader.format import MANIFEST, Field, FormatError, Manifest, Shard
 from loader.printable import printable
-from loader.recipe import BASE, joined_recipe
+from loader.recipe import BASE, Recipe, joined_recipe
 from loader.sidecar import I64, Table
 from loader.sidecar_schema import described_columns
 from loader.source import ManifestSource, OpenShard
@@ -229,16 +230,39 @@ def _checked(parts: Sequence[ManifestSource | TarSource]) -> list[ManifestSource
         raise ValueError(
             f"{base.files.url} is a layer: name the folder that it was made beside first, as in (base, layer)"
         )
-    owner = {field.name: base for field in base.fields}
+    owner = {picture_place(field.name): base for field in base.fields}
+    recipe = joined_recipe(base.recipe, [layer.recipe for layer in layers])
     for layer in layers:
         _check_layer(base, layer)
         for field in layer.fields:
-            other = owner.setdefault(field.name, layer)
+            other = owner.setdefault(picture_place(field.name), layer)
             if other is not layer:
                 raise ValueError(
                     f"{other.files.url} and {layer.files.url} both have {field.name}; leave one of them out"
                 )
+    _check_further(known, recipe)
     return known
+
+
+def _check_further(parts: Sequence[ManifestSource], recipe: Recipe) -> None:
+    """Raises ValueError where captions that were added later are of another encoder than the first ones, or of two files."""
+    fields = {field.name: field for part in parts for field in part.fields}
+    for part in parts:
+        for field in part.fields:
+            first = fields.get(field.name.partition("+")[0])
+            if first is not None and (first.dtype, first.shape) != (field.dtype, field.shape):
+                raise ValueError(
+                    f"{part.files.url}: {field.name} is {field.dtype} of shape {field.shape}, and {first.name} {first.dtype} of "
+                    f"{first.shape}; make it with the text encoder and the --store of the shards that it lies beside"
+                )
+    names = [str(spec.get("name") or "") for spec in recipe.get("text_encoders") or []]
+    kinds = [str(captions.get("kind")) for captions in recipe.get("captions") or []]
+    for what, found in (("text encoder", names), ("file of captions", kinds)):
+        if again := [name for name in dict.fromkeys(found) if found.count(name) > 1]:
+            raise ValueError(
+                f"{parts[0].files.url} and its layers: there are two of the {what} {printable(again[0])!r}, of different recipes; "
+                "leave one of the layers out, or make it like the other"
+            )
 
 
 def _check_layer(base: ManifestSource, layer: ManifestSource) -> None:

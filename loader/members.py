@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from loader.buffers import Buffers
-from loader.captions import CaptionPlaces
+from loader.captions import CaptionPlaces, Chosen
+from loader.field_names import further_names
 from loader.format import Field, FormatError
 from loader.npy import LONGEST_HEADER, bits16, npy_array, npy_header, stored_dtype
 from loader.order import I64
@@ -26,6 +28,21 @@ class Rows:
         self.arrays: dict[str, torch.Tensor] = {}
         self.listed: dict[str, list[Array | None]] = {}
 
+    def read_text(
+        self,
+        shard: OpenShard,
+        field: Field,
+        further: Sequence[str],
+        indexes: I64,
+        rows: I64,
+        captions: Chosen,
+        errors: dict[int, Exception],
+    ) -> None:
+        """One caption of each row, as `read_field` does. further: kinds of captions that were added later."""
+        for of, member in enumerate(further_names(field.name, further)):
+            part = captions.of == of
+            self.read_field(shard, field, member, indexes[part], rows[part], errors, captions.number[part])
+
     def read_field(
         self,
         shard: OpenShard,
@@ -40,7 +57,9 @@ class Rows:
 
         An error of a row goes to `errors`, by index. captions: of a text field, the number of each sample's.
         """
-        if captions is not None and self._read_captions(shard, field, indexes, rows, captions, errors):
+        if captions is not None and self._read_captions(
+            shard, field, member, indexes, rows, captions, errors
+        ):
             return
         sizes = shard.table.size[member][rows].tolist()
         places = zip(indexes.tolist(), shard.table.offset[member][rows].tolist(), sizes, strict=True)
@@ -73,6 +92,7 @@ class Rows:
         self,
         shard: OpenShard,
         field: Field,
+        member: str,
         indexes: I64,
         rows: I64,
         captions: I64,
@@ -83,17 +103,17 @@ class Rows:
         captions: the number of each sample's. False where a member of this shard is one caption's.
         """
         table = shard.table
-        parts = table.derived(f"parts {field.name}", lambda: CaptionPlaces.of(table, field))
+        parts = table.derived(f"parts {member}", lambda: CaptionPlaces.of(table, member))
         if parts is None:
             return False
         begin, end, total = parts.find(table.rows[rows], captions)
         bytes_of = known_axes(field)[-1] * np.dtype(stored_dtype(field.dtype)).itemsize
-        header = table.size[field.name][rows] - total * bytes_of
+        header = table.size[member][rows] - total * bytes_of
         fits = (header % 64 == 0) & (header > 0) & (header <= LONGEST_HEADER) & (end > begin)
-        starts = table.offset[field.name][rows] + header + begin * bytes_of
+        starts = table.offset[member][rows] + header + begin * bytes_of
         sizes = (end - begin) * bytes_of
         self.counts["bytes"] += int(sizes[fits].sum())
-        tar, array = shard.descriptor(field.name), self.arrays.get(field.name)
+        tar, array = shard.descriptor(member), self.arrays.get(field.name)
         length = 0 if array is None else array[0].numel() * array.element_size()
         target = None if array is None else memoryview(array.numpy().data).cast("B")
         plain = field.dtype in ("float16", "bfloat16")

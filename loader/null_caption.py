@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loader.border import FormatError
+from loader.field_names import further_kind
 from loader.format import Field
 from loader.npy import as_numbers, npy_array, stored_dtype
 from loader.printable import printable
@@ -23,7 +24,7 @@ _ODD = (zipfile.BadZipFile, KeyError, EOFError, zlib.error, struct.error, ValueE
 
 def is_text(field: Field) -> bool:
     """Whether the empty caption has an array for this field."""
-    return field.kind.startswith("caption")
+    return field.kind.startswith("caption") and not further_kind(field.name)
 
 
 def read_null_caption(data: bytes, fields: Iterable[Field]) -> dict[str, npt.NDArray[Any]]:

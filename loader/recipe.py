@@ -17,7 +17,8 @@ class Recipe(TypedDict, total=False):
 
     dataset: its path, version and options. image_encoder, text_encoders, features: model, commit, weights, scale, length and so on.
     crop, bucket_step, resize, color_profile, version: how pixels are made (precompute/input/pixels.py).
-    store: dtype of what is stored; without it float16. base: of a layer, the fingerprint of the shards that it lies beside.
+    captions: files of captions that were added later: kind, sha256 and how many of a sample. store: dtype of what is stored; without
+    it float16. base: of a layer, the fingerprint of the shards that it lies beside.
     """
 
     dataset: dict[str, Any]
@@ -28,6 +29,7 @@ class Recipe(TypedDict, total=False):
     posterior: str
     seed: int | None
     flip: bool
+    captions: list[dict[str, Any]]
     store: str
     crop: str
     bucket_step: int | None
@@ -55,8 +57,9 @@ def parse_recipe(value: Any, place: str) -> Recipe:
     recipe = border.mapping(value, place)
     for name in recipe.keys() & {"dataset", "image_encoder"}:
         border.mapping(recipe[name], f"{place}.{name}")
-    for spec in border.sequence(recipe.get("text_encoders", []), f"{place}.text_encoders", MOST_ENCODERS):
-        border.mapping(spec, f"{place}.text_encoders")
+    for name in ("text_encoders", "captions"):
+        for spec in border.sequence(recipe.get(name, []), f"{place}.{name}", MOST_ENCODERS):
+            border.mapping(spec, f"{place}.{name}")
     return cast(Recipe, recipe)
 
 
@@ -98,7 +101,7 @@ def recipe_differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 def joined_recipe(base: Recipe, layers: Sequence[Recipe]) -> Recipe:
     """The recipe of a folder and the layers beside it: what it would be had all been made at once.
 
-    What is a list in both goes on (text encoders, features, resolutions); a layer that says otherwise of anything else stands
+    What is a list in both goes on (text encoders, features, resolutions), each once; a layer that says otherwise of anything else stands
     whole under `layers`.
     """
     joined: dict[str, Any] = {**base}
@@ -116,5 +119,6 @@ def joined_recipe(base: Recipe, layers: Sequence[Recipe]) -> Recipe:
         ):
             apart.append(own)
         else:
-            joined |= own | {name: [*there[name], *own[name]] for name in lists}
+            new = {name: [value for value in own[name] if value not in there[name]] for name in lists}
+            joined |= own | {name: [*there[name], *new[name]] for name in lists}
     return cast(Recipe, {**joined, "layers": apart} if apart else joined)

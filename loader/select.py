@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from loader.field_names import further_kind, further_name
 from loader.format import Field, image_field_name, recipe_differences, text_field_name
 from loader.joined import Source
 
@@ -15,7 +16,8 @@ class Selection:
     """What a batch is made of. flipped: the mirror image's field, where samples are flipped at random.
 
     caption_tokens: text of varying length is padded or cut to so many tokens; None: to the longest of the batch.
-    columns: of the sidecars, that it takes beside where members lie. Text fields are those of one caption.
+    columns: of the sidecars, that it takes beside where members lie. Text fields are those of one caption. further: kinds of captions
+    that were added later, which have fields of their own, and may be drawn.
     """
 
     image: Field
@@ -26,6 +28,7 @@ class Selection:
     caption_tokens: int | None = None
     features: tuple[Field, ...] = ()
     columns: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
 
     @property
     def members(self) -> list[str]:
@@ -37,7 +40,14 @@ class Selection:
             *self.features,
         ]
         mirrored = [mirror_of(field) for field in self.features] if self.flipped else []
-        return [*(field.name for field in fields), *mirrored]
+        return [*(field.name for field in fields), *mirrored, *self.further_text]
+
+    @property
+    def further_text(self) -> list[str]:
+        """Names of the text fields of captions that were added later."""
+        return [
+            further_name(field.name, kind) for kind in self.further for field in (*self.text, *self.pooled)
+        ]
 
 
 def select_image(source: Source, resolution: int | None, scale: Scale | None, shift: Scale | None) -> Field:
@@ -107,6 +117,20 @@ def select_pooled(
     return tuple(found[name] for name in names)
 
 
+def select_further(source: Source, text: Sequence[Field]) -> tuple[str, ...]:
+    """The kinds of captions that were added later, in their order. text: the fields that are read; each must have them."""
+    names = [field.name for field in source.fields]
+    kinds = tuple(dict.fromkeys(kind for name in names if (kind := further_kind(name))))
+    for kind in kinds:
+        for field in text:
+            if (name := further_name(field.name, kind)) not in names:
+                raise ValueError(
+                    f"captions: {source.files.url} has no {name}, the captions of kind {kind!r} by that text encoder; give "
+                    "text_encoders= of those that have, leave that layer out, or make one beside the shards with that encoder"
+                )
+    return kinds if text else ()
+
+
 def select_features(source: Source, names: Sequence[str], flip: float) -> tuple[Field, ...]:
     """The `features` of the named models. flip: share of mirrored pictures, whose features have to be there too."""
     found = {f.name.removeprefix("features_"): f for f in source.fields if f.kind == "features"}
@@ -136,7 +160,7 @@ def _by_encoder(source: Source, kind: Literal["latents", "pooled"]) -> dict[str,
     return {
         encoder_of(field): replace(field, captions=1)
         for field in source.fields
-        if field.kind == text_field_name(kind)
+        if field.kind == text_field_name(kind) and not further_kind(field.name)
     }
 
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from loader.border import json_object
 from loader.captions import CaptionChoice, Captions
-from loader.extras import columns_of
+from loader.extras import columns_of, read_extras
 from loader.format import FormatError
 from loader.joined import Source
 from loader.select import Selection
@@ -18,12 +17,12 @@ LOOKED_AT = 8  # shards whose extras are looked at, for the name of one
 def columns_to_read(sources: Sequence[Source], select: Selection, captions: Captions) -> tuple[str, ...]:
     """Raises ValueError for kinds or extras that the shards do not have, and for a choice where there is none."""
     fields = {field.name for field in (*select.text, *select.pooled)}
-    several = [f for source in sources for f in source.fields if f.name in fields and f.captions > 1]
-    _check_captions(sources, captions, bool(several))
-    columns = columns_of(select.extras, select.image, bool(several))
+    several = [f.name for source in sources for f in source.fields if f.name in fields and f.captions > 1]
+    _check_captions(sources, captions, bool(several or select.further))
+    columns = columns_of(select.extras, select.image, bool(several), select.further)
     _check_extras(sources, select.extras, columns)
-    if several:
-        columns += [*CaptionChoice(captions).columns, *(tokens_column(field.name) for field in several)]
+    if several := [*several, *select.further_text]:
+        columns += [*CaptionChoice(captions).columns, *map(tokens_column, several)]
     return tuple(dict.fromkeys(columns))
 
 
@@ -71,7 +70,7 @@ def _names(sources: Sequence[Source]) -> set[str]:
             assert not isinstance(source, TarSource)
             try:
                 rows = source.ok_rows(number, ["extras", "status"])["extras"].to_pylist()
-                found |= {name for text in rows for name in json_object(text or "{}", "extras")}
+                found |= {name for text in rows for name in read_extras(text)}
             except (OSError, FormatError):
                 continue
     return found

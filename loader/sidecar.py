@@ -145,6 +145,8 @@ def column_type(name: str) -> Any:
     ):
         if name.startswith(start):
             return kind
+    if name.startswith("captions+"):
+        return pa.list_(pa.string())
     return COLUMNS.field(name).type if name in COLUMNS.names else None
 
 

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from loader.field_names import further_kind, further_name
+
+PHASH = "phash"
+
 
 def sidecar_schema(members: Sequence[str]) -> pa.Schema:
     """Columns of `train-00000.parquet`: one row per source row, in source order.
@@ -25,7 +29,8 @@ def described_columns(members: Sequence[str]) -> dict[str, pa.DataType]:
 
     captions, caption_kinds: all captions of the source, and where each is from. caption_tokens, caption_tokens_NAME: tokens of
     each caption whose states are stored: of the first so many captions. crop_R: left, top, right, bottom in pixels of the source,
-    of resolution R.
+    of resolution R. phash: perceptual hash of the source's picture. captions+KIND: those that were added later, which have fields
+    of their own.
     """
     texts, numbers = pa.list_(pa.string()), pa.list_(pa.int32())
     columns = {"captions": texts, "caption_kinds": texts}
@@ -33,11 +38,14 @@ def described_columns(members: Sequence[str]) -> dict[str, pa.DataType]:
         kind, _, name = member.partition("_")
         if kind in ("moments", "latents"):
             columns[f"crop_{name.removesuffix('_flipped')}"] = numbers
+            columns[PHASH] = pa.uint64()
         elif member.startswith("caption_latents"):
             columns[tokens_column(member)] = numbers
+        if further := further_kind(member):
+            columns[further_name("captions", further)] = texts
     return columns
 
 
 def tokens_column(field: str) -> str:
-    """`caption_tokens_NAME`, beside `caption_latents_NAME` or `caption_pooled_NAME`."""
+    """`caption_tokens_NAME`, `caption_tokens_NAME+KIND`, beside `caption_latents_NAME` or `caption_pooled_NAME`."""
     return re.sub("^caption_(latents|pooled)", "caption_tokens", field)

@@ -2,6 +2,7 @@
 
     python precompute/choose.py latents/coco --where "width >= 512" --subset 0 0.9
     python precompute/choose.py latents/coco --keys good.csv --output kept.parquet
+    python precompute/choose.py latents/coco --duplicates --output kept.parquet
 
 The same `where=`, `keys=` and `subset=` go to `make_loader`; `kept.parquet` goes to its `keys=`.
 """
@@ -29,9 +30,12 @@ from precompute.cloud.place import check_options, store_options
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
 from precompute.flags import takes
+from precompute.report.duplicates import without_duplicates
+from precompute.shards.near_duplicates import MOST
 from precompute.shards.output_folder import write_file
 
 PATIENCE = 60.0  # seconds
+DISTANCE = 6  # bits; different photographs are 20 and more apart
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Config:
     split: Annotated[str, takes("SPLIT")] = "train"
     """Split of the shards."""
 
+    duplicates: bool = False
+    """List groups of nearly the same picture, and choose of each the largest one alone."""
+
+    distance: Annotated[int | None, takes("BITS")] = None
+    """Of --duplicates: bits of 64 in which the perceptual hashes of two such pictures may differ. Default: 6."""
+
     output: Annotated[Path | None, takes("FILE")] = None
     """Parquet file to write the keys of the chosen samples to."""
 
@@ -63,6 +73,7 @@ class Config:
 
 def count_chosen(config: Config) -> str:
     """The table. Raises UsageError for a condition, a path or a file that cannot be."""
+    distance = distance_of(config)
     folder = cache_folder()
     paths = (config.path, *config.layers)
     check_options(config.store_option, *paths)
@@ -80,6 +91,13 @@ def count_chosen(config: Config) -> str:
         for name, condition in _parts(whole):
             lines.append(_line(name, sum(map(len, select_samples(source, condition, folder, [], []))), total))
         chosen = select_samples(source, whole, folder, [], [])
+        if config.duplicates:
+            told, chosen = without_duplicates(source, chosen, distance)
+            lines = [
+                *told,
+                *lines,
+                _line(f"one of each, --distance {distance}", sum(map(len, chosen)), total),
+            ]
     except (OSError, ValueError) as error:
         raise UsageError(f"{config.path}: {error}") from error
     count = sum(map(len, chosen))
@@ -89,6 +107,16 @@ def count_chosen(config: Config) -> str:
         _write(config.output, keys_of(source, chosen))
         lines.append(f"{config.output}: {count:,} keys")
     return "\n".join(lines)
+
+
+def distance_of(config: Config) -> int:
+    """Raises UsageError for one that cannot be."""
+    if config.distance is not None and not config.duplicates:
+        raise UsageError(f"--distance {config.distance}: only with --duplicates")
+    distance = DISTANCE if config.distance is None else config.distance
+    if not 0 <= distance <= MOST:
+        raise UsageError(f"--distance {distance}: bits of 64, from 0 to {MOST}")
+    return distance
 
 
 def _parts(condition: Condition) -> list[tuple[str, Condition]]:

@@ -143,7 +143,7 @@ class CaptionFlags:
 
     captions: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=FILE")] = ()
     """NAME=FILE, a .parquet, .csv or .jsonl, here or hf://, with a column `key`, `url` or `source` and a column `caption` (or
-    a list, `captions`): captions of kind NAME for the records that it names; repeat for several. Only for builders/NAME."""
+    a list, `captions`): captions of kind NAME for the records that it names; repeat for several. Beside a base: a layer of them."""
 
     captions_order: Literal["front", "behind"] = "front"
     """Where captions from --captions stand: before the dataset's own, so that the first is the one embedded, or behind."""

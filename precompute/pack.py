@@ -193,10 +193,15 @@ def chosen_rows(source: Shards, condition: Condition) -> Sequence[Any]:
 
 
 def check_keys(packing: Packing) -> None:
-    """Raises UsageError where two datasets have a key in common: it stands for one sample."""
+    """Raises UsageError where a key stands twice, in two datasets or in one: it is one sample's."""
     if (shared := packing.shared_key()) is not None:
         key, *both = shared
         one, other = (source.files.url for source in both)
+        if one == other:
+            raise UsageError(
+                f"{one}: the key {key} stands in two of its shards, and a key is one sample's; leave one of both out, as by --where "
+                "\"source <> '...'\""
+            )
         raise UsageError(
             f"{one} and {other}: both have the key {key}, and a key is one sample's; pack them apart, and read both as one "
             "dataset, make_loader([OUT, OUT2], ...)"

@@ -30,8 +30,8 @@ from precompute.encode.devices import is_main, processes_here
 from precompute.encode.presets import DEFAULT
 from precompute.errors import PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
+from precompute.input.caption_files import CaptionFiles
 from precompute.input.open_records import open_records
-from precompute.input.ours import OurRecords
 from precompute.runtime.disk_budget import DiskBudget
 from precompute.runtime.joined import told_of_captions
 from precompute.runtime.leases import Gate, Leases
@@ -125,10 +125,14 @@ def finished_before(session: "Session | RaySession") -> tuple[int, int]:
 def joined_of(session: "Session | RaySession", split: Split) -> str:
     """What became of captions from elsewhere, once all units are there."""
     config = session.config
-    if not config.captions or config.beside or not split.complete:
+    if not config.captions or not split.complete:
         return ""
-    records = session.records if isinstance(session, Session) else open_records(source_of(config))
-    files = records.joined if isinstance(records, OurRecords) else []
+    if isinstance(session, Session):
+        files = session.records.joined
+    elif config.beside:
+        files = CaptionFiles(config.captions, "behind", ()).joined
+    else:
+        files = open_records(source_of(config)).joined
     return told_of_captions(files, session.destination, split.shards)
 
 

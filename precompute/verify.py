@@ -24,7 +24,6 @@ import tyro
 from tqdm import tqdm
 
 from loader.format import Manifest, Marker
-from loader.recipe import BASE
 from precompute.cloud.place import check_options, open_shards
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
@@ -154,10 +153,6 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
     if not markers and manifest is None:
         return
     expected = expected_manifest(markers, manifest)
-    if config.decode and BASE in expected.recipe:
-        raise UsageError(
-            f"--decode: {config.output} is a layer, and what there is to decode stands in its base; verify that"
-        )
     yield from checks.check_markers(markers, manifest, expected, folder.unknown)
     yield from checks.check_layout(store, markers, folder.unknown)
     yield from checks.check_null_caption(store, expected)

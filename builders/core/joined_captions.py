@@ -21,7 +21,7 @@ from builders.core.captions import whole
 from builders.core.errors import ConfigError
 from builders.core.tables import column_names, read_table
 
-__all__ = ["JoinedCaptions", "check_files", "hash_files", "local_path", "merge", "open_captions"]
+__all__ = ["JoinedCaptions", "check_files", "hash_files", "local_path", "merge", "open_captions", "url_of"]
 
 _JOINED_BY = ("key", "url", "source")
 _CAPTIONS = ("caption", "captions")
@@ -100,7 +100,7 @@ class JoinedCaptions(NamedTuple):
 
     def find(self, key: str, source: str, extras: Mapping[str, Any]) -> tuple[int, list[object]] | None:
         """The number of the row of the file that belongs to a record's, and its captions; or None."""
-        value = _url(extras) if self.joined_by == "url" else key if self.joined_by == "key" else source
+        value = url_of(extras) if self.joined_by == "url" else key if self.joined_by == "key" else source
         return None if value is None else self.join.find(self.joined_by, whole(value))
 
 
@@ -140,8 +140,8 @@ def _read(path: str, by: str, column: str) -> Iterator[tuple[str, str, Any]]:
         yield by, str(value), [text for text in captions if isinstance(text, str)]
 
 
-def _url(extras: Mapping[str, Any]) -> str | None:
-    """Of a row that has one, or has it in the JSON beside it, as img2dataset writes."""
+def url_of(extras: Mapping[str, Any]) -> str | None:
+    """The URL of a row that has one, or has it in the JSON beside it, as img2dataset writes."""
     url = extras.get("url")
     if url is None and extras.get("json"):
         url = json.loads(extras["json"]).get("url")

@@ -61,7 +61,7 @@ class BatchEncoder:
     """posterior: as StoredLatents has it. flip: store the mirrored picture too. fixed_size: all pictures are squares of their
     resolution. fill_to: images that every call of the image encoder is filled up to, for one that is compiled, which takes a
     minute for each new number. max_captions: of a sample; where more than one, those there are lie end to end. store: dtype of
-    what is stored; text encoders have their own.
+    what is stored; text encoders have their own. kind: of the captions, where they are added to shards that have others.
 
     fields: the members that every sample gets, in order. clock: how long the device has been busy. reads_images: whether
     it needs the pixels of a sample, or its captions alone.
@@ -80,18 +80,18 @@ class BatchEncoder:
         max_captions: int = 1,
         store: Store = "float16",
         features: Sequence[StoredImages] = (),
+        kind: str = "",
     ) -> None:
-        stored: list[StoredImages] = []
+        stored: list[StoredImages] = [*features]
         if image_encoder:
-            stored.append(StoredLatents(image_encoder, posterior, seed, resolutions, store))
-        stored += features
-        self.max_captions = max_captions
+            stored.insert(0, StoredLatents(image_encoder, posterior, seed, resolutions, store))
+        self.max_captions, self.kind = max_captions, kind
         self._told: list[TextEncoder] = []  # whose states were too large
         self._device = (stored[0] if stored else text_encoders[0]).device
         self.clock = DeviceClock(self._device)
         cure = "use a smaller resolution, or --dtype bfloat16"
         self._image_parts = {one: Microbatches(f"{one.flag}: one image", cure, fill_to) for one in stored}
-        self._captions = [CaptionEncoder(encoder, max_captions) for encoder in text_encoders]
+        self._captions = [CaptionEncoder(encoder, max_captions, kind) for encoder in text_encoders]
         self._views = [view for one in stored for view in one.views(flip)]
         self.reads_images = bool(self._views)
         self.fields = [view.stored.field(view, fixed_size) for view in self._views]

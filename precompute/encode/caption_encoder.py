@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loader.field_names import further_name
 from loader.format import Field
+from loader.npy import stored_dtype
 from precompute.encode.caption_cache import CaptionCache
 from precompute.encode.microbatch import Microbatches
 from precompute.encode.stored import Array
@@ -19,11 +21,18 @@ Found = list[tuple[Launched, int]]
 
 
 class CaptionEncoder:
-    """fields: what is stored of a sample. max_captions: of a sample; where more than one, those there are lie end to end."""
+    """fields: what is stored of a sample. max_captions: of a sample; where more than one, those there are lie end to end.
 
-    def __init__(self, encoder: TextEncoder, max_captions: int) -> None:
-        self.encoder, self._several = encoder, max_captions > 1
-        self.fields = [replace(field, captions=max_captions) for field in encoder.fields]
+    kind: of captions that are added to shards, which may be none of a sample; their fields are named after it.
+    """
+
+    def __init__(self, encoder: TextEncoder, max_captions: int, kind: str = "") -> None:
+        # Where there may be none, there may not be always one.
+        most = max(2, max_captions) if kind else max_captions
+        self.encoder, self._several, self._kind = encoder, most > 1, kind
+        self.fields = [
+            replace(field, name=further_name(field.name, kind), captions=most) for field in encoder.fields
+        ]
         self._parts = Microbatches(
             f"--text-encoder {encoder.spec.model}: one caption", "use a shorter length="
         )
@@ -47,13 +56,18 @@ class CaptionEncoder:
         """The arrays of a sample by field name, and the tokens of each caption by the name of the field of its states; neither
         where a value is not finite. retry: encodes one caption in a wider precision, as far as it can."""
         parts = [
-            launched.arrays(row, self.fields) if launched.finite[row] else retry(caption, self.encoder)
+            launched.arrays(row, self.fields)
+            if launched.finite[row]
+            else self._named(retry(caption, self.encoder))
             for caption, (launched, row) in zip(captions, found, strict=True)
         ]
         if not all(parts):
             return {}, {}
         states = [field.name for field in self.fields if field.kind == "caption_latents"]
         return self._end_to_end(parts), {name: [len(part[name]) for part in parts] for name in states}
+
+    def _named(self, arrays: Arrays) -> Arrays:
+        return {further_name(name, self._kind): array for name, array in arrays.items()}
 
     def _end_to_end(self, parts: Sequence[Arrays]) -> Arrays:
         """States (T1 + T2 + ..., D) and pooled outputs (K, D) of the captions of a sample."""
@@ -63,4 +77,6 @@ class CaptionEncoder:
 
 
 def _joined(field: Field, arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    if not arrays:
+        return np.empty((0, *(n or 0 for n in field.stored_shape[1:])), stored_dtype(field.dtype))
     return np.concatenate(arrays) if field.kind == "caption_latents" else np.stack(arrays)

@@ -219,8 +219,9 @@ def _shape(field: Field) -> str:
 
 def _meaning(field: Field) -> str:
     resolution = re.sub(r"\D", "", field.name)
-    encoder = field.name.removeprefix(field.kind).strip("_")
-    return MEANING[field.kind].format(resolution, f", by encoder `{encoder}`" if encoder else "")
+    encoder, _, kind = field.name.removeprefix(field.kind).strip("_").partition("+")
+    more = f", by encoder `{encoder}`" if encoder else ""
+    return MEANING[field.kind].format(resolution, more + (f", of captions of kind `{kind}`" if kind else ""))
 
 
 def _number(value: Any) -> str:

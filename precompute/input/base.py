@@ -1,6 +1,7 @@
 """What `--beside` names: shards that lie there already, here or on the Hub, and what they say of their rows."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -68,17 +69,23 @@ class Base:
         }
 
     @property
+    def caption_kinds(self) -> set[str]:
+        """The kinds of captions that its samples have."""
+        return set(self.manifest.splits[self.split].caption_kinds)
+
+    @property
     def fields(self) -> set[str]:
         """Names of the fields that its samples have."""
         return {field.name for field in self.manifest.fields}
 
-    def rows(self, unit: int) -> Iterator[Record]:
+    def rows(self, unit: int, with_extras: bool = False) -> Iterator[Record]:
         """The rows of a unit, shard by shard. Raises SourceError where a sidecar is gone or is another one."""
         for shard in self._shards.get(unit, ()):
             for values in pq.read_table(pa.BufferReader(self._sidecar(shard))).to_pylist():
                 known = {name: values[name] for name in COLUMNS if values.get(name) is not None}
+                extras = json.loads(values["extras"] or "{}") if with_extras else {}
                 reject = None if values["status"] == "ok" else values["status"]
-                yield Record(**known, reject=reject, shard=shard.name)
+                yield Record(**known, extras=extras, reject=reject, shard=shard.name)
 
     def _sidecar(self, shard: Shard) -> bytes:
         name, patience = f"{shard.name}.parquet", Patience()

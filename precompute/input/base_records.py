@@ -2,27 +2,39 @@
 
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from builders.core.captions import clean_captions
+from builders.core.joined_captions import JoinedCaptions, url_of
 from builders.core.record import Record
 from loader.format import recipe_differences
 from loader.recipe import BASE
 from precompute.errors import SourceError, UsageError
 from precompute.input.base import Base
+from precompute.input.caption_files import CaptionFiles
 from precompute.input.records import Records
 from precompute.input.units import Unit
 
 LOST = "bad_archive"
 
 
+@dataclass(frozen=True)
+class CaptionedRecord(Record):
+    """A row of a base, and the captions that are added to it. kind: theirs."""
+
+    kind: str = ""
+    added: Sequence[str] = ()
+
+
 class BaseRecords:
     """The rows of a base in the same units, each for the shard that it has there.
 
-    source: gives the images, held by key; None where none are needed. Raises UsageError where it is not what the base was made of.
+    source: gives the images, held by key; None where none are needed. added: captions that are to be added, one file of them.
+    Raises UsageError where it is not what the base was made of.
     """
 
-    def __init__(self, base: Base, source: Records | None) -> None:
-        self._base, self._source = base, source
+    def __init__(self, base: Base, source: Records | None, added: CaptionFiles | None = None) -> None:
+        self._base, self._source, self.added = base, source, added
         self.recipe, self.plan = base.recipe["dataset"], base.plan
         self.units = [Unit(index, index) for index in range(base.plan["units"])]
         if source is not None:
@@ -33,6 +45,11 @@ class BaseRecords:
 
         Raises SourceError where the source has other rows now.
         """
+        if self.added:
+            (file,) = self.added
+            for row in self._base.rows(unit.index, with_extras=True):
+                yield self._with_added(row, file)
+            return
         if self._source is None:
             for row in self._base.rows(unit.index):
                 yield row
@@ -55,6 +72,11 @@ class BaseRecords:
         for row in left:
             yield replace(row, reject=row.reject or LOST)
 
+    @property
+    def joined(self) -> Sequence[JoinedCaptions]:
+        """The files of captions that are added."""
+        return self.added.joined if self.added else ()
+
     def left_out(self, unit: Unit) -> Mapping[str, int]:
         """Nothing: what the source holds beside its rows, the base has counted."""
         return {}
@@ -71,6 +93,16 @@ class BaseRecords:
     def shape(self, shard: str | None) -> tuple[int, int] | None:
         """Width and height of the bucket that a shard of the base is of, at its largest resolution; None without buckets."""
         return self._base.shapes.get(shard or "")
+
+    def _with_added(self, row: Record, file: JoinedCaptions) -> CaptionedRecord:
+        """The row with the captions that are added to it, cleaned as its own are; they may be none."""
+        found = file.find(row.key, row.source or "", row.extras)
+        profile = self.recipe.get("caption_cleaning") or "light"
+        captions = [text for _, text in clean_captions(found[1] if found else (), profile)[0]]
+        # What the rows are joined by is kept, for the account of who matched.
+        url = url_of(row.extras) if file.joined_by == "url" else None
+        known = {**vars(row), "extras": {"url": url} if url else {}}
+        return CaptionedRecord(**known, kind=file.name, added=captions)
 
     def _mismatch(self, unit: Unit, what: str) -> SourceError:
         return SourceError(

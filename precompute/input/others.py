@@ -7,9 +7,11 @@ from typing import Any
 
 from builders.core.config import ImageCaptionConfig
 from builders.core.gate import judge
+from builders.core.joined_captions import merge
 from builders.core.record import Record, SourceRow
 from loader.printable import printable
 from precompute.errors import UsageError
+from precompute.input.caption_files import CaptionFiles
 from precompute.input.faults import innermost
 from precompute.input.options import portable
 from precompute.input.records import Records, SourceOptions
@@ -41,11 +43,9 @@ class OtherRecords(Records):
         return self.source.caption_cleaning or "light"
 
     def _options(self) -> dict[str, Any]:
-        if self.source.captions:
-            raise UsageError(
-                f"--captions {self.source.captions[0]}: only for builders/NAME, not for {self.source.dataset}; read its files by "
-                "builders/folder or builders/webdataset"
-            )
+        source = self.source
+        self._files = CaptionFiles(source.captions, source.captions_order, [CAPTION_KIND])
+        self.joined = self._files.joined
         return {}
 
     def _checked(self, dataset: Any) -> Any:
@@ -102,24 +102,28 @@ class OtherRecords(Records):
             "image_column": source.image_column,
             "caption_column": source.caption_column,
             "caption_cleaning": self._cleaning,
+            **self._files.recipe,
         }
 
     def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
         source = self.source
-        raw = values[source.caption_column]
         kept = {
             name: v for name, v in values.items() if name not in (source.image_column, source.caption_column)
         }
-        name = self._public(str(values.get("__url__") or source.dataset))
+        name = self._public(str(values.get("__url__") or self._file(values) or source.dataset))
         kept |= {"__url__": name} if "__url__" in kept else {}
-        row = SourceRow(
-            unit_key(unit, number, values),
-            image_bytes(values[source.image_column]),
-            raw if isinstance(raw, list) else [raw],
-            name,
-            jsonable(kept),
-        )
+        key, extras = unit_key(unit, number, values), jsonable(kept)
+        raw = values[source.caption_column]
+        own = raw if isinstance(raw, list) else [raw]
+        joined = self._files.find(key, name, extras)
+        texts, kinds = merge(own, [CAPTION_KIND] * len(own), joined, self._files.order)
+        row = SourceRow(key, image_bytes(values[source.image_column]), texts, name, extras, kinds=kinds)
         return judge(row, self._rules, CAPTION_KIND, decoded_later=True)
+
+    def _file(self, values: dict[str, Any]) -> str | None:
+        """The file of the image, where captions are joined by it: other rows have no source of their own."""
+        by_file = any(file.joined_by == "source" for file in self.joined)
+        return (values[self.source.image_column] or {}).get("path") if by_file else None
 
     def _public(self, place: str) -> str:
         """A file as others may read of it: below the folder's name, where it lies in a folder of this machine."""

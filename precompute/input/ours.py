@@ -10,16 +10,15 @@ from typing import Any
 import datasets
 
 import builders  # noqa: F401  registers "builders/<name>" with datasets
-from builders.core.joined_captions import JoinedCaptions
 from builders.core.record import COLUMNS, Record
 from precompute.errors import UsageError
+from precompute.input.caption_files import JOINED
 from precompute.input.faults import innermost
 from precompute.input.options import captions_options
 from precompute.input.records import Records
 from precompute.input.row_values import image_bytes, jsonable, short_hash
 from precompute.input.units import Unit
 
-JOINED = "captions_from_files"  # in a recipe
 # Fields of a builder's config that determine no value; `links` is where the archives are for some days. What `check_pixels`
 # finds, the decoder of a run finds too.
 NO_VALUE = {
@@ -67,8 +66,7 @@ class OurRecords(Records):
         """A hash of what makes up each shard, wherever it lies."""
         stream = builder.as_streaming_dataset(split=self.source.split)
         self._builder, self._shards = builder, stream._ex_iterable.kwargs["shards"]
-        # The files of captions from elsewhere.
-        self.joined: list[JoinedCaptions] = builder.joined_captions()
+        self.joined = builder.joined_captions()
         return short_hash(builder.identity(self._shards))
 
     def left_out(self, unit: Unit) -> Mapping[str, int]:

@@ -13,12 +13,14 @@ from typing import Any
 from loader.format import Manifest
 from loader.printable import printable
 from precompute.errors import UsageError
+from precompute.input.caption_files import JOINED
 from precompute.input.open_records import OURS, open_records
-from precompute.input.ours import JOINED
+from precompute.input.options import parse_option
 from precompute.input.records import Records, SourceOptions
 
 FOREIGN = ("image_column", "caption_column", "caption_cleaning")
 PLAIN_OPTION = re.compile(r'\w+=("[\w,+ -]*"|[\d.eE+-]+|true|false|null)')
+FILES = "captions_from="
 NO_OPTION = {"path", "name", "version", "options", JOINED, *FOREIGN}
 
 
@@ -49,11 +51,15 @@ def open_recorded(manifest: Manifest, split: str, where: Where) -> Records:
         columns = {"caption_cleaning": recipe.get("caption_cleaning")}
     else:
         columns = {column: recipe[column] for column in FOREIGN if column in recipe}
-    if JOINED in recipe and not any(option.startswith("captions_from=") for option in where.options):
+    if JOINED in recipe and not any(option.startswith(FILES) for option in where.options):
         names = ", ".join(f'"{printable(name)}": "FILE"' for name in recipe[JOINED]["sha256"])
         raise UsageError(
             f"--options: captions of these shards are joined from files; name them: 'captions_from={{{names}}}'"
         )
+    given_files, further = () if name.startswith(OURS) else _captions_of(where.options), where.options
+    if given_files:
+        further = tuple(option for option in further if not option.startswith(FILES))
+        columns |= {"captions": given_files, "captions_order": recipe.get(JOINED, {}).get("order", "front")}
     if not where.is_named:
         _refuse_what_only_the_recipe_names(name, options)
     records = open_records(
@@ -62,7 +68,7 @@ def open_recorded(manifest: Manifest, split: str, where: Where) -> Records:
             name=recipe.get("name"),
             split=split,
             data_dir=where.data_dir,
-            options=(*options, *where.options),
+            options=(*options, *further),
             prepare=bool(plan.get("prepared")),
             limit=plan.get("limit"),
             samples_per_shard=plan.get("samples_per_shard", 4096),
@@ -75,6 +81,16 @@ def open_recorded(manifest: Manifest, split: str, where: Where) -> Records:
             "give --data-dir and --options as the run had them"
         )
     return records
+
+
+def _captions_of(options: Sequence[str]) -> tuple[str, ...]:
+    """What `captions_from={...}` among the options names, as --captions has it. Raises UsageError."""
+    files = [parse_option(option)[1] for option in options if option.startswith(FILES)]
+    if not all(isinstance(one, dict) for one in files):
+        raise UsageError(
+            '--options captions_from=...: give files by name, as in \'captions_from={"llava": "FILE"}\''
+        )
+    return tuple(f"{kind}={file}" for one in files for kind, file in one.items())
 
 
 def _refuse_what_only_the_recipe_names(name: str, options: Sequence[str]) -> None:

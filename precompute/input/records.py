@@ -23,6 +23,7 @@ import pyarrow
 
 from builders.archives.backoff import Patience
 from builders.archives.read_errors import describe, is_lost
+from builders.core.joined_captions import JoinedCaptions
 from builders.core.record import Record
 from loader.recipe import Plan
 from precompute.errors import SourceError, UsageError
@@ -67,12 +68,13 @@ class SourceOptions:
 class Records(ABC):
     """The rows of one split, dealt out by unit.
 
-    recipe: what of the dataset determines values. plan: what the units are. Raises UsageError naming the flag.
+    recipe: what of the dataset determines values. plan: what the units are. joined: files of captions. Raises UsageError.
     """
 
     # How the plan names the dataset; a local path is another one on each machine.
     name: str
     image_column: str
+    joined: Sequence[JoinedCaptions] = ()
     # Whether the dataset's readers wait for a server themselves, and end a lost archive with a row of their own.
     readers_wait: bool
 
@@ -178,9 +180,8 @@ class Records(ABC):
             number, patience = number + 1, Patience()
 
     def _broken_off(self, unit: Unit, number: int, error: Exception) -> Record:
-        text = describe(error)
+        text, folder = describe(error), (self.source.data_dir or Path(self.source.dataset)).absolute()
         logger.warning("%s: unit %d breaks off at row %d (%s)", self.source.dataset, unit.index, number, text)
-        folder = (self.source.data_dir or Path(self.source.dataset)).absolute()
         if folder.exists():  # where it lies on this machine is nobody's business
             text = text.replace(f"{folder.parent}{os.sep}", "")
         key = unit_key(unit, number)

@@ -1,16 +1,20 @@
 """What `--beside BASE` makes of the other flags: a layer is read, cropped and dealt out as its base was."""
 
 import json
+import shlex
 from dataclasses import fields, replace
 from typing import Any, Literal, cast
 
-from loader.format import Field
+from loader.field_names import further_kind, picture_place
+from loader.format import Field, recipe_differences
 from loader.recipe import BASE, Recipe
 from precompute.config import Config
 from precompute.encode.image import UNSHIFTED
+from precompute.encode.text_spec import text_encoder_value
 from precompute.errors import UsageError
 from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
+from precompute.input.caption_files import JOINED, CaptionFiles
 from precompute.input.options import captions_options
 from precompute.input.recorded_source import Where, open_recorded
 
@@ -36,7 +40,10 @@ NOTHING = "none"  # as --vae, no autoencoder
 def like_base(config: Config, base: Base) -> Config:
     """The flags of a layer, with those that the base decides. Raises UsageError for one that says otherwise."""
     defaults, told = {field.name: field.default for field in fields(Config)}, _decided(base)
+    adds = adds_captions(config)
     for name in DECIDED:
+        if adds and name == "max_captions":
+            continue
         if getattr(config, name) not in (defaults[name], told.get(name)):
             raise UsageError(
                 f"--{name.replace('_', '-')}: with --beside it is as the base has it; leave it out"
@@ -47,8 +54,30 @@ def like_base(config: Config, base: Base) -> Config:
     seed = int(recipe.get("seed") or 0) if crop == "random" else config.seed
     named = config.vae or config.text_encoder or config.features or config.for_model or config.model
     vae = config.vae if named else _image_encoder(base)
-    captions = int(cast(dict[str, Any], recipe).get("max_captions", 1))
+    captions = config.max_captions if adds else int(cast(dict[str, Any], recipe).get("max_captions", 1))
     return replace(config, crop=crop, buckets=step, seed=seed, vae=vae, max_captions=captions)
+
+
+def adds_captions(config: Config) -> bool:
+    """Whether a layer is of captions that the base has not. Raises UsageError where it would be more than that."""
+    if not config.captions or config.vae not in (None, NOTHING) or config.features or not config.text_encoder:
+        return False
+    if len(config.captions) > 1:
+        raise UsageError(
+            f"--captions {config.captions[1]}: with --beside one file makes one layer; make another one of it, beside the same"
+        )
+    return True
+
+
+def added_captions(config: Config, base: Base) -> CaptionFiles:
+    """The captions that a layer adds to its base. Raises UsageError where the base has some under that name."""
+    added = CaptionFiles(config.captions, "behind", (), has_url=True)
+    for file in added:
+        if file.name in base.caption_kinds:
+            raise UsageError(
+                f"--captions {file.name}=...: --beside {base.url} has captions of kind {file.name} already; give another NAME"
+            )
+    return added
 
 
 def _decided(base: Base) -> dict[str, Any]:
@@ -67,20 +96,26 @@ def _decided(base: Base) -> dict[str, Any]:
 
 def layer_records(config: Config, base: Base, with_images: bool) -> BaseRecords:
     """The rows of a layer. Raises UsageError where its images are needed, and their source is another one or not at hand."""
+    added = added_captions(config, base) if adds_captions(config) else None
     if not with_images:
         for flag, value in (
             ("DATASET", config.dataset),
             ("--data-dir", config.data_dir),
             ("--options", config.options),
-            ("--captions", config.captions),
         ):
             if value:
                 raise UsageError(f"{flag} {value}: the captions lie in --beside {base.url}; leave it out")
-        return BaseRecords(base, None)
+        return BaseRecords(base, None, added)
     if "dataset" not in base.plan:
         raise UsageError(
             f"--beside {base.url}: its samples were packed, so their images are in no one source; "
             "make the layer beside the shards that they were packed of"
+        )
+    if config.captions and JOINED not in base.recipe["dataset"]:
+        values = [text_encoder_value(spec, str(spec["model"])) for spec in base.recipe["text_encoders"]]
+        raise UsageError(
+            f"--captions {config.captions[0]}: name what embeds them, and no --vae, as in "
+            f"{' '.join(f'--text-encoder {shlex.quote(value)}' for value in values)}, as {base.url} has it"
         )
     # Where they stand, the recipe says.
     files = captions_options(config.captions, config.captions_order).get("captions_from")
@@ -89,29 +124,55 @@ def layer_records(config: Config, base: Base, with_images: bool) -> BaseRecords:
     return BaseRecords(base, open_recorded(base.manifest, base.split, where))
 
 
-def layer_recipe(recipe: Recipe, base: Base) -> Recipe:
-    """What of a recipe is a layer's own, and the fingerprint of the shards that it lies beside."""
+def layer_recipe(recipe: Recipe, base: Base, added: CaptionFiles | None, most: int) -> Recipe:
+    """What of a recipe is a layer's own, and the fingerprint of the shards that it lies beside.
+
+    added: captions that it adds, of which so many of a sample are embedded at most.
+    """
     images, pixels = recipe.get("image_encoder") is not None, bool(recipe.get("features"))
     kept = {
         name: value
         for name, value in recipe.items()
         if (images or name not in OF_IMAGES) or (pixels and name in OF_PIXELS)
         if (images or pixels or name not in OF_PIXELS)
-        if value != [] and (recipe["text_encoders"] or name != "max_captions")
+        if value != [] and ((recipe["text_encoders"] and not added) or name != "max_captions")
     }
-    return cast(Recipe, {**kept, BASE: base.manifest.fingerprint})
+    files = added.sha256 if added else {}
+    captions = [{"kind": kind, "sha256": sha256, "most": most} for kind, sha256 in files.items()]
+    return cast(
+        Recipe, {**kept, **({"captions": captions} if captions else {}), BASE: base.manifest.fingerprint}
+    )
 
 
-def check_new(made: list[Field], base: Base) -> None:
-    """Raises UsageError where a layer would have a field that its base has."""
+def check_new(made: list[Field], recipe: Recipe, base: Base) -> None:
+    """Raises UsageError where a layer would have a field that its base has, or captions by another encoder than the base's own."""
+    if any(further_kind(field.name) for field in made):
+        _check_encoders(recipe, base)
+    there = {picture_place(name): name for name in base.fields}
     for field in made:
-        if field.name in base.fields:
+        if known := there.get(picture_place(field.name)):
+            same = base.recipe.get("image_encoder") == recipe.get("image_encoder")
             what = (
                 "give the encoder another NAME"
                 if field.kind not in ("moments", "latents")
                 else "give other --resolutions"
+                if same
+                else "what another --vae makes of that size is a dataset of its own: run without --beside, into another --output"
             )
-            raise UsageError(f"--beside {base.url}: it has {field.name} already; {what}")
+            raise UsageError(f"--beside {base.url}: it has {known} already; {what}")
+
+
+def _check_encoders(recipe: Recipe, base: Base) -> None:
+    """Raises UsageError where captions that are added would be embedded otherwise than those of the base."""
+    known = {spec.get("name"): spec for spec in base.recipe.get("text_encoders") or []}
+    for spec in recipe["text_encoders"]:
+        wrong = recipe_differences(known.get(spec["name"], spec), spec, "text_encoder")
+        wrong += recipe_differences(base.recipe.get("store"), recipe.get("store"), "store")
+        if wrong:
+            raise UsageError(
+                f"--text-encoder: the captions of --beside {base.url} were embedded otherwise ({wrong[0]}), and one would be drawn "
+                "among both; give the encoder as then, or another NAME"
+            )
 
 
 def _image_encoder(base: Base) -> str:

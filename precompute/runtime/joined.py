@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from builders.core.account import Account, Matched
 from builders.core.joined_captions import JoinedCaptions
+from loader.field_names import further_name
 from loader.format import Shard
 from precompute.shards.destination import Destination
 
@@ -26,12 +27,16 @@ def told_of_captions(
         data = destination.get(f"{shard.name}.parquet")
         if data is None:
             return ""
-        for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(columns=list(COLUMNS)):
+        further = [further_name("captions", file.name) for file in files]
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+        columns = [*COLUMNS, *(name for name in further if name in parquet.schema_arrow.names)]
+        for batch in parquet.iter_batches(columns=columns):
             for row in batch.to_pylist():
                 extras = json.loads(row["extras"] or "{}")
                 for file in files:
                     if found := file.find(row["key"], row["source"] or "", extras):
                         account.matched.setdefault(file.name, Matched()).mark(found[0])
-                    if row["status"] == "ok" and file.name not in row["caption_kinds"]:
+                    has = row.get(further_name("captions", file.name)) or file.name in row["caption_kinds"]
+                    if row["status"] == "ok" and not has:
                         account.without[file.name] += 1
     return account.told_captions({file.name: len(file.join) for file in files}, True)

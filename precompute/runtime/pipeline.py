@@ -22,7 +22,7 @@ from builders.core.images import UndecodableImage
 from builders.core.record import Record
 from precompute.encode.batch_encoder import BatchEncoder, EncoderInput
 from precompute.errors import PrecomputeError
-from precompute.input.base_records import BaseRecords
+from precompute.input.base_records import BaseRecords, CaptionedRecord
 from precompute.input.pixels import Picture
 from precompute.input.records import Records
 from precompute.runtime.commits import Commits
@@ -208,4 +208,6 @@ def _input(item: Item, max_captions: int) -> EncoderInput:
     record = item.record
     assert item.picture is not None and record.caption is not None
     captions = record.captions or (record.caption,)
+    if isinstance(record, CaptionedRecord):
+        captions = record.added
     return EncoderInput(record.key, captions[:max_captions], item.picture.pixels)

@@ -86,6 +86,7 @@ class Session:
         if image_encoder and config.compile:
             image_encoder.compile()
         texts = open_text_encoders(config, models, device)
+        added = records.added if isinstance(records, BaseRecords) else None
         features = open_features(config, device)
         encoder = BatchEncoder(
             image_encoder,
@@ -99,17 +100,19 @@ class Session:
             max_captions=config.max_captions,
             store=config.store,
             features=features,
+            kind="".join(file.name for file in added or ()),
         )
         recipe = make_recipe(config, records, image_encoder, texts, features)
         if base:
-            check_new(encoder.fields, base)
-            recipe = layer_recipe(recipe, base)
+            check_new(encoder.fields, recipe, base)
+            recipe = layer_recipe(recipe, base, added, config.max_captions)
         keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
         keeper.start()
         reopened = keeper.reopen(config.retry_rejected)
         sources = look(records)
         changed = redo_changed(records, keeper, sources, config.redo_changed)
-        write_null_caption(destination, texts, keeper.null_caption)
+        # What stands for a caption that is dropped, the base has.
+        write_null_caption(destination, [] if added else texts, keeper.null_caption)
         resolutions = config.resolutions if image_encoder else ()
         sizes = {one.spec.name: one.size_of for one in features}
         return cls(

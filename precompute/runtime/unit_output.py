@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builders.core.record import Record
+from loader.field_names import further_name
 from loader.recipe import Plan, Recipe
-from loader.sidecar_schema import tokens_column
+from loader.sidecar_schema import PHASH, tokens_column
 from precompute.encode.batch_encoder import BatchEncoder, Encoded, InFlight
 from precompute.errors import LostLease
+from precompute.input.base_records import CaptionedRecord
 from precompute.input.pixels import Picture
 from precompute.input.stamps import Stamp
 from precompute.input.units import Unit
@@ -167,6 +169,9 @@ def _sidecar_row(item: Item) -> SidecarRow:
     columns: dict[str, Any] = (
         {f"crop_{resolution}": crop for resolution, crop in picture.crops.items()} if picture else {}
     )
+    columns |= {PHASH: picture.phash} if picture else {}
+    if isinstance(record, CaptionedRecord):
+        columns[further_name("captions", record.kind)] = record.added
     if item.encoded is not None:
         columns |= _tokens(item.encoded)
     return SidecarRow(

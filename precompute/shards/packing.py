@@ -86,9 +86,8 @@ class Packing:
         return len(self._units)
 
     def shared_key(self) -> tuple[str, Shards, Shards] | None:
-        """A key that two of the datasets have, and which they are."""
-        total = sum(group.samples for group in self._groups)
-        found = find_shared_key(self._keys, total) if len(self._sources) > 1 else None
+        """A key that stands for two samples, and the datasets that have them."""
+        found = find_shared_key(self._keys, sum(group.samples for group in self._groups))
         return found and (found[0], self._sources[found[1]], self._sources[found[2]])
 
     def _keys(self) -> Iterator[tuple[int, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from loader.field_names import further_kind, further_name
 from loader.format import Field, FormatError, Marker, Shard, parse_npy
 from loader.npy import as_numbers
 from loader.recipe import Recipe
@@ -144,12 +145,24 @@ def _sample(
     if "offset_json" in row:
         facts, caption = json.loads(bytes(member("json"))), str(member("txt"), "utf-8")
     else:  # of a layer
-        facts = {name: row[name] for name in ("width", "height", "source")}
+        crops = {name.removeprefix("crop_"): crop for name, crop in row.items() if name.startswith("crop_")}
+        facts = {name: row[name] for name in ("width", "height", "source")} | {"crops": crops}
+        facts |= {"crop": crops[max(crops, key=int)]} if crops else {}
         caption = row["caption"]
-    several = [spec for spec in fields if spec.captions > 1 and spec.kind == "caption_latents"]
+    kind = kind_of_text(fields)
+    several = [
+        s for s in fields if s.captions > 1 and s.kind == "caption_latents" and further_kind(s.name) == kind
+    ]
     tokens = {spec.name: row[tokens_column(spec.name)] for spec in several}
-    captions = tuple(row["captions"][: len(next(iter(tokens.values())))]) if tokens else (caption,)
+    texts = row[further_name("captions", kind)] if tokens else ()
+    captions = tuple(texts[: len(next(iter(tokens.values())))]) if tokens else (caption,)
     return Sample(stem, marker.unit, shard.name, row["key"], caption, arrays, facts, captions, tokens)
+
+
+def kind_of_text(fields: Sequence[Field]) -> str:
+    """The kind of captions that a sample's text fields are of: empty, but where all of them were added later."""
+    kinds = [further_kind(field.name) for field in fields if field.kind.startswith("caption")]
+    return "" if "" in kinds else next(iter(kinds), "")
 
 
 def raw_latents(field: Field, array: npt.NDArray[Any], recipe: Recipe) -> npt.NDArray[np.float32]:

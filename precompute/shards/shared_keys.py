@@ -1,4 +1,4 @@
-"""Whether two datasets have a key in common: their keys are compared by hashes in a temporary file, not in memory."""
+"""Whether a key stands more than once in some datasets: they are compared by hashes in a temporary file, not in memory."""
 
 import hashlib
 import itertools
@@ -17,8 +17,10 @@ KeyColumns = Iterable[tuple[int, Any]]
 
 
 def find_shared_key(columns: Callable[[], KeyColumns], total: int) -> tuple[str, int, int] | None:
-    """A key and the numbers of two datasets that both have it. columns: (number of the dataset, Arrow column of keys), anew at
-    each call; total: keys in all of them."""
+    """A key and the numbers of the two datasets that both have it, or of the one that has it twice.
+
+    columns: (number of the dataset, Arrow column of keys), anew at each call; total: keys in all of them.
+    """
     with tempfile.TemporaryFile() as file:
         file.truncate(8 * max(total, 1))
         hashes = np.memmap(file, np.uint64, "r+", shape=(max(total, 1),))[:total]
@@ -31,8 +33,9 @@ def find_shared_key(columns: Callable[[], KeyColumns], total: int) -> tuple[str,
     for number, keys in columns() if len(recurring) else ():
         for row in np.flatnonzero(np.isin(_hashes(keys), recurring)).tolist():
             key = keys[row].as_py()
-            if owners.setdefault(key, number) != number:
+            if key in owners:
                 return key, owners[key], number
+            owners[key] = number
     return None
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loader.field_names import further_kind
 from loader.format import Field, Marker, Shard, npy_parts
 from loader.recipe import Plan, Recipe
 from loader.sidecar_schema import sidecar_schema
@@ -130,7 +131,7 @@ class UnitWriter:
         group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
         shard: the name of the one that it goes into, of whatever size; in a layer, where all rows of a unit have one.
         """
-        self._kinds.update(_embedded_kinds(row))
+        self._kinds += _embedded_kinds(row)
         place = Place(shard, None if shard else group)
         if not shard and place in self._open and self._open[place].samples == self._samples_per_shard:
             self._close(place)
@@ -213,10 +214,14 @@ def _bucket_name(group: Hashable) -> str:
     return "+".join(f"{width}x{height}" for height, width, *_ in shapes)
 
 
-def _embedded_kinds(row: SidecarRow) -> Sequence[str]:
-    """The kinds of the captions whose states are stored."""
-    counts = [len(tokens) for name, tokens in row.columns.items() if name.startswith("caption_tokens")]
-    return row.caption_kinds[: min(counts, default=0)]
+def _embedded_kinds(row: SidecarRow) -> Counter[str]:
+    """Count by kind the captions whose states are stored."""
+    counts: dict[str, int] = {}
+    for name, tokens in row.columns.items():
+        if name.startswith("caption_tokens"):
+            kind = further_kind(name)
+            counts[kind] = min(len(tokens), counts.get(kind, len(tokens)))
+    return Counter(row.caption_kinds[: counts.pop("", 0)]) + Counter(counts)
 
 
 def _record(row: SidecarRow, status: str) -> dict[str, Any]:

@@ -37,19 +37,22 @@ def check_beside(
 
 
 def _check_unit(store: Store, stem: str, marker: Marker, base: Base) -> Iterator[Finding]:
-    theirs = [(row.shard, row.key, row.reject or "ok") for row in base.rows(marker.unit)]
-    ours: list[tuple[str, str, str]] = []
+    rows = base.rows(marker.unit)
+    theirs = [(row.shard, row.key, row.reject or "ok", row.caption) for row in rows]
+    ours: list[tuple[str, str, str, str | None]] = []
     for shard in marker.shards:
         try:
             table = pq.read_table(
-                pa.BufferReader(store.read(f"{shard.name}.parquet")), columns=["key", "status"]
+                pa.BufferReader(store.read(f"{shard.name}.parquet")), columns=["key", "status", "caption"]
             )
         except (OSError, pa.ArrowException):
             return  # which is told where every file is read
-        ours += [(shard.name, row["key"], row["status"]) for row in table.to_pylist()]
+        ours += [(shard.name, row["key"], row["status"], row["caption"]) for row in table.to_pylist()]
     if [row[:2] for row in ours] != [row[:2] for row in theirs]:
         yield Finding(stem, "", "its shards have other rows than those of the base", redo(stem))
         return
-    for (name, key, status), (_, _, there) in zip(ours, theirs, strict=True):
+    for (name, key, status, caption), (_, _, there, its) in zip(ours, theirs, strict=True):
+        if caption != its:
+            yield Finding(name, key, "its caption is not that of the base", redo(stem))
         if there != "ok" and status != there:
             yield Finding(name, key, f"it is {status} here and {there} in the base", redo(stem))

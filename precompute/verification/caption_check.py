@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from builders.core.record import Record
+from loader.field_names import further_name
 from loader.format import NULL_CAPTION, Field, FormatError
 from loader.npy import as_numbers
 from loader.null_caption import read_null_caption
 from precompute.encode.text import TextEncoder
-from precompute.shards.sample_reader import Sample
+from precompute.shards.sample_reader import Sample, kind_of_text
 from precompute.shards.store import Store
 from precompute.verification.check_folder import READING, Finding, redo, rerun
 
@@ -35,13 +36,16 @@ def check_caption_states(
     if not captions:
         return
     again = encoder.encode([text for _, _, text in captions])
-    names = {spec.name for spec in encoder.fields}
+    kind = kind_of_text(fields)
+    names = {further_name(spec.name, kind): spec.name for spec in encoder.fields}
     for spec in [spec for spec in fields if spec.name in names]:
         for place, (sample, number, text) in enumerate(captions):
             if spec.name not in sample.arrays:
                 continue
             stored = sample.of_caption(spec, number)
-            distances = [_distance(stored, as_numbers(arrays[spec.name], spec.dtype)) for arrays in again]
+            distances = [
+                _distance(stored, as_numbers(arrays[names[spec.name]], spec.dtype)) for arrays in again
+            ]
             nearest = int(np.argmin(distances))
             if distances[place] > TEXT or distances[nearest] < distances[place] / 2:
                 nearer, its, words = captions[nearest]

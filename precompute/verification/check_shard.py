@@ -10,9 +10,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from loader.field_names import further_kind
 from loader.format import KEY, Field, FormatError, Shard, parse_npy
 from loader.npy import as_numbers, stored_dtype
-from loader.sidecar_schema import described_columns, sidecar_schema, tokens_column
+from loader.sidecar_schema import PHASH, described_columns, sidecar_schema, tokens_column
 from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.tars import BadTar, walk_tar
 from precompute.verification.check_folder import OTHER_SIDECAR, Finding
@@ -66,7 +67,8 @@ def check_sidecar(
         return None, findings
     have, whole = ({c.name: c.type for c in s} for s in (table.schema, schema))
     plain = {name: kind for name, kind in whole.items() if name not in described_columns(members)}
-    if have != whole and (have != plain or any(f.captions > 1 for f in fields)):
+    before = {name: kind for name, kind in whole.items() if name != PHASH}
+    if have not in (whole, before) and (have != plain or any(f.captions > 1 for f in fields)):
         wrong(f"the .parquet has columns {table.schema.names}, not {schema.names}")
         return None, findings
     sidecar = Sidecar(table)
@@ -233,7 +235,7 @@ def _array_check(spec: Field, alike: bool, may_be_empty: bool) -> ValueCheck:
         seen[:] = seen or [shape]
         if alike and shape != seen[0]:
             return f"has shape {shape}, others of the shard {seen[0]}"
-        if may_be_empty and 0 in shape:
+        if 0 in shape and (may_be_empty or further_kind(spec.name)):
             return ""
         return value_fault(np.frombuffer(data, dtype, offset=start).reshape(shape), spec)
 
@@ -245,7 +247,9 @@ def _captions_fault(spec: Field, rows: int, row: OkRow) -> str:
     tokens = row.tokens.get(tokens_column(spec.name)) or []
     fits = rows == (sum(tokens) if spec.kind == "caption_latents" else len(tokens))
     alike = spec.kind == "caption_pooled" or spec.shape[0] is None or set(tokens) == {spec.shape[0]}
-    if 0 < len(tokens) <= spec.captions and min(tokens) > 0 and fits and alike:
+    least = 0 if further_kind(spec.name) else 1
+    alike = alike or not tokens
+    if least <= len(tokens) <= spec.captions and min(tokens, default=1) > 0 and fits and alike:
         return ""
     return f"has {rows} rows, which are not those of captions of {tokens} tokens, as the .parquet says"
 

@@ -49,21 +49,26 @@ def check_likeness(
 ) -> Likeness:
     """Look at `count` samples of every split. Raises PrecomputeError where there is no model to decode with."""
     result = Likeness()
-    encoder = recipe_image_encoder(manifest.recipe, models)
-    result.findings += check_encoder(encoder, manifest)
+    # A layer may be of text alone, or of pictures alone.
+    has_images = bool(manifest.recipe.get("image_encoder"))
+    encoder = recipe_image_encoder(manifest.recipe, models) if has_images else None
+    result.findings += check_encoder(encoder, manifest) if encoder else ()
+    if any(spec.kind == "features" for spec in manifest.fields):
+        result.notes.append("features were not made again")
     for split in manifest.splits:
         samples = pick_samples(store, markers, split, count)
         records = source_records(manifest, split, samples, where, result.notes)
         images = {key: record.image for key, record in records.items() if record.image is not None}
         for spec in manifest.fields:
-            if spec.kind in ("moments", "latents"):
+            if encoder and spec.kind in ("moments", "latents"):
                 _look(samples, images, spec, encoder, manifest.recipe, result)
         result.findings += check_texts(samples, records)
         encoders, notes = recipe_text_encoders(manifest.recipe, models)
         result.notes += notes
         for text_encoder in encoders:
             result.findings += check_caption_states(samples, text_encoder, manifest.fields)
-            result.findings += check_null(store, text_encoder)
+            if not manifest.recipe.get("captions"):
+                result.findings += check_null(store, text_encoder)
     return result
 
 

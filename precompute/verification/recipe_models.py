@@ -33,7 +33,7 @@ def recipe_image_encoder(recipe: Recipe, models: Models) -> ImageEncoder:
 def recipe_text_encoders(recipe: Recipe, models: Models) -> tuple[list[TextEncoder], list[str]]:
     """The text encoders that a recipe names, or those named by hand; a note for each that is not at hand. Raises ModelError
     for one named by hand."""
-    specs, encoders, notes = recipe["text_encoders"], list[TextEncoder](), list[str]()
+    specs, encoders, notes = recipe.get("text_encoders", []), list[TextEncoder](), list[str]()
     given = with_recipe(models.text_encoders, specs)
     for spec in specs:
         name = given.get(spec.get("name") or "")

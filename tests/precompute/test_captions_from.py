@@ -1,10 +1,12 @@
 """`--captions NAME=FILE`: from the command to the loader, which draws them by their NAME; the recipe has the file by its contents."""
 
+import gc
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -135,16 +137,51 @@ def test_a_layer_reads_images_of_rows_whose_only_caption_is_joined(
     ]
 
 
+def others_dataset(folder: Path, joined_by: str) -> tuple[list[str], tuple[str, ...]]:
+    """An imagefolder whose rows have files, or parquet on disk whose rows have URLs; what names each row, and the flags."""
+    if joined_by == "source":
+        for number, key in enumerate("abc"):
+            (folder / f"{key}.jpg").write_bytes(jpeg(number))
+        (folder / "metadata.csv").write_text("file_name,text\na.jpg,own a\nb.jpg,own b\nc.jpg,\n")
+        return [f"{folder.name}/{key}.jpg" for key in "abc"], ("--caption-column", "text")
+    images = [{"bytes": jpeg(number), "path": None} for number in range(3)]
+    urls = [f"http://a.test/{key}" for key in "abc"]
+    table = pa.table({"image": images, "caption": [["own a", "a too"], ["own b"], None], "url": urls})
+    pq.write_table(table, folder / "train.parquet")
+    keys = [f"00000-{number:07d}" for number in range(3)]
+    return keys if joined_by == "key" else urls, ()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("joined_by", ["source", "url", "key"])
+def test_datasets_of_others_are_joined_with_the_same_account(
+    joined_by, tmp_path, monkeypatch, capsys
+) -> None:
+    photos, output, file = tmp_path / "photos", tmp_path / "out", tmp_path / "re.jsonl"
+    photos.mkdir()
+    names, given = others_dataset(photos, joined_by)
+    joined = {names[0]: "new a", names[2]: "<b>new c</b>", "x": "of no row"}
+    rows = [{joined_by: name, "caption": caption} for name, caption in joined.items()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (photos, *given, "--output", output, *TOY, "--resolutions", "64", "--max-captions", "2")
+    told = run_here(monkeypatch, capsys, *flags, "--captions", f"llava={file}")
+    assert "captions from elsewhere: llava: 1 of 3 rows of the file match no row, 1 records have none" in told
+    assert drawn(output, captions={"llava": 1}) == ["new a", "new c", "own b"]
+    assert drawn(output, captions={"caption": 1}) == ["new c", "own a", "own b"]
+    files = (f"captions_from={json.dumps({'llava': str(file)})}",)
+    config = verify.Config(str(output), decode=3, text_encoder=("toy",), source=str(photos), options=files)
+    assert not list(verify.verify(config, verify.Report("", "")))
+    gc.collect()  # datasets' imagefolder leaves its table to the garbage collector
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         (("builders/demo", "--captions", "re.csv"), "--captions re.csv: write it as NAME=FILE"),
         (("builders/demo", "--captions", "a=1.csv", "--captions", "a=2.csv"), "there is a a already"),
         (("builders/demo", "--captions", "llava=nowhere.csv"), "nowhere.csv: no such file"),
-        (
-            ("photos", "--captions", "llava=re.csv"),
-            "--captions llava=re.csv: only for builders/NAME, not for photos",
-        ),
+        (("photos", "--captions", "caption=re.csv"), "'caption' is the kind of the dataset's own captions"),
+        (("photos", "--captions", "llava=nowhere.csv"), "nowhere.csv: no such file"),
     ],
 )
 def test_what_cannot_be_joined_is_one_line(given, says, tmp_path, monkeypatch, capsys) -> None:

@@ -25,6 +25,7 @@ from tests.support.launching import leftovers, tars
 from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
+from tests.support.tiny_models import save_tiny
 
 TOYS: dict[str, Any] = {"vae": "toy", "dtype": "float32", "batch_size": 3, "num_threads": 1}
 SECOND = "second=toy?layer=-2&pooled"
@@ -233,8 +234,24 @@ def test_verify_proves_a_layer_whole_and_of_its_base(folder: Path, raw: Path, tm
     )
     with pytest.raises(UsageError, match="is no layer"):
         findings(folder / "base", beside=str(folder / "base"))
-    with pytest.raises(UsageError, match=r"--decode: .* is a layer"):
-        findings(folder / "text", decode=2)
+
+
+def test_decode_holds_a_layers_captions_and_pictures_against_their_own(
+    folder: Path, raw: Path, tmp_path: Path
+) -> None:
+    base = {"beside": str(folder / "base")}
+    assert not findings(folder / "text", decode=6, text_encoder=(SECOND,), **base)
+    source = {"decode": 6, "source": "builders/webdataset", "data_dir": raw}
+    assert not findings(folder / "large", **source, **base)
+    # Its rows get other captions.
+    copy = shutil.copytree(folder / "text", tmp_path / "text")
+    path = copy / "train-00000-01.parquet"
+    table = pq.read_table(path)
+    captions = pa.array([f"{n} ships that pass in the night" for n in range(len(table))])
+    pq.write_table(table.set_column(table.column_names.index("caption"), "caption", captions), path)
+    found = findings(copy, decode=6, text_encoder=(SECOND,), **base)
+    assert any("its caption is not that of the base" in line for line in found)
+    assert any("caption_latents_second is not that of its caption" in line for line in found)
 
 
 @pytest.mark.parametrize("name", ["text", "large"])
@@ -307,6 +324,15 @@ def test_flags_that_the_base_decides_are_refused(folder: Path, raw: Path, tmp_pa
         out,
         base,
         resolutions=(112,),
+        data_dir=raw,
+    )
+    refused(
+        "it has moments_112 already; what another --vae makes of that size is a dataset of its own",
+        UsageError,
+        out,
+        base,
+        resolutions=(112,),
+        vae=str(save_tiny(tmp_path / "tiny")),
         data_dir=raw,
     )
     refused("it is a layer itself", UsageError, out, folder / "text", text_encoder=(SECOND,))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import random
 import shutil
 import tarfile
 from pathlib import Path
@@ -24,6 +25,7 @@ from precompute.shards.shared_keys import find_shared_key
 from precompute.shards.unit_writer import UnitWriter
 from tests.loader import test_captions as kinds
 from tests.support.launching import leftovers, tars
+from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 
@@ -167,6 +169,24 @@ def test_interrupted_it_goes_on_to_the_same_bytes(
     assert len(calls) == 5
     assert tars(tmp_path / "out") == tars(undisturbed)
     assert not leftovers(tmp_path / "out")
+
+
+def test_killed_at_random_instants_beside_another_process(folder: Path, tmp_path: Path, start: Any) -> None:
+    inputs = (str(folder / "base"), str(folder / "text"))
+    finish(start, tmp_path / "undisturbed", tmp_path, packed=inputs)
+    for number in random.SystemRandom().sample(range(2, 50), 3):
+        print(f"at change {number}")
+        output = tmp_path / f"killed-{number}"
+        output.mkdir()
+        both = [
+            start(output, tmp_path, packed=inputs, timeout=1.0, die_at=number),
+            start(output, tmp_path, packed=inputs, timeout=1.0),
+        ]
+        for process in both:
+            process.join(timeout=200)
+        finish(start, output, tmp_path, packed=inputs, timeout=1.0)
+        assert tars(output) == tars(tmp_path / "undisturbed") and not leftovers(output)
+        assert not list(verify.verify(verify.Config(str(output)), verify.Report("", "")))
 
 
 def test_what_does_not_go_together_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -316,6 +336,20 @@ def test_bases_that_share_a_key_are_refused_before_any_work(tmp_path: Path) -> N
     with pytest.raises(UsageError, match=rf"{a} and {c}: both have the key k1[789].*pack them apart") as told:
         packed(tmp_path / "out", a, b, c)
     assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
+
+
+def test_a_key_that_stands_in_two_units_of_one_base_is_refused(tmp_path: Path) -> None:
+    folder = kinds.write(tmp_path / "a", 20, 2)
+    path = folder / "train-00001.parquet"
+    table = pq.read_table(path)
+    keys = pa.array([*table["key"].to_pylist()[:-1], "k0"])
+    pq.write_table(table.set_column(table.column_names.index("key"), "key", keys), path)
+    with pytest.raises(
+        UsageError, match=rf"{folder}: the key k0 stands in two of its shards.*leave one of both out"
+    ) as told:
+        packed(tmp_path / "out", folder)
+    assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
+    assert len(samples(packed(tmp_path / "out", folder, where="key != 'k0'"))) == 18
 
 
 def test_shared_keys_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import precompute.hub.retry
-from precompute import push, run
+from precompute import pack, push, run
 from precompute.config import Config
 from precompute.errors import one_line_errors, output_errors
 from precompute.hub import follow, push_loop
@@ -40,9 +40,10 @@ def work(
     hub: str | None = None,
     timeout: float = 60.0,
     dataset: str = "builders/webdataset",
+    packed: tuple[str, ...] = (),
     **options: Any,
 ) -> None:
-    """`precompute/run.py DATASET` over the tars, or other files, in `data`.
+    """`precompute/run.py DATASET` over the tars, or other files, in `data`; or `precompute/pack.py` of the shards `packed`.
 
     slow: seconds that each write to a tar takes longer. full_disk: seed; the disk is full at a random write.
     die_at: the process is gone at the n-th change to the output folder.
@@ -76,6 +77,10 @@ def work(
         turn_to(hub, output)
     run.stop_on_sigterm()
     with one_line_errors(), output_errors(output):
+        if packed:
+            config = pack.Config(packed, output, shuffle=0, samples_per_shard=3, lease_timeout=timeout)
+            pack.run(config)
+            return
         run.run(
             Config(
                 dataset,

@@ -33,6 +33,12 @@ FAMILIES: dict[str, tuple[Any, Any, Any, int]] = {
         transformers.BitImageProcessorPil,
         5,
     ),
+    "dinov3": (
+        transformers.DINOv3ViTModel,
+        transformers.DINOv3ViTConfig,
+        transformers.BitImageProcessorPil,
+        5,
+    ),
     "clip": (
         transformers.CLIPVisionModel,
         transformers.CLIPVisionConfig,
@@ -54,7 +60,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, (model, config, processor, _) in FAMILIES.items():
         torch.manual_seed(1)
-        model(config(**SIZES)).save_pretrained(folder / name)
+        more = {"num_register_tokens": 4} if name == "dinov3" else {}
+        model(config(**SIZES, **more)).save_pretrained(folder / name)
         edges = {"height": 28, "width": 28} if name == "siglip" else {"shortest_edge": 32}
         crop = {} if name == "siglip" else {"crop_size": {"height": 28, "width": 28}, "do_center_crop": True}
         processor(size=edges, **crop).save_pretrained(folder / name)
