@@ -99,8 +99,9 @@ class Cache:
         with contextlib.suppress(FileNotFoundError):
             with open(open_private(path), "rb") as file:
                 if digest(file.fileno()) == sha256:
+                    # Once: a thread may have opened a damaged copy late, which another one has replaced since.
                     self._verified.add(sha256)
-                    return False
+                    return True
                 if _is(path, file.fileno()):  # another thread may have fetched it anew meanwhile
                     log.warning("%s was damaged on disk: fetching it again", printable(path))
                     path.unlink()
