@@ -44,8 +44,8 @@ class OtherRecords(Records):
 
     def _options(self) -> dict[str, Any]:
         source = self.source
-        self._files = CaptionFiles(source.captions, source.captions_order, [CAPTION_KIND])
-        self.joined = self._files.joined
+        self._caption_files = CaptionFiles(source.captions, source.captions_order, [CAPTION_KIND])
+        self.joined = self._caption_files.joined
         return {}
 
     def _checked(self, dataset: Any) -> Any:
@@ -102,7 +102,7 @@ class OtherRecords(Records):
             "image_column": source.image_column,
             "caption_column": source.caption_column,
             "caption_cleaning": self._cleaning,
-            **self._files.recipe,
+            **self._caption_files.recipe,
         }
 
     def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
@@ -115,8 +115,8 @@ class OtherRecords(Records):
         key, extras = unit_key(unit, number, values), jsonable(kept)
         raw = values[source.caption_column]
         own = raw if isinstance(raw, list) else [raw]
-        joined = self._files.find(key, name, extras)
-        texts, kinds = merge(own, [CAPTION_KIND] * len(own), joined, self._files.order)
+        joined = self._caption_files.find(key, name, extras)
+        texts, kinds = merge(own, [CAPTION_KIND] * len(own), joined, self._caption_files.order)
         row = SourceRow(key, image_bytes(values[source.image_column]), texts, name, extras, kinds=kinds)
         return judge(row, self._rules, CAPTION_KIND, decoded_later=True)
 
