@@ -91,18 +91,17 @@ class Cache:
         return True
 
     def discard(self, sha256: str) -> bool:
-        """Remove the file if it is damaged; True if it is gone, so that opening it again fetches it."""
+        """Remove the file if it is damaged. True: open it again. False from the second call on where it is whole."""
         check_sha256(sha256)
         if sha256 in self._verified:
             return False
         path = self.folder / sha256
         with contextlib.suppress(FileNotFoundError):
             with open(open_private(path), "rb") as file:
+                # Another thread may have replaced the copy that this one holds, before or meanwhile.
                 if digest(file.fileno()) == sha256:
-                    # Once: a thread may have opened a damaged copy late, which another one has replaced since.
                     self._verified.add(sha256)
-                    return True
-                if _is(path, file.fileno()):  # another thread may have fetched it anew meanwhile
+                elif _is(path, file.fileno()):
                     log.warning("%s was damaged on disk: fetching it again", printable(path))
                     path.unlink()
         return True
