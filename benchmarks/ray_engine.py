@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ["RAY_ADDRESS"] = "local"
+os.environ |= {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 from benchmarks.encode import Photographs, Sleeping, photographs
 from precompute.config import Config

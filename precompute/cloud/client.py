@@ -12,7 +12,7 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from builders.archives import backoff
 from precompute.cloud.multipart import Multipart
-from precompute.cloud.objects import Objects, Version
+from precompute.cloud.objects import PROBE, TRIES, Objects, Version
 from precompute.errors import UsageError
 
 Data = bytes | memoryview
@@ -20,7 +20,6 @@ Data = bytes | memoryview
 LARGEST = {"gs": 5 * 10**12}  # bytes of one request, by scheme
 USUAL = 5 * 10**9  # of the others
 CONFLICT = (AlreadyExistsError, PreconditionError)
-PROBE = ".work/probe"
 
 
 class Client(Objects):
@@ -101,16 +100,19 @@ class Client(Objects):
 
 def try_out(client: Client) -> None:
     """Raises StoreError, with the cure, where processes could not meet here."""
-    key, body = f"{PROBE}-{secrets.token_hex(8)}", b"1"
-    version = client.create(key, body)
+    if not any(_honours(client) for _ in range(TRIES)):
+        raise client.trouble.no_conditions()
+
+
+def _honours(client: Client) -> bool:
+    key = f"{PROBE}-{secrets.token_hex(8)}"
+    version = client.create(key, b"1")
     try:
         honoured = version is not None and _refuses(client, key, "create")
         honoured = honoured and _refuses(client, key, Version('"none"', "1").condition)
-        honoured = honoured and client.swap(key, b"2", version or Version("")) is not None
+        return honoured and client.swap(key, b"2", version or Version("")) is not None
     finally:
         client.delete(key)
-    if not honoured:
-        raise client.trouble.no_conditions()
 
 
 def _refuses(client: Client, key: str, mode: Any) -> bool:

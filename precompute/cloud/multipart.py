@@ -16,6 +16,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 
 from builders.archives import backoff
 from loader.store_options import S3, storage_options
+from precompute.cloud.objects import PROBE, TRIES
 from precompute.errors import UsageError
 
 T = TypeVar("T")
@@ -107,19 +108,24 @@ class Multipart:
             return self._opened
 
     def _try_out(self) -> None:
-        place = {"Bucket": self._bucket, "Key": f"{self._prefix}/.work/probe-{secrets.token_hex(8)}"}
+        if not any(self._honours() for _ in range(TRIES)):
+            raise UsageError(
+                f"{self._url}: this store takes no conditions (If-None-Match) for files above 5 GB. "
+                "Give a smaller --samples-per-shard"
+            )
+
+    def _honours(self) -> bool:
+        place = {"Bucket": self._bucket, "Key": f"{self._prefix}/{PROBE}-{secrets.token_hex(8)}"}
         self._call("put_object", **place, Body=b"1")
         upload = self._call("create_multipart_upload", **place)["UploadId"]
         try:
             self._complete(place, upload, [self._send(place, upload, 1, memoryview(b"2"))])
         except AlreadyExistsError:
-            return
+            return True
         finally:
             self._abort(place["Key"], upload)
             self._call("delete_object", **place)
-        raise UsageError(
-            f"{self._url}: this store takes no conditions (If-None-Match) for files above 5 GB. Give a smaller --samples-per-shard"
-        )
+        return False
 
     def _call(self, name: str, **given: Any) -> dict[str, Any]:
         client = self._client

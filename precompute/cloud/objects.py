@@ -16,6 +16,8 @@ from precompute.cloud.trouble import NO_BUCKET, Trouble, code_of, first_line
 T = TypeVar("T")
 
 TIMEOUT, UPLOAD = timedelta(seconds=30), timedelta(hours=1)  # of a request for a few bytes, and of a tar
+PROBE = ".work/probe"  # what begins the names of objects by which a store's conditions are tried out
+TRIES = 3  # of that: whoever finishes sweeps what processes that died have left, and may meet one that only begins
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class OutputStore(StoreControls):
         if sweep:
             finished = {stem_of(self.split, unit) for unit in self.finished()}
             for name in self.controls():
-                if name.partition(".")[0] in finished:
+                if name.partition(".")[0] in finished or name.startswith("probe-"):
                     self.remove(name)
         self._scratch.close()
 

@@ -18,7 +18,7 @@ from loader import make_loader
 from precompute import run
 from precompute.cloud.trouble import StoreError
 from tests.support.faulty_store import KEYS, FaultyStore, at_random
-from tests.support.launching import tars
+from tests.support.launching import run_precompute, tars
 from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
@@ -212,6 +212,18 @@ def test_a_loader_reads_while_it_grows(store: FaultyStore, data: Path, plain: Pa
     local = make_loader(str(plain), 2, extras="key", shuffle=False, drop_last=False)
     assert everything == [key for batch in local for key in batch["key"]]
     local.close()
+
+
+def test_accelerate_launches_two_processes_to_a_store(
+    store: FaultyStore, data: Path, plain: Path, tmp_path: Path
+) -> None:
+    words = [word for option in store.options for word in ("--store-option", option)]
+    toy = ["--vae", "toy", "--text-encoder", "toy", "--dtype", "float32", "--resolutions", "64"]
+    sizes = ["--batch-size", "3", "--samples-per-shard", "3", "--num-threads", "2", "--scratch", tmp_path]
+    place = ["--data-dir", data, "--output", "s3://bucket/launched/run"]
+    done = run_precompute("builders/webdataset", *place, *toy, *sizes, *words, processes=2, launcher=True)
+    assert not any(value in done.stdout + done.stderr for value in KEYS.values())
+    check(store, "launched/run", plain)
 
 
 def keys(store: FaultyStore, prefix: str) -> list[str]:
