@@ -83,6 +83,8 @@ def read_picture(
     width, height = size or probe(data)[1:]
     if width * height > MAX_PIXELS:
         raise ImageTooLarge(f"{width} x {height}")
+    if not width * height:
+        raise UndecodableImage(f"{width} x {height}")
     nearest = shape or (width, height)
     sizes = {r: nearest_bucket(*nearest, r, step) if step else (r, r) for r in (*resolutions, *covering)}
     others = [sizes.pop(r) for r in set(covering) - set(resolutions)]

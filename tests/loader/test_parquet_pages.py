@@ -70,6 +70,25 @@ def test_a_page_that_claims_gigabytes_is_refused(claim: int) -> None:
         read(data[: at + 3] + bytes(zigzag) + data[end:])
 
 
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}])
+def test_a_footer_with_any_bit_flipped_ends_no_process(options: dict[str, Any]) -> None:
+    """Pages before the file or behind it, columns without facts: of these pyarrow's own way to a column chunk ends in abort()."""
+    data = stored(pa.table({"offset": pa.array([1, 2, 3]), "caption": pa.array(["a", "b", "b"])}), **options)
+    length = int.from_bytes(data[-8:-4], "little")
+    refused = 0
+    for place in range(len(data) - 8 - length, len(data) - 8):
+        for bit in (0, 1, 5):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            try:
+                read(bytes(changed), 1 << 20)
+            except FormatError:
+                refused += 1
+            except (pa.ArrowException, OSError, UnicodeError, KeyError, OverflowError, MemoryError):
+                pass
+    assert refused
+
+
 def test_a_row_of_a_million_values_in_a_few_bytes_is_refused() -> None:
     data = stored(pa.table({"crop_256": pa.array([[0] * 1_000_000], pa.list_(pa.int32()))}))
     assert len(data) < 1 << 12
