@@ -6,7 +6,9 @@ archive that is read, or an annotation whose image should be in one and is not. 
 """
 
 import abc
+import contextlib
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -143,7 +145,9 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
 
     def _told(self, file: IO[bytes], items: Iterable[T], index: int = 0, count: int = 1) -> Iterator[T]:
         """What comes out of the `index`-th of `count` parts of a file, while `share_read` follows what was read."""
-        self.share_read, size = 0.0, max(file.seek(0, os.SEEK_END), 1)
+        self.share_read, size = 0.0, math.inf
+        with contextlib.suppress(OSError):  # a disk that fails is told of by who reads the items
+            size = file.seek(0, os.SEEK_END) or math.inf
         for item in items:
             yield item
             self.share_read = max(self.share_read, min(file.tell() / size * count - index, 1.0))
