@@ -5,7 +5,9 @@ markers is: only older ones are reopened. It goes when all units are finished. S
 was, and the same command after its end is a new one.
 """
 
+import os
 import time
+from pathlib import Path
 
 import psutil
 
@@ -19,8 +21,7 @@ def retry_began(output: Destination, reason: str) -> int:
     """
     name = f"{_prefix(output)}{reason}"
     while True:
-        age = time.time() - psutil.Process().create_time()
-        output.create(name, str(int(age * 1e9)).encode())
+        output.create(name, str(int(seconds_lived() * 1e9)).encode())
         age_then, written = output.read(name), output.time(name)
         if written is not None:  # else the retry has just ended
             return written - (int(age_then) if age_then.isdigit() and len(age_then) < 20 else 0)
@@ -31,6 +32,19 @@ def end_retry(output: Destination) -> None:
     for name in output.controls():
         if name.startswith(_prefix(output)):
             output.remove(name)
+
+
+def seconds_lived() -> float:
+    """Say for how many seconds this process has lived, to a hundredth.
+
+    psutil counts from the whole second in which the machine was started: what a run has finished right before this one was
+    started would seem to come after its begin.
+    """
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - (ticks + 1) / os.sysconf("SC_CLK_TCK"))
+    except (OSError, AttributeError):
+        return time.time() - psutil.Process().create_time()
 
 
 def _prefix(output: Destination) -> str:

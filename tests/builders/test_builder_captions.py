@@ -74,6 +74,7 @@ def test_random_tables_are_read_as_pandas_reads_them_or_refused(tmp_path: Path) 
             dtype=str,
             skip_blank_lines=True,
             lineterminator="\n",
+            skipinitialspace=True,
         )
         assert ours == list(theirs["caption"]), lines
         read += 1

@@ -1,5 +1,6 @@
-"""What lies in a folder or an archive, as programs say that are not ours: GNU tar, zipinfo, find."""
+"""What lies in a folder, an archive or a picture, as programs say that are not ours: GNU tar, zipinfo, find, ImageMagick."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["listed_by_find", "members_by_others", "pack_by_tar", "picture_by_imagemagick"]
+__all__ = ["imagemagick", "listed_by_find", "members_by_others", "pack_by_tar", "picture_by_imagemagick"]
 
 _ON_WHITE = ("-background", "white", "-alpha", "remove", "-colorspace", "sRGB")
 
@@ -35,13 +36,35 @@ def pack_by_tar(archive: Path, folder: Path, *options: str) -> None:
 def picture_by_imagemagick(data: bytes) -> bytes | None:
     """The first frame as ImageMagick reads it, upright 8-bit RGB in rows, transparency on white; None where it reads nothing or complains."""
     done = subprocess.run(
-        [_program("convert"), "-[0]", "-auto-orient", *_ON_WHITE, "-depth", "8", "rgb:-"],
+        [imagemagick(), "-[0]", "-auto-orient", *_ON_WHITE, "-depth", "8", "rgb:-"],
         input=data,
         capture_output=True,
         check=False,
         timeout=60,
     )
     return None if done.returncode or done.stderr else done.stdout
+
+
+@functools.cache
+def _imagemagick() -> str | None:
+    for folder in os.get_exec_path():
+        for name in ("magick", "convert"):
+            path = shutil.which(name, path=folder)
+            if (
+                path
+                and b"ImageMagick"
+                in subprocess.run([path, "-version"], capture_output=True, check=False).stdout
+            ):
+                return path
+    return None
+
+
+def imagemagick() -> str:
+    """Its program, among others of that name. Skips the test where there is none."""
+    found = _imagemagick()
+    if found is None:
+        pytest.skip("needs ImageMagick")
+    return found
 
 
 def _output(name: str, *arguments: str) -> bytes:

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import shutil
 import struct
 import subprocess
 import zlib
@@ -15,20 +14,10 @@ from PIL import Image, ImageCms, ImageOps
 
 from builders.core.images import decode_rgb, is_whole, probe, shrink
 from precompute.input.pixels import read_picture
+from tests.support.judges import imagemagick
 from tests.support.raw.photos import encode, jpeg, photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-MAGICK = "convert"
-
-
-def has_magick() -> bool:
-    """Another program of that name may be installed."""
-    where = shutil.which(MAGICK)
-    said = where and subprocess.run([where, "-version"], capture_output=True, text=True, check=False).stdout
-    return "ImageMagick" in (said or "")
-
-
-needs_magick = pytest.mark.skipif(not has_magick(), reason="needs ImageMagick")
 
 
 def matrix_profile(space: bytes = b"RGB ", gamma: float = 2.2, swap: bool = True) -> bytes:
@@ -83,7 +72,7 @@ def judged(data: bytes, folder: Path) -> Image.Image:
     (folder / "srgb.icc").write_bytes(SRGB)
     (folder / "x").write_bytes(data)
     command = [
-        MAGICK,
+        imagemagick(),
         str(folder / "x[0]"),
         "-auto-orient",
         "-profile",
@@ -97,7 +86,6 @@ def judged(data: bytes, folder: Path) -> Image.Image:
     return Image.open(folder / "out.png").convert("RGB")
 
 
-@needs_magick
 @pytest.mark.parametrize("name", PROFILED)
 def test_colours_are_those_that_imagemagick_shows(name: str, tmp_path: Path) -> None:
     data = PROFILED[name]
@@ -106,7 +94,6 @@ def test_colours_are_those_that_imagemagick_shows(name: str, tmp_path: Path) -> 
     assert far(decode_rgb(data, color_profile="ignore"), seen) > 5, "the profile matters"
 
 
-@needs_magick
 def test_cmyk_with_a_profile_is_as_imagemagick_shows_it(tmp_path: Path) -> None:
     profile = next(iter(Path("/usr/share/color/icc").rglob("*cmyk*.ic*")), None)
     if profile is None:

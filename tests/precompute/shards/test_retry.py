@@ -3,17 +3,19 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
 from loader.format import Field
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
+from precompute.shards import retry
 from precompute.shards.destination import WORK
 from precompute.shards.manifest import ManifestKeeper
 from precompute.shards.output_folder import OutputFolder
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
+from tests.support.forked import forking
 
 UNITS = 3
 PLAN, FIELDS = {"units": UNITS}, [Field("latents_8", "latents", "float16", (4, 1, 1))]
@@ -41,8 +43,8 @@ def join(folder: Path) -> ManifestKeeper:
 @pytest.fixture(autouse=True)
 def young(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process is a second old, however long the tests have been running."""
-    began = time.time() - 1
-    monkeypatch.setattr(psutil.Process, "create_time", lambda self: began)
+    began = time.monotonic() - 1
+    monkeypatch.setattr(retry, "seconds_lived", lambda: time.monotonic() - began)
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_every_reason_has_a_retry_of_its_own(folder: Path) -> None:
 def test_units_of_others_of_the_launch_that_were_through_already_are_kept(folder: Path) -> None:
     """This process has been loading its models while they did the whole retry."""
     finish(folder, 1, "bad_archive")
-    assert time.time() - psutil.Process().create_time() > 0.1
+    assert retry.seconds_lived() > 0.1
     assert join(folder).reopen(["bad_archive"]) == 1
     assert unfinished(folder) == [2]
 
@@ -110,10 +112,24 @@ def test_units_of_others_of_the_launch_that_were_through_already_are_kept(folder
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_clock_of_the_folder_may_be_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
     """By hours: a file server's, against this machine's."""
-    shift, now, created = hours * 3600, time.time, psutil.Process().create_time
+    shift, now = hours * 3600, time.time
     monkeypatch.setattr(time, "time", lambda: now() + shift)
-    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created() + shift)
     finish(folder, 0, "bad_archive", before=30 * MINUTE)
     assert join(folder).reopen(["bad_archive"]) == 3
     finish(folder, 0, "bad_archive")
     assert join(folder).reopen(["bad_archive"]) == 0
+
+
+def tell(answers: Any) -> None:
+    answers.put(retry.seconds_lived())
+
+
+def test_a_process_is_no_older_than_it_is() -> None:
+    """Else what another command finished right before this one began would count as done in this retry."""
+    answers = forking().SimpleQueue()
+    begun = time.monotonic()
+    process = forking().Process(target=tell, args=(answers,))
+    process.start()
+    found = answers.get()
+    process.join()
+    assert 0 <= found <= time.monotonic() - begun
