@@ -3,6 +3,7 @@
 All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` is.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +30,16 @@ def read_extras(text: str | None) -> dict[str, Any]:
     Raises FormatError for what is no JSON object.
     """
     extras = json_object(text or "{}", "extras")
-    beside = json_object(extras["json"], "json") if isinstance(extras.get("json"), str) else {}
-    return {**beside, **extras}
+    beside = extras.get("json")
+    return {**(_published(beside) if isinstance(beside, str) else {}), **extras}
+
+
+def _published(text: str) -> dict[str, Any]:
+    """What a publisher wrote beside an image. NaN is no value, and what is no object tells nothing."""
+    try:
+        return json_object(json.dumps(json.loads(text, parse_constant=lambda name: None)), "json")
+    except (ValueError, RecursionError):
+        return {}
 
 
 def columns_of(extras: Sequence[str], image: Field, several: bool, further: Sequence[str]) -> list[str]:

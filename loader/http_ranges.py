@@ -81,7 +81,7 @@ class HttpRanges:
             connections.close()
 
     def _get(self, connections: "_Connections", address: str, start: int, end: int) -> bytes:
-        url = self._found.get(address, address)
+        url = known = self._found.get(address, address)
         for _ in range(HOPS):
             parts = urllib.parse.urlsplit(url)
             headers = {"User-Agent": "latentmill", "Range": f"bytes={start}-{end - 1}"}
@@ -95,9 +95,10 @@ class HttpRanges:
                         raise OSError("redirected from https to another protocol")
                     url = onwards
                     continue
-                if response.status >= 400 and self._found.pop(address, ""):  # a signed address that is over
+                if response.status >= 400 and known != address:  # a signed address that is over
+                    self._found.pop(address, None)
                     _end(response, LARGEST_REDIRECT)
-                    url = address
+                    url = known = address
                     continue
                 data = _body(response, start, end)
             self._found[address] = url

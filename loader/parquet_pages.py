@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loader.border import FormatError
@@ -40,6 +39,9 @@ def read_columns(
     file: Any, metadata: pq.FileMetaData, columns: Sequence[str], most: int, rows: int
 ) -> pa.Table:
     """Top-level columns, `rows` rows at a time. Raises FormatError where they take more than `most` bytes, Arrow's errors elsewhere."""
+    if not metadata.num_rows:  # there are no pages: the footer's offsets are 0
+        arrow = metadata.schema.to_arrow_schema()
+        return pa.Table.from_batches([], schema=pa.schema([arrow.field(name) for name in columns]))
     unpacked, repeated = 0, dict[str, int]()
     for chunk in _chunks(file):
         if chunk.path.partition(".")[0] in columns:
@@ -75,6 +77,8 @@ def _plain_size(array: Any) -> int:
         array = array.flatten()
     if not pa.types.is_dictionary(array.type):
         return int(array.nbytes)
+    import pyarrow.compute as pc  # not at the top: it takes a tenth of a second, before the first batch
+
     lengths = pc.binary_length(array.dictionary).cast(pa.int64())
     return int(pc.sum(lengths.take(array.indices)).as_py() or 0) + 4 * len(array)
 

@@ -31,13 +31,20 @@ class Partial:
         self.spans = sorted(spans)
 
     def put(self, start: int, data: bytes) -> None:
-        os.pwrite(self.descriptor, data, start)
+        """Raises OSError where not all of it can be written, as on a full disk."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.descriptor, view, start)
+            start, view = start + written, view[written:]
 
     def copy(self, part: Part) -> None:
-        """Add what is here of the bytes that a part lacks next."""
+        """Add what is here of the bytes that a part lacks next. Raises OSError where a span was not written."""
         for start, end in self.spans:
             while start <= part.size < end:
-                part.add(os.pread(self.descriptor, min(PIECE, end - part.size), part.size))
+                data = os.pread(self.descriptor, min(PIECE, end - part.size), part.size)
+                if not data:
+                    raise OSError("a span that was fetched is not here")
+                part.add(data)
 
     def gaps(self, begin: int, size: int) -> Iterator[tuple[int, int]]:
         """What is not here, from byte `begin` of `size`, in pieces."""

@@ -1,4 +1,4 @@
-"""Local and remote files behind one `open_source`: seekable, buffered, and tried again for long when the network fails."""
+"""Local and remote files behind one `open_file`: seekable, buffered, and tried again for long when the network fails."""
 
 import contextlib
 import hashlib

@@ -5,6 +5,7 @@
 The table has one of the columns `key`, `url` and `source`, as the records have them, and `caption`, or a list in `captions`.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -142,9 +143,11 @@ def _read(path: str, by: str, column: str) -> Iterator[tuple[str, str, Any]]:
 
 def url_of(extras: Mapping[str, Any]) -> str | None:
     """The URL of a row that has one, or has it in the JSON beside it, as img2dataset writes."""
-    url = extras.get("url")
-    if url is None and extras.get("json"):
-        url = json.loads(extras["json"]).get("url")
+    url, beside = extras.get("url"), extras.get("json")
+    if url is None and beside:
+        with contextlib.suppress(ValueError, RecursionError):
+            beside = json.loads(beside) if isinstance(beside, str) else beside
+        url = beside.get("url") if isinstance(beside, Mapping) else None
     return url if isinstance(url, str) else None
 
 

@@ -95,6 +95,7 @@ class Objects:
                 for chunk in answer.stream():
                     yield memoryview(chunk)
                     position, patience = position + len(chunk), backoff.Patience(self._patience)
+                    self.trouble.passed()
                 return
             except FileNotFoundError as error:
                 raise self._missing(error) from error
@@ -110,6 +111,7 @@ class Objects:
         while True:
             try:
                 for chunk in obstore.list(self._store, prefix, offset=after):
+                    self.trouble.passed()
                     for entry in chunk:
                         found = _found(entry)
                         yield found
@@ -129,7 +131,9 @@ class Objects:
         patience = backoff.Patience(self._patience)
         while True:
             try:
-                return call()
+                result = call()
+                self.trouble.passed()
+                return result
             except conflicts:
                 raise
             except FileNotFoundError as error:

@@ -3,6 +3,7 @@
 import fcntl
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import IO
 
@@ -16,16 +17,18 @@ class Scratch:
         self._place = place
         self._folder: Path | None = None
         self._lock: IO[bytes] | None = None
+        self._making = threading.Lock()  # the writer and who pushes may ask for it at once
 
     @property
     def folder(self) -> Path:
-        if self._folder is None:
-            self._sweep()
-            new = Path(tempfile.mkdtemp(prefix=f"new-{NAME}", dir=self._place))
-            (new / LOCK).touch()
-            self._lock = _locked(new)
-            self._folder = new.rename(new.with_name(new.name.removeprefix("new-")))
-        return self._folder
+        with self._making:
+            if self._folder is None:
+                self._sweep()
+                new = Path(tempfile.mkdtemp(prefix=f"new-{NAME}", dir=self._place))
+                (new / LOCK).touch()
+                self._lock = _locked(new)
+                self._folder = new.rename(new.with_name(new.name.removeprefix("new-")))
+            return self._folder
 
     def close(self) -> None:
         if self._folder is not None and self._lock is not None:

@@ -26,6 +26,10 @@ class Trouble:
         self._kept = "Nothing finished is lost: mend" if writes else "Mend"
         self._over = False  # patience was in vain once: others do not wait as long again
 
+    def passed(self) -> None:
+        """Patience is as long as ever once the place has answered."""
+        self._over = False
+
     def wait(self, patience: backoff.Patience, error: Exception) -> None:
         """Wait before the next try. Raises StoreError where there shall be none."""
         status = int((re.findall(r"status code: (\d{3})", str(error)) or ["0"])[0])

@@ -15,6 +15,7 @@ from precompute.encode.microbatch import Microbatches
 from precompute.encode.stored import Array
 from precompute.encode.text import TextEncoder
 from precompute.encode.text_states import Launched
+from precompute.errors import UsageError
 
 Arrays = dict[str, Array]
 Found = list[tuple[Launched, int]]
@@ -29,6 +30,11 @@ class CaptionEncoder:
     def __init__(self, encoder: TextEncoder, max_captions: int, kind: str = "") -> None:
         # Where there may be none, there may not be always one.
         most = max(2, max_captions) if kind else max_captions
+        if most > 1 and all(field.kind == "caption_pooled" for field in encoder.fields):
+            raise UsageError(
+                f"--text-encoder {encoder.spec.model}: pooled=only holds nothing that says which of several captions is which; "
+                "give pooled, which keeps the states too, or one caption a sample"
+            )
         self.encoder, self._several, self._kind = encoder, most > 1, kind
         self.fields = [
             replace(field, name=further_name(field.name, kind), captions=most) for field in encoder.fields

@@ -122,6 +122,8 @@ class Target:
     def _bear(self, error: Exception, patience: HubPatience) -> None:
         """Wait until the commit may be tried again, or raise PushError. What fits into no time-out is made smaller."""
         status = status_of(error)
+        if status in (*CONFLICTS, 429):  # an answer: no pull request was opened
+            self._opening = False
         if status in CONFLICTS:
             patience.pause(error)
             return

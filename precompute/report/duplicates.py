@@ -13,7 +13,7 @@ from loader.source import ManifestSource
 from precompute.errors import UsageError
 from precompute.shards.near_duplicates import near_duplicates
 
-SHOWN = 50  # groups
+SHOWN, NAMED = 50, 10  # groups, and keys of each
 COLUMNS = (PHASH, "width", "height", "status")
 
 
@@ -24,7 +24,7 @@ def without_duplicates(
 
     Kept is the largest of a group, the first of equals. Raises UsageError where shards have no hashes, OSError or FormatError.
     """
-    tables = [_facts(source, number, samples) for number, samples in enumerate(chosen)]
+    tables = [_facts(source, number, samples) for number, samples in enumerate(chosen) if len(samples)]
     facts = pa.concat_tables(tables) if tables else pa.table({})
     if not len(facts):
         return [], list(chosen)
@@ -41,7 +41,11 @@ def without_duplicates(
         [part for part in np.split(order, starts[1:]) if len(part) > 1] if len(starts) < len(order) else []
     )
     found.sort(key=lambda part: int(part[0]))
-    lines = [" ".join(_keys(source, chosen, ends, part)) for part in found[:SHOWN]]
+    lines = [
+        " ".join(_keys(source, chosen, ends, part[:NAMED]))
+        + (f" ... and {len(part) - NAMED:,} more" if len(part) > NAMED else "")
+        for part in found[:SHOWN]
+    ]
     more = [f"... and {len(found) - SHOWN:,} more groups"] if len(found) > SHOWN else []
     return [*lines, *more, f"{len(found):,} groups of nearly the same picture"], remaining
 

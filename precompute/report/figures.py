@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 import transformers
 from PIL import Image
 
@@ -125,7 +126,8 @@ def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], man
     for encoder in manifest.recipe.get("text_encoders", ()):
         if encoder.get("padding") == "max_length":
             name = f"caption_latents_{encoder['name']}" if encoder.get("name") else "caption_latents"
-            _count_tokens(figures, name, encoder, captions[:20_000])
+            if name in {spec.name for spec in manifest.fields}:
+                _count_tokens(figures, name, encoder, captions[:20_000])
 
 
 def _stored_lengths(good: pa.Table, spec: Field) -> Array:

@@ -15,6 +15,7 @@ import torch
 import webdataset
 
 from loader import DataError, make_loader
+from loader.extras import read_extras
 from tests.support.made_up_shards import FIELDS, write_shards
 
 EXTRAS = (
@@ -140,3 +141,14 @@ def test_what_the_sidecar_does_not_say_is_read_from_the_sample(tmp_path: Path) -
     manifest.write_text(json.dumps(obj))
     batch = next(iter(make_loader(path, 5, resolution=512, extras=["size_conditioning"], shuffle=False)))
     assert batch["size_conditioning"].tolist() == [[64, 100, 0, 80, 512, 512]] * 5
+
+
+def test_what_a_publisher_wrote_beside_an_image_may_hold_nan_and_anything() -> None:
+    assert read_extras('{"json": "{\\"aesthetic\\": NaN, \\"similarity\\": 0.3}", "url": "x"}') == {
+        "json": '{"aesthetic": NaN, "similarity": 0.3}',
+        "url": "x",
+        "aesthetic": None,
+        "similarity": 0.3,
+    }
+    for odd in ("[1]", "no json", "[" * 100_000):
+        assert read_extras(json.dumps({"json": odd})) == {"json": odd}

@@ -120,3 +120,9 @@ def test_what_is_read_is_what_arrow_reads(version: str, compression: str, option
     theirs = pq.read_table(io.BytesIO(data))
     for most in (MOST, 14_000):
         assert read(data, most).equals(theirs)
+
+
+def test_a_sidecar_without_rows_has_none() -> None:
+    """A unit may give none, as an empty archive; its pages begin nowhere."""
+    table = repeated("x", nested=True).slice(0, 0)
+    assert read(stored(table)).num_rows == 0
