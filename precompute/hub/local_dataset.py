@@ -1,6 +1,6 @@
 """What is finished in an output folder or store, as units that can be pushed."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from loader.format import MANIFEST, Manifest, Marker, recipe_differences
@@ -55,9 +55,12 @@ class Finished:
         data = self.output.get(f"{stem}.json")
         return data is not None and parse_marker(f"{self.output}/{stem}.json", data) == self.markers[stem]
 
-    def marker_bytes(self, stem: str) -> bytes | None:
-        """The marker's file as it is now; None where there is none, as while a unit is done again."""
-        return self.output.get(f"{stem}.json") if stem in self.markers else None
+    def marker_bytes(self, stems: Iterable[str]) -> Iterator[bytes | None]:
+        """The files of markers as they are now; None where there is none, as while a unit is done again."""
+        stems = list(stems)
+        known = [stem for stem in stems if stem in self.markers]
+        found = dict(zip(known, self.output.get_many([f"{stem}.json" for stem in known]), strict=True))
+        return map(found.get, stems)
 
     def files(self, stem: str) -> dict[str, str | None]:
         """File -> sha256 of one unit; None for the marker, which is small and compared as it is."""

@@ -47,12 +47,14 @@ def read_published(repository: Repository, local: Finished) -> Published:
     if manifest is not None and local.markers:
         _compare(repository, manifest, manifest_of_all(local.markers))
     markers, unknown = dict[str, Marker](), dict[str, str]()
-    for path, file in snapshot.files.items():
-        stem = path.rpartition("/")[2].removesuffix(".json")
-        if not path.endswith(".json") or not _is_place(path) or not SHARD_NAME.fullmatch(stem):
-            continue
-        here = local.marker_bytes(stem)
-        if here is not None and is_same(file, here):
+    places = {
+        path: path.rpartition("/")[2].removesuffix(".json")
+        for path in snapshot.files
+        if path.endswith(".json")
+    }
+    places = {path: stem for path, stem in places.items() if _is_place(path) and SHARD_NAME.fullmatch(stem)}
+    for (path, stem), here in zip(places.items(), local.marker_bytes(places.values()), strict=True):
+        if here is not None and is_same(snapshot.files[path], here):
             markers[path] = _parse(repository, path, here, Marker)
         else:
             unknown[path] = stem
