@@ -128,7 +128,9 @@ def change_column(table: pa.Table, rng: random.Random) -> pa.Table:
     values = column.to_pylist()
     number = pa.types.is_integer(column.type)
     values[rng.randrange(len(values))] = rng.choice(
-        [None, -1, 0, 2**31 - 1, *([2**63 - 1, 2**62] if column.type == pa.int64() else [])]
+        [None, 0, 2**64 - 1]
+        if column.type == pa.uint64()
+        else [None, -1, 0, 2**31 - 1, *([2**63 - 1, 2**62] if column.type == pa.int64() else [])]
         if number
         else [None, [], [None], [-1], [2**31 - 1] * 4, [7] * 1000]
         if column.type == pa.list_(pa.int32())
