@@ -7,6 +7,14 @@ PIECE = 1 << 20  # bytes of what is here already that are hashed at a time
 Bytes = bytes | memoryview
 
 
+def write_at(descriptor: int, data: Bytes, place: int) -> None:
+    """Write all of it, in as many calls as the system takes. Raises OSError where the disk is full."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, place)
+        place, view = place + written, view[written:]
+
+
 class Part:
     """descriptor: of the file, which may hold the beginning from an earlier attempt. size: bytes that are here."""
 
@@ -17,11 +25,8 @@ class Part:
 
     def add(self, data: Bytes) -> None:
         """Raises OSError where the disk is full."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, self.size)
-            self._count(view[:written])
-            view = view[written:]
+        write_at(self.descriptor, data, self.size)
+        self._count(data)
 
     def clear(self) -> None:
         """Begin anew."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from loader.order import I64
-from loader.part import PIECE, Part
+from loader.part import PIECE, Part, write_at
 from loader.private_files import make_private_folder
 
 JOIN = 1 << 16  # bytes between two members that are fetched with them, rather than in two requests
@@ -32,10 +32,7 @@ class Partial:
 
     def put(self, start: int, data: bytes) -> None:
         """Raises OSError where not all of it can be written, as on a full disk."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, start)
-            start, view = start + written, view[written:]
+        write_at(self.descriptor, data, start)
 
     def copy(self, part: Part) -> None:
         """Add what is here of the bytes that a part lacks next. Raises OSError where a span was not written."""

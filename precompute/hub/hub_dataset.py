@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from yaml import YAMLError
 
-from loader.format import MANIFEST, NULL_CAPTION, Manifest, Split
+from loader.format import MANIFEST, NULL_CAPTION, Manifest, Marker, Split
 from loader.null_caption import null_caption_fault
 from precompute.commands import command, launched
 from precompute.errors import UsageError
@@ -66,6 +66,7 @@ class Target:
         self._output, self._private = output, private
         self._create_pr, self._delete_pushed = create_pr, delete_pushed
         self._most_files = FIRST
+        self._deleted = dict[str, Marker]()  # units whose tars are gone already, as they were
         self._opening = False  # a pull request was asked for, and no answer came
 
     @property
@@ -184,10 +185,12 @@ class Target:
     def _delete(self, local: Finished, stems: list[str]) -> None:
         """Remove the tars of units that the Hub has, but for those done again since `local` was read."""
         for stem in stems:
-            if not local.is_current(stem):
+            marker = local.markers[stem]
+            if self._deleted.get(stem) == marker or not local.is_current(stem):
                 continue
-            for shard in local.markers[stem].shards:
+            for shard in marker.shards:
                 local.output.delete(f"{shard.path}.tar")
+            self._deleted[stem] = marker
 
 
 def _beside(

@@ -22,6 +22,7 @@ from loader.field_names import further_kind
 from loader.format import Field, Marker, Shard, npy_parts
 from loader.recipe import Plan, Recipe
 from loader.sidecar_schema import sidecar_schema
+from loader.state import unit_of
 from precompute.errors import OutputError
 from precompute.shards.destination import Destination, stem_of
 from precompute.shards.tar_writer import TarWriter
@@ -162,18 +163,20 @@ class UnitWriter:
         fields = tuple(fields)
         bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
         if any(place.shard for place, _, _ in self._closed):
-            self._closed.sort(key=lambda one: (len(one[0].shard or ""), one[0].shard or ""))
+            self._closed.sort(key=lambda one: _by_number(one[0].shard or ""))
         shards, files = list[Shard](), set[str]()
         for number, (place, writer, synced) in enumerate(self._closed, start=1):
             shard = synced()
-            name = self.stem if len(self._closed) == 1 else f"{self.stem}-{number:02d}"
-            if place.shard not in (None, name):
-                raise OutputError(f"{self._output}: shard {place.shard} of the base is {name} here")
+            name = place.shard or (self.stem if len(self._closed) == 1 else f"{self.stem}-{number:02d}")
+            if unit_of(name) != self._unit:
+                raise OutputError(f"{self._output}: shard {name} of the base is not of {self.stem}")
             suffixes = (".tar", ".parquet") if shard.samples else (".parquet",)
             paths = {suffix: writer.path.with_suffix(suffix) for suffix in suffixes}
             name = self._output.publish(paths, name)
             files.update(f"{name}{suffix}" for suffix in suffixes)
             shards.append(replace(shard, name=name, bucket=_bucket_name(writer.group) if bucketed else ""))
+        # A name may not be the one that was asked for: in a store an owner that died may have left another file there.
+        shards.sort(key=lambda shard: _by_number(shard.name))
         marker = Marker(
             split=self._output.split,
             unit=self._unit,
@@ -206,6 +209,10 @@ class UnitWriter:
     def _close(self, place: Place) -> None:
         self._closed.append((place, self._open[place], self._open[place].close()))
         del self._open[place]
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return len(name), name
 
 
 def _bucket_name(group: Hashable) -> str:

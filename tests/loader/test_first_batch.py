@@ -8,7 +8,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-import torch
 
 import loader.early
 import loader.http_ranges
@@ -18,6 +17,7 @@ import loader.remote
 from loader import DataError, make_loader
 from loader.format import Field
 from loader.stopping import Stopped
+from tests.support.batches import all_same, same
 from tests.support.faulty_server import Fault, Handler, Server, ignore_range, serve, status, wrong_bytes
 from tests.support.made_up_shards import FIELDS, write_shards
 from tests.support.waiting import wait_until
@@ -72,12 +72,6 @@ def hold_back(server: Server) -> threading.Event:
     return let
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(
-        torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a
-    )
-
-
 def test_the_first_batch_comes_while_no_shard_does(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +103,7 @@ def test_an_epoch_is_the_local_one_and_no_byte_comes_twice(
     """
     batches = make_loader(server.url, batch_size, **OPTIONS, **options)
     local = make_loader(folder, batch_size, **OPTIONS, **options)
-    assert all(same(a, b) for a, b in zip(batches, local, strict=True))
+    assert all_same(batches, local)
     stats = batches.stats()
     batches.close()
     local.close()
@@ -168,7 +162,7 @@ def test_a_server_of_no_ranges_costs_nothing_but_the_wait(server: Server, folder
         server.faults[f"/train-{number:05d}.tar"] = [no_range] * 10_000
     batches = make_loader(server.url, BATCH, **OPTIONS)
     local = make_loader(folder, BATCH, **OPTIONS)
-    assert all(same(a, b) for a, b in zip(batches, local, strict=True))
+    assert all_same(batches, local)
     assert batches.stats()["substitutes"] == 0
     batches.close()
     local.close()

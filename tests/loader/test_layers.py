@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import webdataset
 
 from loader import FormatError, LatentDataset, as_webdataset, make_loader
 from loader.format import MANIFEST
+from tests.support.batches import all_same
 from tests.support.faulty_server import Server, serve
 from tests.support.made_up_shards import FIELDS, write_layer, write_shards
 
@@ -53,14 +53,6 @@ def tars_asked(server: Server) -> list[str]:
     return [path for path, _, _ in server.requests if path.endswith(".tar")]
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether batches are equal to the last bit, the order of their names aside."""
-    return one.keys() == other.keys() and all(
-        torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
-        for name, value in one.items()
-    )
-
-
 def taken(path: Any, batch_size: int, count: int | None = None, **options: Any) -> list[Any]:
     batches = make_loader(path, batch_size, **{**OPTIONS, **options})
     found = list(itertools.islice(batches, count))
@@ -84,7 +76,7 @@ def test_joined_is_made_at_once_bit_for_bit(folder: Path, kept: list[str], optio
         expected = taken(folder / "whole", 2, keys=kept, rank=rank, **options)
         found = taken(joined, 2, rank=rank, **options)
         assert len(found) == len(expected) > 0
-        assert all(map(same, found, expected))
+        assert all_same(found, expected)
 
 
 def test_the_state_goes_on_in_another_world(folder: Path, kept: list[str]) -> None:
@@ -107,7 +99,7 @@ def test_the_state_goes_on_in_another_world(folder: Path, kept: list[str]) -> No
 def test_remote_and_local_parts_mix(folder: Path, servers: dict[str, Server], remote: str) -> None:
     paths = tuple(servers[name].url if remote in (name, "both") else folder / name for name in ("base", "t5"))
     expected = taken((folder / "base", folder / "t5"), 4)
-    assert all(map(same, taken(paths, 4, num_workers=2 if remote == "both" else 0), expected))
+    assert all_same(taken(paths, 4, num_workers=2 if remote == "both" else 0), expected)
 
 
 def test_a_part_that_is_not_read_is_not_fetched(servers: dict[str, Server]) -> None:
@@ -126,7 +118,7 @@ def test_a_cache_just_large_enough_fetches_each_tar_once(folder: Path, servers: 
     for server in servers.values():
         server.requests.clear()
     found = taken(joined, 4, cache_limit=limit)
-    assert all(map(same, found, taken((folder / "base", folder / "t5"), 4)))
+    assert all_same(found, taken((folder / "base", folder / "t5"), 4))
     assert len(tars_asked(servers["base"])) == len(tars_asked(servers["t5"])) == 4
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faulty_store import running_store, store  # noqa: F401  fixtures
 from tests.support.launching import TOY, run_precompute
 from tests.support.processes import start  # noqa: F401  a fixture
 

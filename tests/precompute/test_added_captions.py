@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from loader import make_loader
 from loader.format import MANIFEST, Manifest
 from precompute import pack, preview, verify
 from precompute.hub.dataset_card import render_card
+from tests.support.batches import all_same
 from tests.support.launching import run_here
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
@@ -80,13 +80,6 @@ def batches(path: Any, **options: Any) -> list[Any]:
     return found
 
 
-def same(one: Any, other: Any) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
-        for name, value in one.items()
-    )
-
-
 @pytest.mark.parametrize("captions", ["first", "random", {"new": 3, "caption": 1}, {"new": 1}])
 def test_drawn_beside_the_base_they_are_what_is_drawn_of_all_made_at_once(made: Path, captions: Any) -> None:
     joined, whole = (
@@ -94,7 +87,7 @@ def test_drawn_beside_the_base_they_are_what_is_drawn_of_all_made_at_once(made: 
         batches(made / "whole", captions=captions),
     )
     assert len(joined) == len(whole) == 12
-    assert all(map(same, joined, whole))
+    assert all_same(joined, whole)
     if captions == {"new": 1}:
         assert {batch for one in joined for batch in one["caption"]} == {
             *(text for key in "abcefg" for text in ADDED[key]), "own h"
@@ -138,5 +131,5 @@ def test_packed_it_is_drawn_alike(made: Path, tmp_path: Path) -> None:
         batches(path, captions=captions, shuffle=False)
         for path in (tmp_path / "packed", (made / "base", made / "new"))
     )
-    assert all(map(same, found, expected))
+    assert all_same(found, expected)
     assert not list(verify.verify(verify.Config(str(tmp_path / "packed")), verify.Report("", "")))

@@ -13,7 +13,6 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import webdataset
 
 from loader import make_loader
@@ -21,6 +20,7 @@ from loader.format import MANIFEST, Manifest
 from precompute import preview, run, verify
 from precompute.errors import PrecomputeError, RecipeMismatch, SourceError, UsageError
 from precompute.hub.dataset_card import render_card
+from tests.support.batches import all_same
 from tests.support.launching import leftovers, tars
 from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
@@ -79,19 +79,12 @@ def batches(path: Any, **options: Any) -> list[Any]:
     return found
 
 
-def same(one: Any, other: Any) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
-        for name, value in one.items()
-    )
-
-
 @pytest.mark.parametrize("resolution", [112, 128])
 def test_base_and_layers_are_what_is_made_at_once(folder: Path, resolution: int) -> None:
     joined = (folder / "base", folder / "text", folder / "large")
     found, expected = batches(joined, resolution=resolution), batches(folder / "whole", resolution=resolution)
     assert len(found) == len(expected) == 6
-    assert all(map(same, found, expected))
+    assert all_same(found, expected)
 
 
 def manifest_of(path: Path) -> Manifest:

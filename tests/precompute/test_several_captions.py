@@ -19,6 +19,7 @@ from loader import make_loader
 from loader.format import Manifest
 from precompute import run, verify
 from precompute.encode.text import open_text_encoder
+from precompute.errors import UsageError
 from tests.support import tiny_models
 from tests.support.made_shards import write_manifest, write_shards
 from tests.support.raw.archive import write_tar
@@ -55,6 +56,25 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     )
     run.run(config)
     return config.output, t5
+
+
+def test_pooled_alone_of_several_captions_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Nothing would say which of the vectors belongs to which caption."""
+    clip = tiny_models.save_clip(tmp_path / "clip", projection=True)
+    write_tar(tmp_path / "raw" / "0.tar", [("a.jpg", jpeg(0)), ("a.txt", b"a cat")])
+    given = {
+        "data_dir": tmp_path / "raw",
+        "vae": "toy",
+        "resolutions": (64,),
+        "dtype": "float32",
+        "max_captions": 2,
+    }
+    with pytest.raises(UsageError, match=r"pooled=only.*give pooled"):
+        run.run(
+            run.Config(
+                "builders/webdataset", tmp_path / "out", text_encoder=(f"{clip}?pooled=only",), **given
+            )
+        )
 
 
 def findings_of(folder: Path, **flags: Any) -> list[str]:

@@ -4,11 +4,12 @@ import io
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 from moto.server import ThreadedMotoServer
 
 KEYS = {"access_key_id": "made-up", "secret_access_key": "s3cr3t-of-the-store"}
@@ -135,3 +136,19 @@ def at_random(seed: int, share: float, *answers: str, methods: str = "PUT GET HE
         return None
 
     return answer
+
+
+@pytest.fixture(scope="module")
+def running_store() -> Iterator[FaultyStore]:
+    """One for each module."""
+    store = FaultyStore()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def store(running_store: FaultyStore) -> Iterator[FaultyStore]:
+    """Calm at the beginning of each test."""
+    running_store.calm()
+    yield running_store
+    running_store.calm()

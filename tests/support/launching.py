@@ -12,10 +12,26 @@ from tests.support.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 TOY = ("--vae", "toy", "--text-encoder", "toy", "--dtype", "float32", "--batch-size", "4")
+SMALL_TOY = (*TOY[:-1], "3", "--resolutions", "64")
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def few_of_demo(rows: int, output: Path) -> list[str | Path]:
+    """The arguments of a run over so many rows of the demo, but for the models."""
+    return [
+        "builders/demo",
+        "--limit",
+        f"{rows}",
+        "--resolutions",
+        "64",
+        "--dtype",
+        "float32",
+        "--output",
+        output,
+    ]
 
 
 def launch(processes: int = 1) -> list[str]:

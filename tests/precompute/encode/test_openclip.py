@@ -16,7 +16,7 @@ from precompute.encode.text import open_text_encoder
 from precompute.errors import ModelError
 from tests.support import tiny_models
 from tests.support.hub_cache import cached
-from tests.support.launching import run_here
+from tests.support.launching import few_of_demo, run_here
 
 CAPTIONS = ["a photograph of a cat", "", "the cup " * 60]
 
@@ -109,17 +109,7 @@ def test_micro_diffusion_is_what_openclip_computes(
         cached(tmp_path / "cache", preset.elsewhere.removeprefix("hf-hub:"), monkeypatch), "CustomTextCLIP"
     )
     tiny_models.save_kl(tmp_path / "sdxl", scaling_factor=0.13025)
-    flags = [
-        "builders/demo",
-        "--limit",
-        5,
-        "--resolutions",
-        64,
-        "--dtype",
-        "float32",
-        "--output",
-        tmp_path / "out",
-    ]
+    flags = few_of_demo(5, tmp_path / "out")
     run_here(monkeypatch, capsys, *flags, "--for", "micro-diffusion", "--model", tmp_path / "sdxl")
     (batch,) = make_loader(tmp_path / "out", 5, extras=["caption"])
     states, _ = states_of(made, batch["caption"])

@@ -16,7 +16,7 @@ from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import parse_text_encoder
 from precompute.errors import UsageError
 from tests.support import encoders_page, tiny_models
-from tests.support.launching import run_here
+from tests.support.launching import few_of_demo, run_here
 from tests.support.tiny_pipelines import PARTS
 
 
@@ -64,17 +64,7 @@ def test_what_is_printed_says_the_same_run(
 ) -> None:
     """A folder whose name needs quotes, by --for and then by the flags that were printed."""
     folder = tiny_models.save_clip(tiny_models.save_kl(tmp_path / "a model, 'mine'"))
-    flags = [
-        "builders/demo",
-        "--limit",
-        3,
-        "--resolutions",
-        64,
-        "--dtype",
-        "float32",
-        "--output",
-        tmp_path / "out",
-    ]
+    flags = few_of_demo(3, tmp_path / "out")
     said = run_here(monkeypatch, capsys, *flags, "--for", "sd15", "--model", folder)
     import shlex
 

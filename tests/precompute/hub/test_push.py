@@ -267,6 +267,15 @@ def test_a_pull_request_whose_answer_was_lost_is_not_opened_twice(hub: LoopbackH
     assert "refs/pr/2" not in hub.repos[REPO].refs
 
 
+@pytest.mark.parametrize("status", [409, 412, 429])
+def test_a_pull_request_that_was_refused_for_now_is_opened_once_more(
+    hub: LoopbackHub, shards: Path, status: int
+) -> None:
+    hub.fail("POST", "/commit/", status)
+    assert push.push(Config(shards, REPO, create_pr=True)).endswith("/tree/refs/pr/1")
+    assert there(hub, "refs/pr/1") == contents(shards)
+
+
 def test_flags_that_contradict(hub: LoopbackHub, shards: Path) -> None:
     for flags in ({"create_pr": True, "delete_pushed": True}, {"create_pr": True, "revision": "v2"}):
         with pytest.raises(UsageError):

@@ -1,6 +1,5 @@
 """push.py and --push-to with shards in an object store: what is on the Hub is what a folder gives, and nothing stays on the way."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,6 @@ from tests.precompute.hub.test_run_and_push import config
 from tests.support.faulty_store import KEYS, FaultyStore
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.made_shards import write_shards
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[FaultyStore]:
-    store = FaultyStore()
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def store(running: FaultyStore) -> FaultyStore:
-    running.calm()
-    return running
 
 
 def test_the_command_and_again_and_deleting(

@@ -19,23 +19,11 @@ import pytest
 from PIL import Image
 
 from tests.support.hosts import Host, Hosts, can_have_hosts
-from tests.support.launching import ROOT, environment
+from tests.support.launching import ROOT, SMALL_TOY, environment
 from tests.support.raw.archive import write_tar
 
 UNITS, ROWS = 40, 6
 CUT = 30.0  # seconds
-FLAGS = (
-    "--vae",
-    "toy",
-    "--text-encoder",
-    "toy",
-    "--dtype",
-    "float32",
-    "--batch-size",
-    "3",
-    "--resolutions",
-    "64",
-)
 KEYS = {"access_key_id": "made-up", "secret_access_key": "made-up", "region": "us-east-1"}
 
 pytestmark = [
@@ -122,7 +110,7 @@ def until(there: Callable[[], Any], seconds: float = 200.0) -> None:
 
 
 def arguments(data: Path, output: str) -> list[str]:
-    return ["builders/webdataset", "--data-dir", str(data), "--output", output, *FLAGS]
+    return ["builders/webdataset", "--data-dir", str(data), "--output", output, *SMALL_TOY]
 
 
 def command(data: Path, store: Store, *more: str) -> list[str]:

@@ -19,24 +19,12 @@ from precompute import run
 from precompute.runtime import ray_crew
 from precompute.runtime.owner import parse_owner
 from tests.support.faulty_store import FaultyStore
-from tests.support.launching import ROOT, environment, leftovers, run_here, tars
+from tests.support.launching import ROOT, SMALL_TOY, environment, leftovers, run_here, tars
 from tests.support.raw.archive import write_tar
 from tests.support.ray_cluster import SMALL, Cluster, markers, while_running
 from tests.support.worker import TOY
 
 UNITS, ROWS = 12, 5
-FLAGS = (
-    "--vae",
-    "toy",
-    "--text-encoder",
-    "toy",
-    "--dtype",
-    "float32",
-    "--batch-size",
-    "3",
-    "--resolutions",
-    "64",
-)
 long = pytest.mark.skipif("LATENTMILL_RAY" not in os.environ, reason="takes minutes: LATENTMILL_RAY=1")
 
 
@@ -63,7 +51,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 
 
 def arguments(data: Path, output: Path | str) -> list[str]:
-    return ["builders/webdataset", "--data-dir", str(data), "--output", str(output), *FLAGS]
+    return ["builders/webdataset", "--data-dir", str(data), "--output", str(output), *SMALL_TOY]
 
 
 def ray_arguments(data: Path, output: Path | str, workers: int) -> list[str]:
@@ -84,13 +72,6 @@ def cluster() -> Iterator[Cluster]:
     made = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0, "include_dashboard": False})
     yield made
     made.shutdown()
-
-
-@pytest.fixture
-def store() -> Iterator[FaultyStore]:
-    made = FaultyStore()
-    yield made
-    made.close()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import pytest
 import webdataset
 
 from loader.format import Marker, npy_bytes
+from precompute.errors import OutputError
 from precompute.shards.destination import WORK
 from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
@@ -252,3 +253,20 @@ def test_every_file_is_synced_before_it_gets_its_name_and_the_marker_comes_last(
     (marker,), shards = calls.when_renamed(".json"), calls.when_renamed(".tar", ".parquet")
     synced = calls.when_synced(tmp_path)
     assert any(max(shards) < n < marker for n in synced) and any(marker < n for n in synced)
+
+
+def test_a_layer_has_the_names_of_its_base_whatever_they_are(tmp_path: Path) -> None:
+    """In a store, a part of a unit may lie under another number than it would have alone."""
+    names = ["train-00003-02", "train-00003-50"]
+    writer = UnitWriter(OutputFolder(tmp_path), 3, [], 10, "1-ab")
+    for name in reversed(names):
+        writer.reject(SidecarRow(name), "missing_image", shard=name)
+    marker = writer.commit({"vae": "x"}, [], {"units": 4}, {})
+    writer.discard()
+    assert [shard.name for shard in marker.shards] == names
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == [f"{name}.parquet" for name in names]
+    other = UnitWriter(OutputFolder(tmp_path), 2, [], 10, "1-ab")
+    other.reject(SidecarRow("a"), "missing_image", shard=names[0])
+    with pytest.raises(OutputError, match="train-00003-02 of the base is not of train-00002"):
+        other.commit({"vae": "x"}, [], {"units": 4}, {})
+    other.discard()

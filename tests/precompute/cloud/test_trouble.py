@@ -1,0 +1,21 @@
+"""How long a store that does not answer is waited for."""
+
+import pytest
+
+from builders.archives import backoff
+from precompute.cloud.trouble import StoreError, Trouble
+
+
+def test_patience_that_was_in_vain_is_there_again_once_the_store_has_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = [False, True, True]
+    monkeypatch.setattr(backoff.Patience, "wait", lambda *given: left.pop(0))
+    trouble, error = Trouble("--output s3://bucket"), OSError("status code: 503")
+    for _ in range(2):  # another thread does not wait as long again
+        with pytest.raises(StoreError):
+            trouble.wait(backoff.Patience(), error)
+    assert len(left) == 2
+    trouble.passed()
+    trouble.wait(backoff.Patience(), error)
+    assert len(left) == 1
