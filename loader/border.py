@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from loader.printable import printable
@@ -21,10 +21,10 @@ class FormatError(ValueError):
     """A manifest, marker, sidecar or member that breaks the shard contract, or is of a newer one."""
 
 
-def json_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """A JSON object of bounded depth. Raises FormatError, also for NaN, which is no JSON."""
+def json_object(text: str | bytes, what: str, constant: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """A JSON object of bounded depth. Raises FormatError, also for NaN, which is no JSON, unless `constant` says what it is."""
     try:
-        obj = json.loads(text, parse_constant=_refuse)
+        obj = json.loads(text, parse_constant=constant or _refuse)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not a {what}: {printable(error)}") from error
     layer, depth = [obj] if isinstance(obj, CONTAINERS) else [], 0

@@ -3,7 +3,6 @@
 All of it is in the sidecars, so nothing of the tars is read for it; but in shards from before the crops stood there, `KEY.json` is.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -37,8 +36,8 @@ def read_extras(text: str | None) -> dict[str, Any]:
 def _published(text: str) -> dict[str, Any]:
     """What a publisher wrote beside an image. NaN is no value, and what is no object tells nothing."""
     try:
-        return json_object(json.dumps(json.loads(text, parse_constant=lambda name: None)), "json")
-    except (ValueError, RecursionError):
+        return json_object(text, "json", lambda name: None)
+    except FormatError:
         return {}
 
 
@@ -162,7 +161,8 @@ def _sizes(
 
     The crop is told in the picture as it is shrunk to be cropped to the target; of a mirrored one, as cut out of the mirror image.
     """
-    names, crop = ("width", "height", crop_column(image)), crop_column(image)
+    crop = crop_column(image)
+    names = ("width", "height", crop)
     facts = {name: shard.table.value(name, row) for name in names if name in shard.table.columns}
     if None in map(facts.get, names):
         facts = _facts_in_tar(shard, row, resolution_of(image)) | {

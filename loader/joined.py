@@ -43,6 +43,7 @@ class JoinedSource:
         self._used = self.parts
         self.files, self.names, self.paths, self.buckets = base.files, base.names, base.paths, base.buckets
         self.recipe = joined_recipe(base.recipe, [layer.recipe for layer in layers])
+        _check_further(self.parts, self.recipe)
         self.fingerprint = "+".join(part.fingerprint for part in self.parts)
         self.sidecars = [
             " ".join(hashes) for hashes in zip(*(part.sidecars for part in self.parts), strict=True)
@@ -231,7 +232,6 @@ def _checked(parts: Sequence[ManifestSource | TarSource]) -> list[ManifestSource
             f"{base.files.url} is a layer: name the folder that it was made beside first, as in (base, layer)"
         )
     owner = {picture_place(field.name): base for field in base.fields}
-    recipe = joined_recipe(base.recipe, [layer.recipe for layer in layers])
     for layer in layers:
         _check_layer(base, layer)
         for field in layer.fields:
@@ -240,7 +240,6 @@ def _checked(parts: Sequence[ManifestSource | TarSource]) -> list[ManifestSource
                 raise ValueError(
                     f"{other.files.url} and {layer.files.url} both have {field.name}; leave one of them out"
                 )
-    _check_further(known, recipe)
     return known
 
 

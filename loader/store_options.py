@@ -19,7 +19,6 @@ def _flag(yes: dict[str, Any]) -> Option:
     return lambda value: yes if value.lower() in ("true", "1", "yes") else {}
 
 
-EMULATOR = "http://127.0.0.1:10000/devstoreaccount1"
 ANONYMOUS = ("anonymous", "skip_signature")
 # By scheme: of s3fs, gcsfs and adlfs. A word may stand there with the cloud's name before it, as in aws_region.
 S3: dict[str, Option] = {
@@ -56,14 +55,20 @@ AZ: dict[str, Option] = {
 SCHEMES = {"s3": (S3, "aws_"), "gs": (GS, "google_"), "az": (AZ, "azure_storage_")}
 
 
+def split_option(option: str) -> tuple[str, str]:
+    """Raises ValueError for what is not NAME=VALUE."""
+    name, equals, value = option.partition("=")
+    if not equals or not name:
+        raise ValueError("--store-option: give NAME=VALUE, as in endpoint=https://HOST or region=auto")
+    return name, value
+
+
 def storage_options(url: str, options: Iterable[str]) -> dict[str, Any]:
     """What fsspec's file system for the URL takes. Raises ValueError, which shows no value."""
     known, prefix = SCHEMES.get(url.partition("://")[0], ({}, ""))
     found: dict[str, Any] = {}
     for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise ValueError("--store-option: give NAME=VALUE, as in endpoint=https://HOST or region=auto")
+        name, value = split_option(option)
         if not known:
             raise ValueError("--store-option: only with a store, as in s3://BUCKET/PREFIX")
         word = name.removeprefix(prefix)

@@ -1,24 +1,12 @@
 """The gate: one function that judges a source row, of our datasets and of others'."""
 
-from typing import Protocol
-
 from builders.core import images
 from builders.core.captions import clean_captions
+from builders.core.config import ImageCaptionConfig
 from builders.core.record import Record, SourceRow
 
 
-class Rules(Protocol):
-    """What a row is judged by; see ImageCaptionConfig for each."""
-
-    min_image_size: int
-    max_image_size: int | None
-    lossless: bool
-    caption_cleaning: str
-    color_profile: str
-    check_pixels: bool
-
-
-def judge(row: SourceRow, rules: Rules, kind: str, decoded_later: bool = False) -> Record:
+def judge(row: SourceRow, rules: ImageCaptionConfig, kind: str, decoded_later: bool = False) -> Record:
     """The record of a row, with the reason in `reject` where it is none: the first that holds, in the order of account.REASONS.
 
     kind: of captions of which the row does not say it. decoded_later: whole or not, whoever asks finds out by decoding every image.
@@ -48,7 +36,7 @@ def judge(row: SourceRow, rules: Rules, kind: str, decoded_later: bool = False) 
     )
 
 
-def _see(data: bytes, rules: Rules, decoded_later: bool) -> tuple[bytes, int, int, str | None]:
+def _see(data: bytes, rules: ImageCaptionConfig, decoded_later: bool) -> tuple[bytes, int, int, str | None]:
     """The image, smaller where the rules say so, its width and height, and why it is none to use.
 
     Raises UndecodableImage where its size is not to be had.

@@ -8,6 +8,7 @@ from typing import Any
 from obstore.exceptions import BaseError, UnknownConfigurationKeyError
 from obstore.store import ObjectStore, from_url
 
+from loader.store_options import split_option
 from precompute.cloud.credentials import aws_credentials
 from precompute.cloud.trouble import first_line
 from precompute.errors import UsageError
@@ -47,10 +48,8 @@ def open_stores(
 
 def store_config(options: Iterable[str]) -> dict[str, str]:
     """`--store-option NAME=VALUE` in the words of the client. Raises UsageError, which never shows a value."""
-    config = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise UsageError("--store-option: give NAME=VALUE, as in endpoint=https://HOST or region=auto")
-        config[{"anonymous": "skip_signature", "endpoint_url": "endpoint"}.get(name, name)] = value
-    return config
+    words = {"anonymous": "skip_signature", "endpoint_url": "endpoint"}
+    try:
+        return {words.get(name, name): value for name, value in map(split_option, options)}
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from builders.archives import backoff
 from precompute.cloud.client import Client
+from precompute.cloud.objects import PROBE
 from precompute.cloud.scratch import Scratch
 from precompute.cloud.store_controls import StoreControls
 from precompute.errors import LostLease
-from precompute.shards.destination import Entry, stem_of
+from precompute.shards.destination import WORK, Entry, stem_of
 from precompute.shards.markers import is_marker, parse_marker
 
 READERS = 32  # requests at once for what many markers say
@@ -147,7 +148,7 @@ class OutputStore(StoreControls):
         if sweep:
             finished = {stem_of(self.split, unit) for unit in self.finished()}
             for name in self.controls():
-                if name.partition(".")[0] in finished or name.startswith("probe-"):
+                if name.partition(".")[0] in finished or f"{WORK}/{name}".startswith(PROBE):
                     self.remove(name)
         self._scratch.close()
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import tyro
 
-from loader.store_options import storage_options_of
+from loader.store_options import SCHEMES, storage_options
 from precompute.errors import UsageError
 from precompute.shards.destination import Destination
 from precompute.shards.output_folder import OutputFolder, open_folder
 from precompute.shards.store import Store
 
-STORES = ("s3", "gs", "az")
+STORES = tuple(SCHEMES)
 SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>/.*|$)")
 
 
@@ -71,17 +71,7 @@ def open_output(
     if not is_url(output):
         open_folder("--output", Path(output))
         return OutputFolder(Path(output), split)
-    url = str(output)
-    folder = scratch or Path(tempfile.gettempdir())
-    open_folder("--scratch", folder)
-    try:
-        from precompute.cloud.client import Client, try_out
-        from precompute.cloud.output_store import OutputStore
-    except ImportError as error:
-        raise _missing("--output ", url, error) from error
-    client = Client.open("--output", url, options)
-    try_out(client)
-    return OutputStore(client, split, folder)
+    return _open_store("--output", str(output), split, scratch, options, tries=True)
 
 
 def open_finished(
@@ -94,14 +84,23 @@ def open_finished(
         if not Path(output).is_dir():
             raise UsageError(f"{output}: no such folder. Name the --output folder of a run")
         return OutputFolder(Path(output))
+    return _open_store("", str(output), "train", scratch, options)
+
+
+def _open_store(
+    flag: str, url: str, split: str, scratch: Path | None, options: Sequence[str], tries: bool = False
+) -> Destination:
     folder = scratch or Path(tempfile.gettempdir())
     open_folder("--scratch", folder)
     try:
-        from precompute.cloud.client import Client
+        from precompute.cloud.client import Client, try_out
         from precompute.cloud.output_store import OutputStore
     except ImportError as error:
-        raise _missing("", str(output), error) from error
-    return OutputStore(Client.open("", str(output), options), "train", folder)
+        raise _missing(f"{flag} {url}".strip(), error) from error
+    client = Client.open(flag, url, options)
+    if tries:
+        try_out(client)
+    return OutputStore(client, split, folder)
 
 
 def open_shards(url: str, options: Sequence[str] = ()) -> Store:
@@ -112,7 +111,7 @@ def open_shards(url: str, options: Sequence[str] = ()) -> Store:
     try:
         from precompute.cloud.store_reader import StoreReader
     except ImportError as error:
-        raise _missing("", url, error) from error
+        raise _missing(url, error) from error
     return Store(url, StoreReader(url, options))
 
 
@@ -120,7 +119,7 @@ def store_options(paths: Sequence[str], options: Sequence[str]) -> dict[str, Any
     """`--store-option` as fsspec takes them, by which the loader reads; none where no path is in a store. Raises UsageError."""
     stores = [path for path in paths if is_store(path)]
     try:
-        return storage_options_of(stores, options) if stores else {}
+        return storage_options(stores[0], options) if stores else {}
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -131,6 +130,6 @@ def check_options(options: Sequence[str], *places: Path | str | None) -> None:
         raise UsageError("--store-option: only with a store, as in s3://BUCKET/PREFIX")
 
 
-def _missing(flag: str, url: str, error: ImportError) -> UsageError:
+def _missing(place: str, error: ImportError) -> UsageError:
     needs = error.name or "obstore"
-    return UsageError(f"{flag}{url}: needs {needs}; run `pip install 'latentmill[cloud]'`")
+    return UsageError(f"{place}: needs {needs}; run `pip install 'latentmill[cloud]'`")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
+from builders.archives import backoff
 from loader.format import FormatError
 from precompute.errors import PrecomputeError, UsageError
 from precompute.hub.hub_dataset import Target
@@ -27,6 +28,7 @@ class Follower:
     def __init__(self, config: Config, output: Destination, lease_timeout: float) -> None:
         self._config, self._output, self._stop = config, output, threading.Event()
         self._failure: Exception | None = None
+        self._enough = threading.Event()  # ends its waits for a store
         self._target = Target(output, config.repo, private=config.private)
         self._target.open()
         self._lock = Lock(output, "pushing", lease_timeout)
@@ -49,11 +51,13 @@ class Follower:
 
     def abandon(self) -> None:
         """The run has failed: what is not pushed yet stays for the next one."""
+        self._enough.set()
         self._lock.close()
 
     def _run(self) -> None:
         try:
-            self._follow()
+            with backoff.until(self._enough):
+                self._follow()
         except Exception as error:  # noqa: BLE001  check and finish raise it in the main thread
             self._failure = error
 

@@ -162,7 +162,7 @@ class Target:
         for name, data in sorted(change.contents.items()):
             print(f"{self.address}: beside the shards: {name}, {file_size(len(data))}", flush=True)
         sent = {stem: missing[stem] for stem in change.units}
-        with local.output.here(local.path(stem, name) for stem in sent for name in sent[stem]) as here:
+        with local.output.here(name for names in sent.values() for name in names) as here:
             operations = [
                 *_additions(local, sent, here),
                 *(CommitOperationAdd(name, data) for name, data in change.contents.items()),
@@ -189,7 +189,7 @@ class Target:
             if self._deleted.get(stem) == marker or not local.is_current(stem):
                 continue
             for shard in marker.shards:
-                local.output.delete(f"{shard.path}.tar")
+                local.output.delete(f"{shard.name}.tar")
             self._deleted[stem] = marker
 
 
@@ -217,15 +217,14 @@ def _additions(
     for stem, names in missing.items():
         hashes = local.files(stem)
         for name in names:
-            path = local.path(stem, name)
-            if path not in here:
+            if name not in here:
                 raise PushError(
-                    f"{local.output}/{path}: neither here nor on the Hub. Remove {stem}.json and run `{launched()}` again"
+                    f"{local.output}/{name}: neither here nor on the Hub. Remove {stem}.json and run `{launched()}` again"
                 )
-            addition = CommitOperationAdd(local.hub_path(stem, name), str(here[path]))
+            addition = CommitOperationAdd(local.hub_path(stem, name), str(here[name]))
             if hashes[name] is not None and addition.upload_info.sha256.hex() != hashes[name]:
                 raise PushError(
-                    f"{local.output}/{path}: not what was written (its sha256 differs). Run `{command('verify', local.output)}`"
+                    f"{local.output}/{name}: not what was written (its sha256 differs). Run `{command('verify', local.output)}`"
                 )
             yield addition
 
@@ -250,7 +249,7 @@ def _has(hub: Published, local: Finished, stem: str, name: str, sha256: str) -> 
     """Whether the Hub has a file: by its sha256, or by its contents where the Hub keeps it as text."""
     there = hub.snapshot.files.get(local.hub_path(stem, name))
     if there is not None and there.lfs is None:
-        data = local.output.get(local.path(stem, name))
+        data = local.output.get(name)
         return data is not None and is_same(there, data)
     return there is not None and bool(there.lfs.sha256 == sha256)
 

@@ -70,12 +70,6 @@ class Finished:
         """Say where a file of a unit lies on the Hub."""
         return hub_path(self.markers[stem], name)
 
-    def path(self, stem: str, name: str) -> str:
-        """Say where a file of a unit lies in the output."""
-        of = {shard.name: shard.path for shard in self.markers[stem].shards}
-        base, _, suffix = name.rpartition(".")
-        return f"{of.get(base, base)}.{suffix}" if suffix != "json" else name
-
     def size(self, stem: str) -> int:
         return sum(shard.bytes for shard in self.markers[stem].shards)
 

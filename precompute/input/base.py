@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -18,9 +19,6 @@ from loader.state import unit_of
 from precompute.errors import SourceError, UsageError
 from precompute.input.faults import may_pass
 from precompute.shards.store import Store
-
-# Of a sidecar; those that it has not, as shards of earlier versions, are left at their defaults.
-COLUMNS = ("key", "caption", "width", "height", "source", "captions", "caption_kinds")
 
 
 class Base:
@@ -82,10 +80,9 @@ class Base:
         """The rows of a unit, shard by shard. Raises SourceError where a sidecar is gone or is another one."""
         for shard in self._shards.get(unit, ()):
             for values in pq.read_table(pa.BufferReader(self._sidecar(shard))).to_pylist():
-                known = {name: values[name] for name in COLUMNS if values.get(name) is not None}
                 extras = json.loads(values["extras"] or "{}") if with_extras else {}
                 reject = None if values["status"] == "ok" else values["status"]
-                yield Record(**known, extras=extras, reject=reject, shard=shard.name)
+                yield replace(Record.of_columns(values, None, extras), reject=reject, shard=shard.name)
 
     def _sidecar(self, shard: Shard) -> bytes:
         name, patience = f"{shard.name}.parquet", Patience()

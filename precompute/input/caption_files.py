@@ -20,23 +20,21 @@ JOINED = "captions_from_files"  # in a recipe
 class CaptionFiles:
     """The files that `--captions` names, one after another. sha256: of each by its NAME.
 
-    own_kinds: of the captions that there are already; has_url: whether rows may have a URL. Raises UsageError.
+    own_kinds: of the captions that there are already. Raises UsageError.
     """
 
-    def __init__(
-        self, captions: Sequence[str], order: str, own_kinds: Collection[str], has_url: bool = True
-    ) -> None:
+    def __init__(self, captions: Sequence[str], order: str, own_kinds: Collection[str]) -> None:
         files = captions_options(captions, order).get("captions_from", {})
         self.order = order
         self.sha256: dict[str, str] = {}
         self.joined: list[JoinedCaptions] = []
         try:
-            for kind in own_kinds if files else ():
+            for kind in (own_kinds or ("",)) if files else ():
                 check_files(files, kind)
             self.sha256 = hash_files(files, None)
             folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "builders_joins")
             self.joined = [
-                open_captions(name, file, self.sha256[name], folder, _code(), None, has_url)
+                open_captions(name, file, self.sha256[name], folder, _code(), None, True)
                 for name, file in files.items()
             ]
         except BuilderError as error:

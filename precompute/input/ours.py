@@ -37,6 +37,7 @@ NO_VALUE = {
     "links",
 }
 # Of them, those that the command sets by flags of its own.
+KNOWN = frozenset((*COLUMNS, "reject"))  # what is no extra
 SET_BY_FLAGS = NO_VALUE - {"parts", "links", "check_pixels"}
 
 
@@ -105,11 +106,7 @@ class OurRecords(Records):
         }
 
     def _record(self, values: dict[str, Any], unit: Unit, number: int) -> Record:
-        extras = {
-            name: value
-            for name, value in values.items()
-            if name not in (*COLUMNS, "reject") and value is not None
-        }
+        extras = {name: value for name, value in values.items() if name not in KNOWN and value is not None}
         record = Record.of_columns(values, image_bytes(values["image"]), jsonable(extras))
         return dataclasses.replace(record, share=self._builder.share_read)
 

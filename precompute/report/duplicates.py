@@ -1,6 +1,8 @@
 """Which of the chosen samples show nearly the same picture, by the sidecars' perceptual hashes, and which of them to keep."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,8 +43,9 @@ def without_duplicates(
         [part for part in np.split(order, starts[1:]) if len(part) > 1] if len(starts) < len(order) else []
     )
     found.sort(key=lambda part: int(part[0]))
+    keys_of = functools.cache(lambda shard: source.ok_rows(shard, ["key", "status"])["key"])
     lines = [
-        " ".join(_keys(source, chosen, ends, part[:NAMED]))
+        " ".join(_keys(keys_of, chosen, ends, part[:NAMED]))
         + (f" ... and {len(part) - NAMED:,} more" if len(part) > NAMED else "")
         for part in found[:SHOWN]
     ]
@@ -65,11 +68,11 @@ def _facts(source: ManifestSource | JoinedSource, number: int, samples: I64) -> 
     return table
 
 
-def _keys(source: ManifestSource | JoinedSource, chosen: Sequence[I64], ends: I64, places: I64) -> list[str]:
+def _keys(keys_of: Callable[[int], Any], chosen: Sequence[I64], ends: I64, places: I64) -> list[str]:
     """The keys of some of the chosen samples, by their places among all."""
     found = []
     for place in places.tolist():
         shard = int(np.searchsorted(ends, place, side="right"))
         sample = int(chosen[shard][place - (int(ends[shard]) - len(chosen[shard]))])
-        found.append(str(source.ok_rows(shard, ["key", "status"])["key"][sample]))
+        found.append(str(keys_of(shard)[sample]))
     return found

@@ -71,7 +71,7 @@ def adds_captions(config: Config) -> bool:
 
 def added_captions(config: Config, base: Base) -> CaptionFiles:
     """The captions that a layer adds to its base. Raises UsageError where the base has some under that name."""
-    added = CaptionFiles(config.captions, "behind", (), has_url=True)
+    added = CaptionFiles(config.captions, "behind", ())
     for file in added:
         if file.name in base.caption_kinds:
             raise UsageError(

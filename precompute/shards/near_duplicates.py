@@ -31,7 +31,7 @@ def near_duplicates(hashes: U64, distance: int) -> I64:
         return number
 
     for left, right in _pairs(unique, distance):
-        for one, other in zip(map(root, left.tolist()), right.tolist(), strict=True):
+        for one, other in zip(left.tolist(), right.tolist(), strict=True):
             one, other = root(one), root(other)
             # The one that comes first in the dataset stays the name.
             keep, join = (one, other) if first[one] <= first[other] else (other, one)

@@ -133,3 +133,13 @@ def test_packed_it_is_drawn_alike(made: Path, tmp_path: Path) -> None:
     )
     assert all_same(found, expected)
     assert not list(verify.verify(verify.Config(str(tmp_path / "packed")), verify.Report("", "")))
+
+
+@pytest.mark.parametrize(("given", "told"), [("a-b=re.jsonl", "'a-b' is no name"), ("b=re.txt", "ends in")])
+def test_a_file_or_name_that_cannot_be_is_refused_before_any_work(
+    made: Path, run: Any, capsys: pytest.CaptureFixture[str], given: str, told: str
+) -> None:
+    arguments = [given if str(word).startswith("new=") else word for word in layer(made, made / "odd")]
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    assert told in capsys.readouterr().err and not list((made / "odd").glob("*.tar"))

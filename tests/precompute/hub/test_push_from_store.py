@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from builders.archives import backoff
 from loader.format import MANIFEST
 from precompute import push, run
 from precompute.hub import hub_dataset
+from precompute.hub.follow import Follower
 from precompute.hub.retry import PushError
+from precompute.shards.output_folder import OutputFolder
 from tests.precompute.hub.test_push import REPO, contents, few_files, never_names_a_missing_shard, there
 from tests.precompute.hub.test_run_and_push import config
 from tests.support.faulty_store import KEYS, FaultyStore
@@ -86,3 +89,16 @@ def test_a_run_pushes_and_deletes_out_of_the_store(
     run.run(there_config)
     assert len(hub.repos[REPO].commits) == commits
     assert not list(tmp_path.glob("latentmill-*"))
+
+
+def test_a_run_that_has_failed_ends_the_waits_of_its_push(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for a store included: the run is not held up by its patience."""
+    cut = list[bool]()
+    monkeypatch.setattr(Follower, "_follow", lambda self: cut.append(backoff.cut_short(300)))
+    shards = write_shards(tmp_path / "latents")
+    follower = Follower(push.Config(shards, REPO), OutputFolder(shards, "train"), 60)
+    follower.abandon()
+    follower._thread.join(30)
+    assert cut == [True]
