@@ -20,7 +20,6 @@ from precompute import verify
 from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import write_file
 from precompute.shards.tar_writer import TarWriter
-from precompute.shards.tars import BadTar, walk_tar
 from precompute.shards.unit_writer import SidecarRow
 from precompute.verification.check_folder import Finding
 from tests.support import made_shards
@@ -435,34 +434,3 @@ def test_bad_flags_are_one_line(tmp_path: Path, arguments: tuple[str, ...], mess
         and len(result.stderr.splitlines()) == 1
         and message in result.stderr
     )
-
-
-# --- the tar reader ---
-
-
-def test_the_tar_reader_agrees_with_tarfile(tmp_path: Path) -> None:
-    names = ["a.txt", "b" * 150 + ".txt", "d/" * 60 + "c.npy", "é.txt"]
-    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for size, name in zip([0, 511, 512, 9 << 20], names, strict=True):
-            info = tarfile.TarInfo(name)
-            info.size = size
-            tar.addfile(info, io.BytesIO(bytes(size)))
-    seen = bytearray()
-    with open(tmp_path / "x.tar", "rb") as file:
-        ours = [(name, offset, len(data)) for name, offset, data in walk_tar(file, seen.extend)]
-    with tarfile.open(tmp_path / "x.tar") as tar:
-        assert ours == [(info.name, info.offset_data, info.size) for info in tar]
-    assert bytes(seen) == (tmp_path / "x.tar").read_bytes()
-
-
-def test_the_tar_reader_survives_noise() -> None:
-    random = np.random.default_rng(0)
-    good = tarfile.TarInfo("a.txt").tobuf() + bytes(1024)
-    for _ in range(300):
-        data = bytearray(good)
-        for position in random.integers(0, len(data), 3):
-            data[position] = random.integers(256)
-        try:
-            list(walk_tar(io.BytesIO(data), lambda block: None))
-        except BadTar:
-            pass
