@@ -5,7 +5,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from math import sqrt
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from loader.format import MANIFEST, Field
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
+from tests.support.binomial import assert_frequency
 
 T, D = 3, 4
 FIELDS = (
@@ -124,13 +125,13 @@ def drawn(batches: Any) -> Iterator[tuple[int, int]]:
             yield sample, caption
 
 
-def share(captions: Any, kinds: list[str], caption: int) -> float:
+def share(captions: Any, kinds: list[str], caption: int) -> Fraction:
     """What the docstring of the option says, in other words."""
     if captions == "random":
-        return 1 / len(kinds)
-    weights = {kind: captions.get(kind, 0) for kind in set(kinds)}
+        return Fraction(1, len(kinds))
+    weights = {kind: Fraction(str(captions.get(kind, 0))) for kind in set(kinds)}
     if not any(weights.values()):
-        return 1 / len(kinds)
+        return Fraction(1, len(kinds))
     return weights[kinds[caption]] / sum(weights.values()) / kinds.count(kinds[caption])
 
 
@@ -146,9 +147,7 @@ def test_shares_of_ten_epochs_are_those_that_were_asked_for(folder: Path, captio
         mine = Counter(caption for sample, caption in found if sample % 5 == group)
         draws = EPOCHS * SAMPLES // 5
         for caption in range(len(kinds)):
-            expected = share(captions, kinds, caption)
-            off = abs(mine[caption] - draws * expected)
-            assert off <= 4 * sqrt(draws * expected * (1 - expected)), (kinds, caption)
+            assert_frequency(mine[caption], draws, share(captions, kinds, caption))
 
 
 def test_the_first_is_read_unless_another_is_asked_for(folder: Path) -> None:

@@ -1,11 +1,13 @@
 """Mirroring, dropping and noise are drawn apart: no draw says anything of another."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from loader import draw, make_loader, order
+from tests.support.binomial import assert_frequency
 from tests.support.made_up_shards import SCALE, arrays
 
 OPTIONS = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "shuffle": False}
@@ -41,9 +43,32 @@ def test_flips_drops_and_epochs_and_seeds_are_independent(shards: Path) -> None:
     found = draws(shards, 1)
     other = draws(shards, 2)
     for values in [*found.values(), *other.values()]:
-        assert 0.4 < values.mean() < 0.6
+        assert_frequency(int(values.sum()), values.size, 0.5)
     assert abs(np.corrcoef(found["flips"], found["drops"])[0, 1]) < 0.2
     for name in ("flips", "drops"):
         assert abs(np.corrcoef(found[name], other[name])[0, 1]) < 0.2, "of another seed"
         epochs = found[name].reshape(EPOCHS, SAMPLES)
         assert np.abs(np.corrcoef(epochs) - np.eye(EPOCHS)).max() < 0.35, "of another epoch"
+
+
+def test_captions_are_dropped_as_often_as_was_asked_for(shards: Path, more_shards: Path) -> None:
+    """Over ten epochs, in the whole of a mixture and in each of its paths; each encoder's by a chance of its own."""
+    chances = {"": 0.1, "t5": 0.35}
+    options = {**OPTIONS, "text_encoders": ["", "t5"], "flip_prob": 0.25, "posterior": "mean", "seed": 7}
+    loader = make_loader([shards, more_shards], 10, weights=[2, 3], caption_drop_prob=chances, **options)
+    counts: Counter[tuple[str, str]] = Counter()
+    for _ in range(10):
+        for batch in loader:
+            keep = {name: batch[f"drop_caption_mask_{name}".removesuffix("_")].tolist() for name in chances}
+            for place, key in enumerate(batch["key"]):
+                plain = SCALE * arrays(key)["moments_256"][:4].astype(np.float32)
+                flipped = np.abs(batch["image_latents"][place].float().numpy() - plain).max() > 0.01
+                counts.update({(key[0], "samples"): 1, (key[0], "flips"): int(flipped)})
+                counts.update({(key[0], name): 1 - int(keep[name][place]) for name in chances})
+    loader.close()
+    draws = {path: counts[path, "samples"] for path in "km"}
+    assert draws == {"k": 10 * len(loader) * 4, "m": 10 * len(loader) * 6}
+    for path, number in draws.items():
+        assert_frequency(counts[path, "flips"], number, 0.25)
+        for name, chance in chances.items():
+            assert_frequency(counts[path, name], number, chance)

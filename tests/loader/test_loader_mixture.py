@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,27 @@ def test_a_mixture_holds_its_weights_and_says_so(shards: Path, more_shards: Path
     theirs = [key for key in seen if key.startswith("m")]
     assert len(set(ours)) == len(ours)  # 78 of the first epoch of 100
     assert all(len(set(theirs[at : at + 30])) == 30 for at in range(0, 300, 30))  # epochs of 30, ten of them
+
+
+@pytest.mark.parametrize("weights", [[1, 4], [0.37, 0.63], [7, 1]])
+def test_the_share_of_a_path_is_its_weight_over_any_stretch(
+    shards: Path, more_shards: Path, weights: list[float]
+) -> None:
+    """Over ten epochs and any of their beginnings, give or take one; and of a path each sample as often as any other."""
+    batches = make_loader([shards, more_shards], 10, weights=weights, resolution=512, extras=["key"])
+    keys = [key for _ in range(10) for batch in batches for key in batch["key"]]
+    exact = [Fraction(str(weight)) for weight in weights]
+    theirs = np.cumsum([key[0] == "m" for key in keys]).tolist()
+    # (an epoch begins anew, with what it takes to be whole)
+    epoch = 10 * len(batches)
+    for end in range(1, epoch + 1):
+        assert abs(theirs[end - 1] - end * exact[1] / sum(exact)) <= 1, end
+    assert abs(theirs[-1] - len(keys) * exact[1] / sum(exact)) <= 10
+    counts = Counter(keys)
+    for path in "km":
+        own = [count for key, count in counts.items() if key[0] == path]
+        assert max(own) - min(own) <= 1
+    assert len(counts) == 130
 
 
 def test_without_weights_every_sample_of_every_path_comes_once(shards: Path, more_shards: Path) -> None:
