@@ -28,9 +28,9 @@ def described_columns(members: Sequence[str]) -> dict[str, pa.DataType]:
     """The columns that say more of a sample than where it lies. Shards from before there were any lack all of them.
 
     captions, caption_kinds: all captions of the source, and where each is from. caption_tokens, caption_tokens_NAME: tokens of
-    each caption whose states are stored: of the first so many captions. crop_R: left, top, right, bottom in pixels of the source,
-    of resolution R. phash: perceptual hash of the source's picture. captions+KIND: those that were added later, which have fields
-    of their own.
+    each caption that is embedded, of the first so many captions; 1 of each where no states are stored beside pooled outputs. crop_R:
+    left, top, right, bottom in pixels of the source, of resolution R. phash: perceptual hash of the source's picture. captions+KIND:
+    those that were added later, which have fields of their own.
     """
     texts, numbers = pa.list_(pa.string()), pa.list_(pa.int32())
     columns = {"captions": texts, "caption_kinds": texts}
@@ -39,7 +39,7 @@ def described_columns(members: Sequence[str]) -> dict[str, pa.DataType]:
         if kind in ("moments", "latents"):
             columns[f"crop_{name.removesuffix('_flipped')}"] = numbers
             columns[PHASH] = pa.uint64()
-        elif member.startswith("caption_latents"):
+        elif member.startswith("caption_"):
             columns[tokens_column(member)] = numbers
         if further := further_kind(member):
             columns[further_name("captions", further)] = texts

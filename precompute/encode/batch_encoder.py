@@ -40,7 +40,8 @@ class EncoderInput:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What is stored of one row. arrays: by field name. tokens: of each caption, by the name of the field of its states."""
+    """What is stored of one row. arrays: by field name. tokens: of each caption, by the name of the field of its states, or of its
+    pooled output where that is all."""
 
     arrays: Arrays
     tokens: dict[str, list[int]]

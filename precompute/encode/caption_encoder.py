@@ -15,7 +15,6 @@ from precompute.encode.microbatch import Microbatches
 from precompute.encode.stored import Array
 from precompute.encode.text import TextEncoder
 from precompute.encode.text_states import Launched
-from precompute.errors import UsageError
 
 Arrays = dict[str, Array]
 Found = list[tuple[Launched, int]]
@@ -30,11 +29,6 @@ class CaptionEncoder:
     def __init__(self, encoder: TextEncoder, max_captions: int, kind: str = "") -> None:
         # Where there may be none, there may not be always one.
         most = max(2, max_captions) if kind else max_captions
-        if most > 1 and all(field.kind == "caption_pooled" for field in encoder.fields):
-            raise UsageError(
-                f"--text-encoder {encoder.spec.model}: pooled=only holds nothing that says which of several captions is which; "
-                "give pooled, which keeps the states too, or one caption a sample"
-            )
         self.encoder, self._several, self._kind = encoder, most > 1, kind
         self.fields = [
             replace(field, name=further_name(field.name, kind), captions=most) for field in encoder.fields
@@ -59,8 +53,9 @@ class CaptionEncoder:
     def collect(
         self, captions: Sequence[str], found: Found, retry: Callable[[str, TextEncoder], Arrays]
     ) -> tuple[Arrays, dict[str, list[int]]]:
-        """The arrays of a sample by field name, and the tokens of each caption by the name of the field of its states; neither
-        where a value is not finite. retry: encodes one caption in a wider precision, as far as it can."""
+        """The arrays of a sample by field name, and the tokens of each caption by the name of the field of its states, 1 of each
+        where only pooled outputs are stored; neither where a value is not finite. retry: encodes one caption in a wider precision,
+        as far as it can."""
         parts = [
             launched.arrays(row, self.fields)
             if launched.finite[row]
@@ -70,6 +65,8 @@ class CaptionEncoder:
         if not all(parts):
             return {}, {}
         states = [field.name for field in self.fields if field.kind == "caption_latents"]
+        if not states:
+            return self._end_to_end(parts), {field.name: [1] * len(parts) for field in self.fields}
         return self._end_to_end(parts), {name: [len(part[name]) for part in parts] for name in states}
 
     def _named(self, arrays: Arrays) -> Arrays:

@@ -150,9 +150,7 @@ def _sample(
         facts |= {"crop": crops[max(crops, key=int)]} if crops else {}
         caption = row["caption"]
     kind = kind_of_text(fields)
-    several = [
-        s for s in fields if s.captions > 1 and s.kind == "caption_latents" and further_kind(s.name) == kind
-    ]
+    several = [s for s in fields if s.captions > 1 and further_kind(s.name) == kind]
     tokens = {spec.name: row[tokens_column(spec.name)] for spec in several}
     texts = row[further_name("captions", kind)] if tokens else ()
     captions = tuple(texts[: len(next(iter(tokens.values())))]) if tokens else (caption,)

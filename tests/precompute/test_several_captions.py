@@ -13,13 +13,13 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import webdataset
 
 from loader import make_loader
 from loader.format import Manifest
 from precompute import run, verify
 from precompute.encode.text import open_text_encoder
-from precompute.errors import UsageError
 from tests.support import tiny_models
 from tests.support.made_shards import write_manifest, write_shards
 from tests.support.raw.archive import write_tar
@@ -35,7 +35,8 @@ CAPTIONS = {  # of each picture, as many as it has
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two encoders, one that keeps the real tokens alone and one with a pooled output; and the T5 that is one of them."""
+    """Three encoders, one that keeps the real tokens alone, one with a pooled output, one of a pooled output alone; and the T5 that
+    is one of them."""
     root = tmp_path_factory.mktemp("several")
     t5, clip = tiny_models.save_t5(root / "t5"), tiny_models.save_clip(root / "clip", projection=True)
     members = [
@@ -49,32 +50,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         root / "latents",
         data_dir=root / "raw",
         vae="toy",
-        text_encoder=(f"t5={t5}", f"{clip}?pooled"),
+        text_encoder=(f"t5={t5}", f"{clip}?pooled", f"only={clip}?pooled=only"),
         resolutions=(64, 128),
         dtype="float32",
         max_captions=3,
     )
     run.run(config)
     return config.output, t5
-
-
-def test_pooled_alone_of_several_captions_is_refused_before_any_work(tmp_path: Path) -> None:
-    """Nothing would say which of the vectors belongs to which caption."""
-    clip = tiny_models.save_clip(tmp_path / "clip", projection=True)
-    write_tar(tmp_path / "raw" / "0.tar", [("a.jpg", jpeg(0)), ("a.txt", b"a cat")])
-    given = {
-        "data_dir": tmp_path / "raw",
-        "vae": "toy",
-        "resolutions": (64,),
-        "dtype": "float32",
-        "max_captions": 2,
-    }
-    with pytest.raises(UsageError, match=r"pooled=only.*give pooled"):
-        run.run(
-            run.Config(
-                "builders/webdataset", tmp_path / "out", text_encoder=(f"{clip}?pooled=only",), **given
-            )
-        )
 
 
 def findings_of(folder: Path, **flags: Any) -> list[str]:
@@ -112,6 +94,8 @@ def test_states_lie_end_to_end_and_their_lengths_are_told(shards: tuple[Path, Pa
         assert row["caption_tokens"] == about["caption_tokens"] == [77] * len(embedded)
         assert members["caption_latents.npy"].shape == (77 * len(embedded), 16)
         assert members["caption_pooled.npy"].shape[0] == len(embedded)
+        assert row["caption_tokens_only"] == about["caption_tokens_only"] == [1] * len(embedded)
+        np.testing.assert_array_equal(members["caption_pooled_only.npy"], members["caption_pooled.npy"])
         assert row["crop_64"] == row["crop_128"] == about["crop"]
         if key == "d":
             np.testing.assert_array_equal(*members["caption_pooled.npy"])
@@ -137,7 +121,8 @@ def test_verify_holds_each_caption_against_its_own_embedding(
     shards: tuple[Path, Path], tmp_path: Path
 ) -> None:
     output, model = shards
-    encoders = (f"t5={model}", f"{model.parent / 'clip'}?pooled")
+    clip = model.parent / "clip"
+    encoders = (f"t5={model}", f"{clip}?pooled", f"only={clip}?pooled=only")
     where = {"source": "builders/webdataset", "data_dir": output.parent / "raw"}
 
     def findings(folder: Path) -> list[str]:
@@ -148,6 +133,36 @@ def test_verify_holds_each_caption_against_its_own_embedding(
     swap(broken / "train-00000.tar", "0-a.caption_latents.npy", lambda states: np.roll(states, 77, axis=0))
     told = [line for line in findings(broken) if "0-a" in line and "caption_latents is not" in line]
     assert len(told) == 3 and "nearest to that of caption" in told[0]
+    swap(broken / "train-00000.tar", "0-c.caption_pooled_only.npy", lambda pooled: pooled[::-1])
+    told = [line for line in findings(broken) if "0-c" in line and "caption_pooled_only is not" in line]
+    assert len(told) == 2 and "nearest to that of caption 3" in told[0]
+
+
+def test_a_pooled_output_alone_is_drawn_as_one_with_its_states(shards: tuple[Path, Path]) -> None:
+    output, _ = shards
+    for options in ({"captions": "first"}, {"captions": "random"}):
+        alone, beside = (
+            make_loader(
+                output,
+                2,
+                resolution=64,
+                seed=5,
+                extras=["key", "caption"],
+                shuffle=False,
+                drop_last=False,
+                **options,
+                **fields,
+            )
+            for fields in ({"text_encoders": [], "pooled": ["only"]}, {"text_encoders": [""], "pooled": True})
+        )
+        drawn = set()
+        for _ in range(4):
+            for one, other in zip(alone, beside, strict=True):
+                assert one["caption"] == other["caption"]
+                assert torch.equal(one["caption_pooled_only"], other["caption_pooled"])
+                drawn |= set(zip(one["key"], one["caption"], strict=True))
+        firsts = {(f"0-{key}", captions[0]) for key, captions in CAPTIONS.items()}
+        assert drawn == firsts if options["captions"] == "first" else len(drawn) > len(firsts)
 
 
 def swap(path: Path, name: str, change: Callable[[Any], Any]) -> None:
