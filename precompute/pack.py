@@ -9,7 +9,6 @@ like: finished units are kept.
 import contextlib
 import io
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from loader.cache import Cache, cache_folder
 from loader.condition import Condition, select_samples
-from loader.format import NULL_CAPTION, FormatError, as_json, recipe_differences
+from loader.format import NULL_CAPTION, as_json, recipe_differences
 from loader.joined import open_dataset, rows_hash
 from loader.recipe import BASE, Plan, Recipe
 from loader.remote import open_files
@@ -30,23 +29,14 @@ from loader.source import ManifestSource
 from loader.tar_source import TarSource
 from precompute.cloud.place import PLACE, check_options, check_place, is_url, open_output, store_options
 from precompute.commands import command, parse
-from precompute.errors import (
-    LostLease,
-    SourceError,
-    UsageError,
-    one_line_errors,
-    output_errors,
-)
+from precompute.errors import UsageError, one_line_errors, output_errors
 from precompute.flags import takes
 from precompute.input.units import Unit
-from precompute.runtime.leases import Lease, Leases
+from precompute.runtime.leases import Leases
+from precompute.runtime.packer import Packer
 from precompute.shards.destination import Destination
 from precompute.shards.manifest import ManifestKeeper
-from precompute.shards.missing_ok import is_gone
 from precompute.shards.packing import Packing, Shards
-from precompute.shards.unit_writer import UnitWriter
-
-logger = logging.getLogger("precompute")
 
 PATIENCE = 900.0  # seconds
 
@@ -130,16 +120,15 @@ def run(config: Config) -> str:
     keeper.start()
     copy_null_caption(output, sources[0])
     leases = Leases(output, [Unit(index, index) for index in range(len(packing))], config.lease_timeout)
-    with contextlib.closing(output), contextlib.closing(leases), contextlib.closing(packing):
+    with contextlib.closing(output), contextlib.closing(leases):
         with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=None) as bar:
-            for lease in leases.all(threading.Event()):
-                if lease is not None:
-                    try:
-                        write_unit(lease, output, packing, keeper, config.samples_per_shard, (recipe, plan))
-                    finally:
-                        leases.release(lease)
-                    bar.n = len(leases.finished())
-                    bar.refresh()
+
+            def show() -> None:
+                bar.n = len(leases.finished())
+                bar.refresh()
+
+            fields, most = sources[0].fields, config.samples_per_shard
+            Packer(output, packing, fields, (recipe, plan), most, keeper, show).work(leases)
         split = keeper.refresh().splits[config.split]
     size = sum(shard.bytes for shard in split.shards)
     return (
@@ -239,46 +228,6 @@ def copy_null_caption(output: Destination, source: Shards) -> None:
         out = io.BytesIO()
         np.savez(out, **arrays)
         output.put(NULL_CAPTION, out.getvalue())
-
-
-def write_unit(
-    lease: Lease,
-    output: Destination,
-    packing: Packing,
-    keeper: ManifestKeeper,
-    samples_per_shard: int,
-    made_by: tuple[Recipe, Plan],
-) -> None:
-    """Write one unit, unless another process takes it over meanwhile. made_by: recipe and plan."""
-    fields, unit, started = keeper.manifest().fields, lease.unit.index, time.monotonic()
-    bucket = packing.bucket(unit)
-    sizes = [tuple(map(int, size.split("x"))) for size in bucket.split("+")] if bucket else []
-    group = tuple((height, width) for width, height in sizes)
-    writer = None
-    try:
-        lease.check()
-        names = [*(field.name for field in fields), "txt", "json"]
-        writer = UnitWriter(output, unit, names, samples_per_shard, lease.owner)
-        for row, members in packing.samples(unit, fields):
-            writer.write(row, members, group)
-        lease.check()
-        writer.commit(made_by[0], fields, made_by[1], {"seconds": round(time.monotonic() - started, 3)})
-        keeper.keep_fresh()
-    except LostLease:
-        logger.warning("unit %d: another process took over while this one was held up", unit)
-    except (FormatError, KeyError) as error:
-        raise SourceError(
-            f"unit {unit}: an input is damaged ({error}); verify the inputs, and run again"
-        ) from error
-    except OSError as error:
-        if not is_gone(error):
-            raise
-        with contextlib.suppress(LostLease):
-            lease.check()
-            raise
-    finally:
-        if writer is not None:
-            writer.discard()
 
 
 def main() -> None:

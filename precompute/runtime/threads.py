@@ -3,12 +3,13 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import copy_context
-from typing import Any
+from typing import Any, TypeVar
 
 from builders.archives import backoff
 
+Item = TypeVar("Item")
 TICK = 0.1  # seconds between looks at whether another thread has failed
 
 
@@ -45,6 +46,13 @@ class Threads:
     def raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+    def each(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Hand items on; ends the thread where another has failed."""
+        for item in items:
+            if self.failed.is_set():
+                raise _Stopped
+            yield item
 
     def put(self, channel: queue.Queue[Any], item: Any) -> None:
         """Wait for room in a bounded queue; ends the thread where another has failed."""

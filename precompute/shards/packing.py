@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,14 @@ from loader.sidecar_schema import sidecar_schema, tokens_column
 from loader.source import ManifestSource
 from precompute.shards.shared_keys import find_shared_key
 from precompute.shards.sidecar_table import read_sidecar_table
-from precompute.shards.unit_writer import Members, SidecarRow
+from precompute.shards.unit_writer import Piece
 
 PACKED = 4  # what the hash is for; the loader's order has 1 to 3
 OPEN = 128  # tars open at once
 TEXTS = ("txt", "json")  # members that a base has beside its fields
-PLAIN = ("key", "caption", "width", "height", "source", "captions", "caption_kinds")
 
 Shards = ManifestSource | JoinedSource
+Pieces = Iterator[list[Piece]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class Packing:
             for turns in [-(-group.samples // most)]
             for turn in range(turns)
         ]
-        self._tars: OrderedDict[int, dict[str, int]] = OrderedDict()
 
     def __len__(self) -> int:
         """Number of units."""
@@ -98,8 +97,9 @@ class Packing:
         """The bucket of all samples of a unit; empty where there are none."""
         return self._groups[self._units[unit][0]].bucket
 
-    def samples(self, unit: int, fields: Sequence[Field]) -> Iterator[tuple[SidecarRow, Members]]:
-        """The samples of a unit in order, members as bytes: those of the fields, then txt and json."""
+    def rows(self, unit: int, fields: Sequence[Field]) -> tuple[pa.Table, Pieces]:
+        """What the sidecar keeps of the samples of a unit, in order, places aside, which are others now; and where the members of
+        each lie, those of the fields, then txt and json. Raises FormatError where extras are no JSON."""
         number, first, last = self._units[unit]
         group = self._groups[number]
         turns = np.arange(first, last)
@@ -107,54 +107,54 @@ class Packing:
             turns = permute(turns, group.samples, keyed(self._shuffle, PACKED, number))
         at = np.searchsorted(group.ends, turns, side="right")
         batches = np.array(group.batches)[at]
-        rows = turns - np.concatenate([[0], group.ends])[at]
-        members = {**{field.name: field.member for field in fields}, "txt": "txt", "json": "json"}
-        found = self._look_up(batches, rows)
-        for batch, values in zip(batches.tolist(), found, strict=True):
-            yield _row(values), self._read(batch, values, members)
+        table = self._look_up(batches, turns - np.concatenate([[0], group.ends])[at])
+        _check_extras(table)
+        members = [*(field.name for field in fields), *TEXTS]
+        places = {
+            name: list(
+                zip(*(table[f"{what}_{name}"].to_pylist() for what in ("offset", "size")), strict=True)
+            )
+            for name in members
+        }
+        kept = [name for name in table.column_names if not name.startswith(("offset_", "size_"))]
+        return table.select(kept), self._pieces(batches.tolist(), places)
 
-    def _look_up(self, batches: I64, rows: I64) -> list[dict[str, Any]]:
-        """What the index says of some samples, in their order."""
-        found: list[dict[str, Any]] = [{}] * len(batches)
-        for batch in np.unique(batches).tolist():
-            at = np.flatnonzero(batches == batch)
-            values = self._index.get_batch(batch).take(pa.array(rows[at])).to_pylist()
-            for place, value in zip(at.tolist(), values, strict=True):
-                found[place] = value
-        return found
-
-    def _read(self, batch: int, values: dict[str, Any], members: dict[str, str]) -> Members:
-        tars = self._open(batch)
-        data = {}
-        for descriptor in dict.fromkeys(tars.values()):
-            own = [name for name in members if tars[name] == descriptor]
-            start = min(values[f"offset_{name}"] for name in own)
-            end = max(values[f"offset_{name}"] + values[f"size_{name}"] for name in own)
-            span = os.pread(descriptor, end - start, start)
-            if len(span) != end - start:
-                raise FormatError(f"the tar with {values['key']} ends early")
-            for name in own:
-                place = values[f"offset_{name}"] - start
-                data[name] = span[place : place + values[f"size_{name}"]]
-        return {extension: data[name] for name, extension in members.items()}
+    def _pieces(self, batches: Sequence[int], places: Mapping[str, Sequence[tuple[int, int]]]) -> Pieces:
+        """Of each sample its members: descriptor of a tar, which is open until the next is asked for, offset and size, in bytes."""
+        opened = OrderedDict[int, dict[str, int]]()
+        try:
+            for place, batch in enumerate(batches):
+                if batch not in opened:
+                    while len(opened) >= OPEN:
+                        _close(opened.popitem(last=False)[1])
+                    opened[batch] = self._open(batch)
+                opened.move_to_end(batch)
+                tars = opened[batch]
+                yield [(tars[name], *found[place]) for name, found in places.items()]
+        finally:
+            for tars in opened.values():
+                _close(tars)
 
     def _open(self, batch: int) -> dict[str, int]:
         """Descriptors of the tars of a shard, by member."""
-        tars = self._tars.pop(batch, None)
-        if tars is None:
-            number, shard = self._shards[batch]
-            tars = {}
+        number, shard = self._shards[batch]
+        tars: dict[str, int] = {}
+        try:
             for part in reversed(self._sources[number].parts):
                 tars |= dict.fromkeys((*(field.name for field in part.fields), *TEXTS), part.open_tar(shard))
-            while len(self._tars) >= OPEN:
-                _close(self._tars.popitem(last=False)[1])
-        self._tars[batch] = tars
+        except BaseException:
+            _close(tars)
+            raise
         return tars
 
-    def close(self) -> None:
-        """Leave no tar open."""
-        while self._tars:
-            _close(self._tars.popitem()[1])
+    def _look_up(self, batches: I64, rows: I64) -> pa.Table:
+        """What the index says of some samples, in their order."""
+        found, order = [], []
+        for batch in np.unique(batches).tolist():
+            at = np.flatnonzero(batches == batch)
+            order.append(at)
+            found.append(self._index.get_batch(batch).take(pa.array(rows[at])))
+        return pa.Table.from_batches(found).combine_chunks().take(pa.array(np.argsort(np.concatenate(order))))
 
 
 def _close(tars: dict[str, int]) -> None:
@@ -201,13 +201,9 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
     return pa.table(columns)
 
 
-def _row(values: dict[str, Any]) -> SidecarRow:
-    """What the sidecar keeps of a sample, places aside, which are others now. Raises FormatError."""
-    known = {name: values[name] for name in PLAIN if values[name] is not None}
-    more = {n: value for n, value in values.items() if not n.startswith(("offset_", "size_"))}
-    columns = {n: value for n, value in more.items() if n not in (*PLAIN, "extras") and value is not None}
-    try:
-        extras = json.loads(values["extras"] or "{}")
-    except ValueError as error:
-        raise FormatError(f"{values['key']}: its extras are no JSON ({error})") from error
-    return SidecarRow(**known, extras=extras, columns=columns)
+def _check_extras(table: pa.Table) -> None:
+    for key, extras in zip(table["key"].to_pylist(), table["extras"].to_pylist(), strict=True):
+        try:
+            json.loads(extras or "{}")
+        except ValueError as error:
+            raise FormatError(f"{key}: its extras are no JSON ({error})") from error

@@ -14,6 +14,8 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from loader.border import FormatError
+
 BLOCK, RECORD = 512, 20 * 512
 CHUNK = 2 << 20  # bytes written and hashed at once: a huge page
 BEHIND = 2  # chunks of a tar that are written and may wait for the hash
@@ -53,6 +55,22 @@ class TarWriter:
         self.put(bytes(-size % BLOCK))
         return offset
 
+    def copy(self, name: str, descriptor: int, start: int, size: int) -> int:
+        """Append one member that lies in another file, read straight to where it is written from. Raises FormatError where that
+        ends early."""
+        self.put(tar_header(name, size))
+        offset, end = self.position, start + size
+        while start < end:
+            if self._filled == CHUNK:
+                self._turn()
+            count = os.preadv(descriptor, [self._chunk[self._filled : self._filled + end - start]], start)
+            if not count:
+                raise FormatError(f"the tar that {name} is copied from ends early")
+            self._filled, start = self._filled + count, start + count
+        self.position += size
+        self.put(bytes(-size % BLOCK))
+        return offset
+
     def close(self) -> Future[str]:
         """Write the end of the archive. The rest goes on behind: the result, the sha256 of the whole file, is there once
         the file is synced to disk, and may raise OSError."""
@@ -70,16 +88,20 @@ class TarWriter:
             self._file.close()
 
     def put(self, data: Buffer) -> None:
-        """Append bytes: all that is ever written comes through here, a header or a part of a member at a time."""
+        """Append bytes: a header, or a part of a member."""
         self.position += len(data)
         while (end := self._filled + len(data)) > CHUNK:
             room = CHUNK - self._filled
             self._chunk[self._filled :] = data[:room]
             self._filled, data = CHUNK, data[room:]
-            self.flush()
-            self._chunk, self._filled = free_chunk(), 0
+            self._turn()
         self._chunk[self._filled : end] = data
         self._filled = end
+
+    def _turn(self) -> None:
+        """Go on with another chunk."""
+        self.flush()
+        self._chunk, self._filled = free_chunk(), 0
 
     def flush(self) -> None:
         """Write the chunk out as far as it is filled, and hash it behind."""

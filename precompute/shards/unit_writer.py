@@ -29,6 +29,7 @@ from precompute.shards.tar_writer import TarWriter
 from precompute.shards.work_folder import write_new
 
 Members = Mapping[str, bytes | npt.NDArray[Any]]
+Piece = tuple[int, int, int]  # a member of another tar: its descriptor, offset and size in bytes
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class ShardWriter:
         self._schema = schema
         self._tar: TarWriter | None = None
         self._records: list[dict[str, Any]] = []
+        self._copied: pa.Table | None = None
 
     def write(self, row: SidecarRow, members: Members) -> None:
         if self._tar is None:
@@ -79,18 +81,37 @@ class ShardWriter:
         self.samples += 1
         self._records.append(record)
 
+    def copy(self, rows: pa.Table, extensions: Sequence[str], pieces: Iterable[Sequence[Piece]]) -> None:
+        tar = self._tar = TarWriter(self.path.with_suffix(".tar"))
+        offsets, sizes = ([list[int]() for _ in extensions] for _ in range(2))
+        for key, members in zip(rows["key"].to_pylist(), pieces, strict=True):
+            for number, (extension, (descriptor, start, size)) in enumerate(
+                zip(extensions, members, strict=True)
+            ):
+                offsets[number].append(tar.copy(f"{key}.{extension}", descriptor, start, size))
+                sizes[number].append(size)
+        names = [extension.removesuffix(".npy") for extension in extensions]
+        columns = {f"offset_{name}": column for name, column in zip(names, offsets, strict=True)}
+        columns |= {f"size_{name}": column for name, column in zip(names, sizes, strict=True)}
+        for name, column in columns.items():
+            rows = rows.append_column(name, pa.array(column, pa.int64()))
+        rows = rows.append_column("status", pa.repeat("ok", len(rows)))
+        self.samples, self._copied = len(rows), rows.select(self._schema.names).cast(self._schema)
+
     def reject(self, row: SidecarRow, reason: str) -> None:
         self._records.append(_record(row, reason))
 
     def close(self) -> Callable[[], Shard]:
         """End both files. What is returned waits until they are synced; the name is still the temporary one."""
         finished = self._tar.close() if self._tar else None
-        out = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._records, schema=self._schema), out, compression="zstd")
+        table, out = self._copied, io.BytesIO()
+        if table is None:
+            table = pa.Table.from_pylist(self._records, schema=self._schema)
+        pq.write_table(table, out, compression="zstd")
         shard = Shard(
             name="temporary-00000",
             samples=self.samples,
-            rows=len(self._records),
+            rows=len(table),
             bytes=self._tar.position if self._tar else 0,
             sha256="",
             parquet_sha256=hashlib.sha256(out.getvalue()).hexdigest(),
@@ -132,11 +153,27 @@ class UnitWriter:
         group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
         shard: the name of the one that it goes into, of whatever size; in a layer, where all rows of a unit have one.
         """
-        self._kinds += _embedded_kinds(row)
+        self._kinds += _embedded_kinds({**row.columns, "caption_kinds": row.caption_kinds})
         place = Place(shard, None if shard else group)
         if not shard and place in self._open and self._open[place].samples == self._samples_per_shard:
             self._close(place)
         self._shard(place, group).write(row, members)
+
+    def copy(
+        self,
+        rows: pa.Table,
+        extensions: Sequence[str],
+        pieces: Iterable[Sequence[Piece]],
+        group: Hashable = None,
+    ) -> None:
+        """All samples of a unit of one shard. rows: what the sidecar keeps of them, places aside. pieces: of each where the members
+        with these extensions lie, adjacent in the tar."""
+        names = [
+            name for name in rows.column_names if name == "caption_kinds" or name.startswith("caption_tokens")
+        ]
+        for row in rows.select(names).to_pylist():
+            self._kinds += _embedded_kinds(row)
+        self._shard(Place(None, group), group).copy(rows, extensions, pieces)
 
     def reject(self, row: SidecarRow, reason: str, group: Hashable = None, shard: str | None = None) -> None:
         """A source row that became no sample."""
@@ -221,14 +258,14 @@ def _bucket_name(group: Hashable) -> str:
     return "+".join(f"{width}x{height}" for height, width, *_ in shapes)
 
 
-def _embedded_kinds(row: SidecarRow) -> Counter[str]:
-    """Count by kind the captions whose states are stored."""
+def _embedded_kinds(columns: Mapping[str, Any]) -> Counter[str]:
+    """Count by kind the captions of a row that are embedded."""
     counts: dict[str, int] = {}
-    for name, tokens in row.columns.items():
-        if name.startswith("caption_tokens"):
+    for name, tokens in columns.items():
+        if name.startswith("caption_tokens") and tokens is not None:
             kind = further_kind(name)
             counts[kind] = min(len(tokens), counts.get(kind, len(tokens)))
-    return Counter(row.caption_kinds[: counts.pop("", 0)]) + Counter(counts)
+    return Counter((columns.get("caption_kinds") or ())[: counts.pop("", 0)]) + Counter(counts)
 
 
 def _record(row: SidecarRow, status: str) -> dict[str, Any]:
