@@ -1,6 +1,8 @@
 """The report needs nothing but itself, and nothing in a caption runs. In a real browser, where there is one."""
 
+import base64
 import html.parser
+import io
 import re
 import shutil
 import subprocess
@@ -10,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from precompute import preview
+from precompute import preview, run
 from precompute.report import charts
 from precompute.report.figures import Figures, Reject
 from precompute.report.formatting import flatten
 from precompute.report.page import render
 from precompute.report.tiles import Card, Tile
 from tests.support.made_shards import RECIPE, write_shards
+from tests.support.worker import TOY
 
 ATTACK = "<script>document.title='owned'</script>\"'><img src=https://example.invalid/x onerror=alert(1)>{{recipe}}"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -89,6 +92,25 @@ def test_the_page_asks_for_nothing(attacked: Path) -> None:
     style = re.search(r"<style>(.*?)</style>", attacked.read_text(), re.S)
     assert style and "url(" not in style[1] and "@import" not in style[1]
     assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
+
+
+def test_a_rejected_row_is_shown_with_its_picture(tmp_path: Path) -> None:
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name, edge, colour in (("kept", 300, "green"), ("small", 40, "red")):
+        Image.new("RGB", (edge, edge), colour).save(photos / f"{name}.png")
+        (photos / f"{name}.txt").write_text(f"a {colour} square")
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "broken.txt").write_text("broken")
+    run.run(run.Config("builders/folder", output, data_dir=photos, **TOY))
+    preview.run(preview.Config(str(output), data_dir=photos))
+    page = (output / "report.html").read_text()
+    figures = dict(re.findall(r'<figure title="([^"]*)">(.*?)</figure>', page, re.DOTALL))
+    assert figures.keys() == {"small", "broken"}
+    shown = Image.open(io.BytesIO(base64.b64decode(figures["small"].split("base64,")[1].split('"')[0])))
+    red, green, _ = shown.convert("RGB").resize((1, 1)).getpixel((0, 0))
+    assert red > 200 > 50 > green
+    assert "no image" in figures["broken"]
 
 
 def test_every_placeholder_is_filled(tmp_path: Path) -> None:
