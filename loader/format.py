@@ -33,64 +33,17 @@ from loader.recipe import Plan, Recipe, parse_plan, parse_recipe
 from loader.recipe import as_json as as_json
 from loader.recipe import fingerprint as fingerprint
 from loader.recipe import recipe_differences as recipe_differences
+from loader.shard import SHA256 as SHA256
+from loader.shard import SHARD_NAME as SHARD_NAME
+from loader.shard import Shard as Shard
+from loader.shard import parse_shards
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 NULL_CAPTION = "null_caption.npz"
 KEY = re.compile(r"[A-Za-z0-9_-]+")
-FOLDER = re.compile(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+|")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-\d{5,}(-\d{2,})?")
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 REASON = re.compile(r"[A-Za-z0-9_-]{1,100}")
-BUCKET = re.compile(r"(\d{1,6}x\d{1,6}(\+\d{1,6}x\d{1,6}){0,9})?")
-LARGEST_SHARD = 1 << 48
-MOST_SHARDS = 10_000_000
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar and its sidecar, `{name}.tar` and `{name}.parquet`. With no samples there is no tar, and no sha256.
-
-    bucket: of aspect-ratio buckets the one that all samples are of, `1024x768` (width, height in pixels; one pair for each
-        resolution, joined by `+`); else empty.
-    folder: where both lie, below that of the manifest; empty: beside it. It is a matter of place: equal shards may lie in
-        different ones.
-    """
-
-    name: str
-    samples: int
-    rows: int
-    bytes: int
-    sha256: str
-    parquet_sha256: str
-    bucket: str = ""
-    folder: str = field(default="", compare=False)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or len(self.name) > 200 or not SHARD_NAME.fullmatch(self.name):
-            raise FormatError(
-                f"shard name {printable(self.name)!r} is not like 'train-00000' or 'train-00000-01'"
-            )
-        if not isinstance(self.folder, str) or len(self.folder) > 200 or not FOLDER.fullmatch(self.folder):
-            raise FormatError(
-                f"shard {self.name}: its folder {printable(self.folder)!r} is not like 'train/0000'"
-            )
-        for number in (self.samples, self.rows, self.bytes):
-            if type(number) is not int or not 0 <= number <= LARGEST_SHARD:
-                for name in ("samples", "rows", "bytes"):
-                    border.count(getattr(self, name), f"shard {self.name}: {name}", LARGEST_SHARD)
-        # They become the names of files in the loader's cache.
-        for name, digest in (("sha256", self.sha256), ("parquet_sha256", self.parquet_sha256)):
-            if digest != "" and not (isinstance(digest, str) and SHA256.fullmatch(digest)):
-                raise FormatError(
-                    f"shard {self.name}: {name} {printable(digest)!r} is not 64 hexadecimal digits"
-                )
-
-    @property
-    def path(self) -> str:
-        """The path of both files from the manifest's folder, without their suffix."""
-        return f"{self.folder}/{self.name}" if self.folder else self.name
 
 
 class _HasShards:
@@ -251,10 +204,7 @@ def _by_reason(obj: dict[str, Any], name: str, place: str) -> dict[str, int]:
 
 def _shards(obj: dict[str, Any], place: str, fields: tuple[Field, ...]) -> tuple[Shard, ...]:
     """The shards of a marker or split. Samples do not fill more bytes than there are."""
-    listed = border.sequence(border.part(obj, "shards", place), f"{place}: shards", MOST_SHARDS)
-    shards = tuple(_finished_shard(one, place) for one in listed)
-    if len({shard.name for shard in shards}) != len(shards):
-        raise FormatError(f"{place}: two shards of the same name")
+    shards = parse_shards(border.part(obj, "shards", place), place)
     # Of captions that were added later, a sample may have none.
     least = max(1, sum(one.known_bytes for one in fields if not further_kind(one.name)))
     for shard in shards:
@@ -263,22 +213,6 @@ def _shards(obj: dict[str, Any], place: str, fields: tuple[Field, ...]) -> tuple
                 f"shard {shard.name}: {shard.samples} samples of at least {least} bytes do not fit in {shard.bytes}"
             )
     return shards
-
-
-def _finished_shard(obj: Any, place: str) -> Shard:
-    """A shard that a marker or manifest lists: its files have hashes."""
-    try:
-        shard = Shard(**border.mapping(obj, f"{place}: shard"))
-    except TypeError as error:
-        raise FormatError(f"{place}: not a shard: {printable(error)}") from error
-    if shard.bucket != "":
-        border.text(shard.bucket, f"shard {shard.name}: bucket", BUCKET)
-    if shard.samples > shard.rows:
-        raise FormatError(f"shard {shard.name}: {shard.samples} samples of {shard.rows} rows")
-    if not shard.parquet_sha256 or (shard.samples and not shard.sha256):
-        name = "sha256" if shard.samples and not shard.sha256 else "parquet_sha256"
-        raise FormatError(f"shard {shard.name}: {name} '' is not 64 hexadecimal digits")
-    return shard
 
 
 def _load(text: str | bytes, what: str) -> dict[str, Any]:

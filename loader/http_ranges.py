@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
 
+from loader import pace
 from loader.printable import printable
 
 AT_ONCE = 32  # connections
@@ -130,11 +131,11 @@ class _Connections:
 
     def _open(self, scheme: str, host: str) -> http.client.HTTPConnection:
         if scheme == "http":
-            return http.client.HTTPConnection(host, timeout=self._timeout)
+            return pace.HTTPConnection(host, timeout=self._timeout)
         if scheme != "https":
             raise OSError(f"redirected to {printable(scheme)}://")
         self._secure = self._secure or ssl.create_default_context()
-        return http.client.HTTPSConnection(host, timeout=self._timeout, context=self._secure)
+        return pace.HTTPSConnection(host, timeout=self._timeout, context=self._secure)
 
 
 def _redirected(response: http.client.HTTPResponse) -> str:

@@ -57,7 +57,7 @@ class Options(TypedDict, total=False):
     pin_memory: of batches that are made in this process.
     cache_dir: remote shards, and the indexes of tars without a manifest; default $LATENTMILL_CACHE or ~/.cache/latentmill.
     cache_limit: bytes that remote shards may take there, for all processes of a machine; None: no limit.
-    patience: seconds to keep trying to reach a remote shard, before it counts as unreadable.
+    patience: seconds to keep trying a server from which next to nothing comes (less than 64 KiB), before a shard counts as unreadable.
     storage_options: of fsspec's file system for s3://, gs://, az:// and their like (`endpoint_url`, `key`, ...).
     """
 

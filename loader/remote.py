@@ -1,7 +1,7 @@
 """Folders elsewhere: hf://datasets/USER/REPO[@REVISION][/FOLDER], https://..., or any URL that fsspec opens.
 
 A fetch goes on at the byte where it broke off, waits as long as the server asks, and backs off with full jitter; it gives up
-only when nothing at all arrived for `patience` seconds.
+only when next to nothing, fewer than pace.LEAST bytes, arrived for `patience` seconds.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loader import border
+from loader import border, pace
 from loader.cache import Cache, Fetch
 from loader.folders import LARGEST_MANIFEST, Files, LocalFolder
 from loader.format import FormatError
@@ -41,7 +41,7 @@ WRONG_BYTES = 2  # times that a file whose hash is wrong is fetched again
 
 
 class RemoteFolder:
-    """Files of a transport, fetched into the cache. patience: seconds without a byte before giving up."""
+    """Files of a transport, fetched into the cache. patience: seconds in which less than 64 KiB arrive, before giving up."""
 
     def __init__(self, transport: Transport, cache: Cache, patience: float) -> None:
         self.transport, self.cache, self.patience = transport, cache, patience
@@ -158,14 +158,16 @@ class RemoteFolder:
 
         end: size of the file; 0: it is not known.
         """
-        failures, last = 0, time.monotonic()
+        failures, come, last = 0, 0, time.monotonic()
         if end and have() > end:
             yield b""
         while not end or have() < end:
             try:
                 for chunk in self.transport.stream(name, have()):
-                    failures, last = 0, time.monotonic()
+                    failures, come = 0, come + len(chunk)
                     yield chunk
+                    if come >= pace.LEAST:
+                        come, last = 0, time.monotonic()
                     self.cache.stop.check(name)
                 if end and have() < end:
                     raise Interrupted(f"ended after {have()} of {end} bytes")
@@ -174,8 +176,9 @@ class RemoteFolder:
                 failures += 1
                 idle, patience = time.monotonic() - last, min(self.patience, error.patience)
                 if idle > patience:
+                    arrived = f"{come} bytes arrived in" if come else "nothing arrived for"
                     raise TimeoutError(
-                        f"{self.url}/{name}: {printable(error)}; nothing arrived for {idle:.0f} s"
+                        f"{self.url}/{name}: {printable(error)}; {arrived} {idle:.0f} s"
                     ) from error
                 wait = random.uniform(0, min(LONGEST_WAIT, 2.0 ** min(failures - 1, 10)))
                 # However long a server asks to wait: not beyond what the user has patience for.

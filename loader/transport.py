@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
+from loader import pace
 from loader.http_ranges import AHEAD, HttpRanges, Put, Span
 from loader.printable import printable
 
@@ -95,7 +96,7 @@ class HttpTransport:
         if self._authorization:
             request.add_unredirected_header("Authorization", self._authorization)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:  # noqa: S310
+            with pace.opener().open(request, timeout=TIMEOUT) as response:
                 self._reached = True
                 expected, seen = _length(response.headers["Content-Length"]), 0
                 if start and response.status != 206:

@@ -6,12 +6,12 @@ from typing import Any
 
 from huggingface_hub.utils import httpx
 
+from builders.archives.pace import at_pace
 from builders.core.errors import DownloadError
 
 __all__ = ["HttpFile"]
 
 _TIMEOUT = 60  # seconds without a byte
-_CHUNK = 2**18  # bytes
 _LONGEST_NUMBER = 18  # digits of a size
 
 
@@ -43,7 +43,7 @@ class HttpFile:
             if _size_of(answer) not in (None, size) or answer.headers.get("ETag", self._tag) != self._tag:
                 raise DownloadError("the file has changed while it was read. Run again")
             data = bytearray()
-            for chunk in answer.iter_raw(_CHUNK):
+            for chunk in at_pace(answer):
                 data += chunk
                 if len(data) >= end - start:
                     return bytes(data[: end - start])

@@ -9,9 +9,9 @@ import posixpath
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from gzip import BadGzipFile, GzipFile
 from typing import IO, NamedTuple
 
+from builders.archives.positioned_file import PositionedFile
 from builders.core.errors import ArchiveError
 
 BLOCK = 512
@@ -22,8 +22,6 @@ _LONGEST_RECORD = 2**20  # bytes: `tar -b 2048`
 _MAX_EXTENSION = 2**20  # bytes of a header that only carries a long name
 _MAX_SIZE = 2**62  # bytes
 _LONGEST_HOLE = 2**28  # bytes of zeros that are read in search of another member
-_SEEK_FROM = 4096  # bytes; less is read faster than skipped
-_BROKEN_GZIP = (EOFError, BadGzipFile, zlib.error)
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
 _FILES, _LINKS, _EXTENSIONS = b"0\0007", b"12", b"xXLK"
 _NO_CONTENT = b"5gVDN"  # folders, global headers, volume labels, lists of folders
@@ -44,15 +42,9 @@ class Member(NamedTuple):
     fault: str | None = None
 
 
-class _Header(NamedTuple):
-    """One member, its extension headers applied. data: offset of its content; length: bytes of content in the archive."""
-
-    name: str
-    kind: bytes
-    link: str
-    data: int
-    length: int
-    is_sparse: bool
+# One member, its extension headers applied: its name, kind, what it links to, offset and bytes of its content in the archive, whether that
+# is sparse. A plain tuple: there are millions.
+_Header = tuple[str, bytes, str, int, int, bool]
 
 
 def iter_tar(file: IO[bytes], max_size: int) -> Iterator[Member]:
@@ -60,84 +52,84 @@ def iter_tar(file: IO[bytes], max_size: int) -> Iterator[Member]:
 
     Raises ArchiveError at damage: a header whose checksum is wrong, an end that comes too early, zeros where data should be.
     """
+    archive = PositionedFile(file)
     targets: _Targets | None = None
-    for header in _headers(file):
-        read = functools.partial(_read_at, file, header.data, header.length, max_size)
-        if header.is_sparse:
-            yield Member(header.name, NoContent, "a sparse member: pack the tar without --sparse")
-        elif header.kind in _FILES:
+    for header in _headers(archive):
+        name, kind, _, place, length, is_sparse = header
+        if is_sparse:
+            yield Member(name, NoContent, "a sparse member: pack the tar without --sparse")
+        elif kind in _FILES:
             if targets is not None:
                 targets.add(header)
-            yield Member(header.name, read)
-        elif header.kind in _LINKS:
-            targets = targets or _Targets(file, header.data)
+            yield Member(name, functools.partial(archive.read_at, place, length, max_size))
+        elif kind in _LINKS:
+            targets = targets or _Targets(archive, place)
             yield targets.resolve(header, max_size)
-        elif header.kind not in _NO_CONTENT:
-            yield Member(header.name, NoContent, f"a member of kind {header.kind!r}, which is no file")
+        elif kind not in _NO_CONTENT:
+            yield Member(name, NoContent, f"a member of kind {kind!r}, which is no file")
 
 
 class _Targets:
     """Remembers where the contents of the members lie that links may name. Made at the first link, so that others cost no memory."""
 
-    def __init__(self, file: IO[bytes], stop: int) -> None:
-        self._file, self._is_packed = file, GzipFile in type(file).__mro__
+    def __init__(self, archive: PositionedFile, stop: int) -> None:
+        self._archive = archive
         self._places: dict[str, tuple[int, int]] = {}
-        file.seek(0)
-        for header in _headers(file):
-            if header.data >= stop:
+        if archive.is_packed:
+            return
+        archive.go_to(0)
+        for header in _headers(archive):
+            _, kind, _, place, _, is_sparse = header
+            if place >= stop:
                 break
-            if header.kind in _FILES and not header.is_sparse:
+            if kind in _FILES and not is_sparse:
                 self.add(header)
 
     def add(self, header: _Header) -> None:
-        self._places[header.name] = header.data, header.length
+        self._places[header[0]] = header[3], header[4]
 
     def resolve(self, link: _Header, max_size: int) -> Member:
         """The link as the file that it leads to, which must come before it."""
-        if self._is_packed:
+        name, kind, target, *_ = link
+        if self._archive.is_packed:
             return Member(
-                link.name,
+                name,
                 NoContent,
                 "a link inside a compressed tar: unpack it, or pack it with --hard-dereference",
             )
-        name = _plain(link.link)
-        if link.kind == b"2":
-            name = posixpath.normpath(posixpath.join(posixpath.dirname(link.name), link.link))
-        if name not in self._places:
-            return Member(
-                link.name, NoContent, f"a link to {link.link}, which is not before it in the archive"
-            )
-        self._places[link.name] = place = self._places[name]
-        return Member(link.name, functools.partial(_read_at, self._file, *place, max_size))
+        found = _plain(target)
+        if kind == b"2":
+            found = posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+        if found not in self._places:
+            return Member(name, NoContent, f"a link to {target}, which is not before it in the archive")
+        self._places[name] = place = self._places[found]
+        return Member(name, functools.partial(self._archive.read_at, *place, max_size))
 
 
-def _headers(file: IO[bytes]) -> Iterator[_Header]:
+def _headers(archive: PositionedFile) -> Iterator[_Header]:
     """All members from here on. Wherever the caller has read meanwhile, the next one is looked for behind the last one's content."""
-    at, hole = file.tell(), 0
+    hole = 0
     extensions: dict[str, str] = {}
     while True:
-        block = _read(file, BLOCK)
-        at += len(block)
+        block = archive.read(BLOCK)
         if not any(block):
-            at, zeros, block = _past_zeros(file, at, len(block))
+            zeros, block = _past_zeros(archive, len(block))
             extensions = {}
-            if not _is_padding(zeros, at - len(block)):
+            if not _is_padding(zeros, archive.at - len(block)):
                 hole = max(hole, zeros)
             if not block:
                 break
-        header = _parse(block, at, extensions)
-        while header.kind == b"S" and block[-30 if block[257:262] == b"ustar" else -8]:  # its map goes on
-            block = _exactly(file, BLOCK)
-            at += BLOCK
-        at += header.length + -header.length % BLOCK
-        if header.kind in _EXTENSIONS:
-            extensions |= _extension(file, header)
+        name, kind, link, length, is_sparse = _parse(block, extensions)
+        while kind == b"S" and block[-30 if block[257:262] == b"ustar" else -8]:  # its map goes on
+            block = archive.exactly(BLOCK)
+        place = archive.at
+        if kind in _EXTENSIONS:
+            extensions |= _extension(archive, kind, length)
         else:
-            yield header
-            if header.kind != b"g":
+            yield name, kind, link, place, length, is_sparse
+            if extensions and kind != b"g":
                 extensions = {}
-        if gap := at - file.tell():
-            _go_to(file, at, gap)
+        archive.go_to(place + length + -length % BLOCK)
     if hole:
         raise ArchiveError(f"{hole:,} bytes of zeros at its end: a download that was not finished")
 
@@ -151,22 +143,23 @@ def _is_padding(zeros: int, end: int) -> bool:
     return zeros <= max(LONGEST_END, 1024 + record)
 
 
-def _past_zeros(file: IO[bytes], at: int, zeros: int) -> tuple[int, int, bytes]:
-    """The first block behind a run of zeros: offset behind it, bytes of zeros before it, the block; it is empty at the file's end."""
+def _past_zeros(archive: PositionedFile, zeros: int) -> tuple[int, bytes]:
+    """The first block behind a run of zeros: bytes of zeros before it, the block; it is empty at the file's end."""
     if not zeros:
         raise ArchiveError("it ends without an end mark: empty, or cut short")
-    while chunk := _read(file, 2**16):
+    while chunk := archive.read(2**16):
         if rest := chunk.lstrip(b"\0"):
             start = (len(chunk) - len(rest)) // BLOCK * BLOCK
-            _go_to(file, at + start, start - len(chunk))
-            return at + start + BLOCK, zeros + start, _read(file, BLOCK)
-        at, zeros = at + len(chunk), zeros + len(chunk)
+            archive.go_to(archive.at - len(chunk) + start)
+            return zeros + start, archive.read(BLOCK)
+        zeros += len(chunk)
         if zeros > _LONGEST_HOLE:
             raise ArchiveError(f"more than {_LONGEST_HOLE:,} bytes of zeros")
-    return at, zeros, b""
+    return zeros, b""
 
 
-def _parse(block: bytes, data: int, extensions: dict[str, str]) -> _Header:
+def _parse(block: bytes, extensions: dict[str, str]) -> tuple[str, bytes, str, int, bool]:
+    """Name, kind, what it links to, bytes of content, whether that is sparse."""
     if len(block) < BLOCK:
         raise ArchiveError("cut short inside a header")
     if not _checksum_holds(block):
@@ -182,21 +175,21 @@ def _parse(block: bytes, data: int, extensions: dict[str, str]) -> _Header:
     if length > _MAX_SIZE:
         raise ArchiveError("a member of absurd length")
     name = name or _ustar_name(block)
-    if kind in b"0\0" and name.endswith("/"):  # a folder, before there was a kind for it
+    if name.endswith("/") and kind in b"0\0":  # a folder, before there was a kind for it
         kind = b"5"
     if kind in _LINKS:
         link = link or _text(block[157:257])
-    return _Header(_plain(name), kind, link, data, length, is_sparse or kind == b"S")
+    return _plain(name) if name.startswith("./") else name, kind, link, length, is_sparse or kind == b"S"
 
 
-def _extension(file: IO[bytes], header: _Header) -> dict[str, str]:
+def _extension(archive: PositionedFile, kind: bytes, length: int) -> dict[str, str]:
     """What an extension header says of the next member: its name, the name it links to, its size, its sparseness."""
-    if header.length > _MAX_EXTENSION:
+    if length > _MAX_EXTENSION:
         raise ArchiveError("a member name of absurd length")
-    body = _exactly(file, header.length)
-    if header.kind in b"xX":
+    body = archive.exactly(length)
+    if kind in b"xX":
         return _pax(body)
-    return {"path" if header.kind == b"L" else "linkpath": _text(body)}
+    return {"path" if kind == b"L" else "linkpath": _text(body)}
 
 
 def _pax(body: bytes) -> dict[str, str]:
@@ -223,7 +216,9 @@ def _decimal(text: str) -> int:
 def _number(field: bytes) -> int:
     if field[0] == 0x80:  # GNU base 256; 0xff begins a negative number
         return int.from_bytes(field[1:], "big")
-    digits = field.partition(b"\0")[0].strip(b" ")
+    digits = field.rstrip(b"\0 ")
+    if not digits.isdigit():  # in one of a hundred ways
+        digits = field.partition(b"\0")[0].strip(b" ")
     if digits.strip(b"01234567"):
         raise ArchiveError("a header is damaged: its size is no number")
     return int(digits or b"0", 8)
@@ -231,12 +226,14 @@ def _number(field: bytes) -> int:
 
 def _checksum_holds(block: bytes) -> bool:
     """Whether the sum of the bytes is the one that is written; of signed ones too, as old Sun tars have it."""
-    field = block[148:156]
-    # The field itself counts as spaces. The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
-    wanted = _number(field) - 8 * 32 + sum(field)
-    if (zlib.adler32(block) & 0xFFFF) == (wanted + 1) % 65521:
+    # The field itself counts as eight spaces. The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add.
+    wanted, before, behind = _number(block[148:156]), block[:148], block[156:]
+    if zlib.adler32(behind, zlib.adler32(before)) & 0xFFFF == (wanted - 8 * 32 + 1) % 65521:
         return True
-    return sum(block) - 256 * sum(byte > 127 for byte in block[:148] + block[156:]) == wanted
+    return (
+        sum(block) - sum(block[148:156]) - 256 * sum(byte > 127 for byte in before + behind)
+        == wanted - 8 * 32
+    )
 
 
 def _ustar_name(block: bytes) -> str:
@@ -252,43 +249,3 @@ def _plain(name: str) -> str:
     while name.startswith("./"):
         name = name[2:].lstrip("/")
     return name
-
-
-def _read_at(file: IO[bytes], offset: int, length: int, max_size: int) -> bytes:
-    if length > max_size:
-        return b""
-    if gap := offset - file.tell():
-        _go_to(file, offset, gap)
-    return _exactly(file, length)
-
-
-def _read(file: IO[bytes], length: int) -> bytes:
-    try:
-        return file.read(length)
-    except _BROKEN_GZIP as error:
-        raise ArchiveError(f"compressed data: {error}") from error
-
-
-def _exactly(file: IO[bytes], length: int) -> bytes:
-    data = _read(file, length)
-    if len(data) < length:
-        raise ArchiveError(f"cut short inside a member, {length - len(data):,} bytes are missing")
-    return data
-
-
-def _go_to(file: IO[bytes], offset: int, gap: int) -> None:
-    """Move by `gap` bytes to `offset`, forward by reading where that is faster.
-
-    A place behind the end of the file passes unnoticed; the next read finds nothing.
-    """
-    try:
-        if 0 < gap <= _SEEK_FROM:
-            _read(file, gap)
-        else:
-            file.seek(offset)
-    except _BROKEN_GZIP as error:
-        raise ArchiveError(f"compressed data: {error}") from error
-    except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno not in (None, 22):
-            raise
-        raise ArchiveError(f"a member that ends at byte {offset:,}: {error}") from error

@@ -9,7 +9,6 @@ import errno
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,14 +19,13 @@ from huggingface_hub.utils import httpx
 
 from builders.archives import backoff
 from builders.archives.backoff import Patience, status_may_pass
+from builders.archives.pace import at_pace
 from builders.archives.read_errors import refusal, without_query
 from builders.archives.sources import Source
 from builders.core.errors import DownloadError
 from builders.download.part import PartialFile
 
-_CHUNK = 2**16  # bytes; what a broken connection loses at most
 _TIMEOUT = 60  # seconds without a byte
-_WINDOW = 120  # seconds in which at least _CHUNK bytes come
 _LARGEST = 100 * 2**30  # bytes of a file whose size nobody tells; no archive of ours is that large
 _LONGEST_NUMBER = 18  # digits of a size
 
@@ -132,7 +130,7 @@ class Downloader:
         """Write the answer behind the first `have` bytes; the sha256 of all."""
         file, digest = part.open(have, _version(response))
         with file:
-            for chunk in _at_pace(response.iter_raw()):
+            for chunk in at_pace(response):
                 if file.tell() == 0 and _is_html(chunk):
                     raise self._refused(source, "an HTML page came instead of the file")
                 if file.tell() + len(chunk) > most:
@@ -181,23 +179,6 @@ class Downloader:
             return _Stop(f"{source.path}: {expired(what)} --links; what was fetched stays")
         kind = _Stop if source.url.startswith("hf://") else DownloadError
         return kind(f"{source.path}: {refusal(source.url, what)}")
-
-
-def _at_pace(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces in chunks. Raises _Transient where fewer than _CHUNK bytes come in _WINDOW seconds: a byte a minute is no download."""
-    begin, come, held = time.monotonic(), 0, bytearray()
-    for piece in pieces:
-        held += piece
-        come += len(piece)
-        if time.monotonic() - begin > _WINDOW:
-            if come < _CHUNK:
-                raise _Transient(f"the server sent {come:,} bytes in {_WINDOW} s")
-            begin, come = time.monotonic(), 0
-        if len(held) >= _CHUNK:
-            yield bytes(held)
-            held.clear()
-    if held:
-        yield bytes(held)
 
 
 @contextlib.contextmanager

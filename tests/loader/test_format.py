@@ -1,7 +1,7 @@
 """The contract in code: what is read back is what was written, and nothing odd in a file gets further than an error."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,37 @@ def test_where_a_shard_lies_is_no_part_of_what_it_is() -> None:
     assert moved == SHARD and moved.path == "train/0000/train-00000" and SHARD.path == "train-00000"
     manifest = replace(MANIFEST, splits={"train": replace(MANIFEST.splits["train"], shards=(moved,))})
     assert Manifest.from_json(manifest.to_json()).splits["train"].shards[0].path == moved.path
+
+
+WRONG = {
+    "name": ["train-00000\ntrain-00007", "train-٣٣٣٣٣", "../train-00007", "t" * 200 + "-00007", "train-00003", 7, None, ["train-00007"]],
+    "samples": [-1, 2**60, 4, True, 1.0, "2", None, []], "rows": [1, -1, 2**60, False, None], "bytes": [0, -1, 2**60, None],
+    "sha256": ["", "a" * 63, "A" * 64, "a" * 64 + "\n", 7, None, ["a" * 64]], "parquet_sha256": ["", "g" * 64, None, {}],
+    "bucket": ["x", "1x1+", "1x1\n", "1x" + "1" * 7, 7, None, []], "folder": ["..", "a/", "a\n", "a" * 201, 7, None, {}],
+    "extra": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, wrong in WRONG.items() for value in wrong]
+)
+def test_one_wrong_shard_among_many_is_named(name: str, value: Any) -> None:
+    listed = [{**asdict(SHARD), "name": f"train-{number:05d}"} for number in range(50)]
+    content = json.loads(MANIFEST.to_json())
+    content["splits"]["train"]["shards"] = listed
+    assert Manifest.from_json(json.dumps(content)).splits["train"].shards[7].path == "train-00007"
+    listed[7][name] = value
+    with pytest.raises(FormatError, match=r"train-00007|shard name|not a shard|two shards") as error:
+        Manifest.from_json(json.dumps(content))
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["name", "samples", "rows", "bytes", "sha256", "parquet_sha256"])
+def test_a_shard_that_lacks_something_is_named(name: str) -> None:
+    content = json.loads(MANIFEST.to_json())
+    del content["splits"]["train"]["shards"][0][name]
+    with pytest.raises(FormatError, match=f"split train: not a shard: it has no '{name}'"):
+        Manifest.from_json(json.dumps(content))
 
 
 def test_a_newer_format_says_so() -> None:

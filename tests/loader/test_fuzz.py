@@ -3,7 +3,6 @@
 LATENTMILL_FUZZ=2000 tries so many mutations of each instead of a few hundred.
 """
 
-import copy
 import io
 import json
 import os
@@ -11,7 +10,6 @@ import random
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,52 +22,15 @@ from loader.npy import npy_array, npy_bytes
 from loader.sidecar import read_sidecar
 from loader.tar_headers import tar_members
 from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.mutations import damage, mutated_json
 
 MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "250"))
-ODD: list[Any] = [None, -1, 0, 1, 2**31, 2**62, 2**63 - 1, 10**400, 1e308, -0.5, True, "", "x", "../x", "\x1b[31m", "\ud800", [], [[]], {}, {"a": []}, ["float16"], [65536, 65536, 64]]  # fmt: skip
 MEMBERS = [field.name for field in FIELDS]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("fuzz") / "a", [6, 5])
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = list(
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    return [path, *(place for name, inner in items for place in places(inner, (*path, name)))]
-
-
-def mutated_json(content: Any, rng: random.Random) -> bytes:
-    """Values replaced, removed, doubled or swapped; now and then a few bytes instead."""
-    content = copy.deepcopy(content)
-    for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        path = rng.choice(places(content)[1:])
-        parent = content
-        for step in path[:-1]:
-            parent = parent[step]
-        kind = rng.random()
-        if kind < 0.7:
-            parent[path[-1]] = copy.deepcopy(rng.choice(ODD))
-        elif kind < 0.8:
-            del parent[path[-1]]
-        elif isinstance(parent, list):
-            parent.append(copy.deepcopy(parent[path[-1]]))
-        else:
-            parent[rng.choice(["", "x", "\x1b[2J", "folder"])] = parent[path[-1]]
-    data = bytearray(json.dumps(content).encode())
-    if rng.random() < 0.2:
-        damage(data, rng)
-    return bytes(data)
-
-
-def damage(data: bytearray, rng: random.Random) -> None:
-    if rng.random() < 0.2:
-        del data[rng.randrange(len(data)) :]
-    for _ in range(rng.choice([1, 1, 2, 8]) if data else 0):
-        data[rng.randrange(len(data))] = rng.randrange(256)
 
 
 @pytest.mark.parametrize("kind", [Marker, Manifest])

@@ -17,6 +17,7 @@ from loader import DataError, FormatError, make_loader
 from loader.printable import printable
 from tests.support.faulty_server import Fault, Handler, Server, serve, status
 from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.waiting import Clock
 
 OPTIONS: dict[str, Any] = {"extras": ["key"], "seed": 1, "shuffle_window": 20}
 IMAGE = [field for field in FIELDS if field.name == "moments_256"]
@@ -125,6 +126,39 @@ def test_a_nonsense_content_length_is_one_more_failure(
 ) -> None:
     server.faults[f"/{file}"] = [odd_length(text)]
     assert keys(server.url) == keys(folder)
+
+
+def drip(clock: Clock, headers: bool) -> Fault:
+    """The body, or the headers, a byte at a time; by the clock of the test, 29 seconds lie between them."""
+
+    def fault(handler: Handler, body: bytes) -> None:
+        if not headers:
+            handler.start(body)
+        for at in range(len(body)):
+            clock.advance(29)
+            handler.wfile.write(
+                b"HTTP/1.1 200 OK\r\nX: x"[at : at + 1] or b"x" if headers else body[at : at + 1]
+            )
+            if handler.server.quit.wait(0.001):
+                return
+
+    return fault
+
+
+@pytest.mark.parametrize("headers", [False, True])
+def test_a_server_of_a_byte_now_and_then_holds_no_training(
+    server: Server, folder: Path, clock: Clock, headers: bool
+) -> None:
+    slow = drip(clock, headers)
+    server.faults["/train-00000.tar"] = [slow] * 1000
+    with pytest.raises(DataError, match=r"/train-00000\.tar: the server sent \d+ bytes in \d+ s; .* arrived"):
+        keys(server.url, on_error="raise")
+    server.faults["/manifest.json"] = [slow] * 1000
+    with pytest.raises(TimeoutError, match=rf"^{server.url}/manifest\.json: the server sent \d+ bytes"):
+        make_loader(server.url, 5)
+    for file in ("manifest.json", "train-00000.parquet", "train-00000.tar"):
+        server.faults[f"/{file}"] = [slow]
+    assert keys(server.url) == keys(folder), "once, it is one more failure that passes"
 
 
 def test_a_name_that_nobody_knows_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

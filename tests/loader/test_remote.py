@@ -1,4 +1,4 @@
-"""A folder elsewhere: patience counts from the last byte, whichever server it is."""
+"""A folder elsewhere: patience counts from the last 64 KiB, whichever server it is."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 import loader.remote
 from loader.cache import Cache
+from loader.pace import LEAST
 from loader.remote import Interrupted, RemoteFolder
 from tests.support.waiting import Clock
 
@@ -14,12 +15,12 @@ PATIENCE = 60.0
 
 
 class Slow:
-    """A transport whose first answer takes ten minutes, a byte every `pause` seconds, and then breaks off."""
+    """A transport whose first answer takes ten minutes, `piece` every `pause` seconds, and then breaks off."""
 
     url = "slow://made-up"
 
-    def __init__(self, clock: Clock, pause: float) -> None:
-        self.clock, self.pause, self.connections = clock, pause, 0
+    def __init__(self, clock: Clock, pause: float, piece: bytes = b"x" * LEAST) -> None:
+        self.clock, self.pause, self.piece, self.connections = clock, pause, piece, 0
 
     def address(self, name: str) -> str:
         return name
@@ -30,9 +31,20 @@ class Slow:
             yield b"y" * 8
             return
         for _ in range(int(600 / self.pause)):
-            yield b"x"
+            yield self.piece
             self.clock.advance(self.pause)
         raise Interrupted("reset")
+
+
+class Stutters(Slow):
+    """One that breaks off a hundred times, after a piece and a pause each."""
+
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
+        self.connections += 1
+        yield self.piece
+        if self.connections <= 100:
+            self.clock.advance(self.pause)
+            raise Interrupted("reset")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +54,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_may_take_long_if_only_something_arrives(tmp_path: Path, clock: Clock) -> None:
     folder = RemoteFolder(Slow(clock, 50.0), Cache(tmp_path, None), PATIENCE)
-    assert folder.read("a") == b"x" * 12 + b"y" * 8
+    assert folder.read("a") == b"x" * 12 * LEAST + b"y" * 8
+
+
+def test_a_file_of_which_a_byte_comes_now_and_then_is_given_up(tmp_path: Path, clock: Clock) -> None:
+    """Over one connection, and over many of a byte each."""
+    transport = Slow(clock, 50.0, b"x")
+    with pytest.raises(TimeoutError, match=r"^slow://made-up/a: reset; 12 bytes arrived in 600 s"):
+        RemoteFolder(transport, Cache(tmp_path, None), PATIENCE).read("a")
+    assert transport.connections == 1
+    with pytest.raises(TimeoutError, match="reset; 3 bytes arrived in 75 s"):
+        RemoteFolder(Stutters(clock, 25.0, b"x"), Cache(tmp_path, None), PATIENCE).read("a")
 
 
 def test_a_server_from_which_nothing_arrives_is_given_up(tmp_path: Path, clock: Clock) -> None:
@@ -53,15 +75,6 @@ def test_a_server_from_which_nothing_arrives_is_given_up(tmp_path: Path, clock: 
 
 
 def test_outages_that_are_over_do_not_add_up(tmp_path: Path, clock: Clock) -> None:
-    """A hundred in a row, each of them within the patience, and a byte between any two."""
-
-    class Stutters(Slow):
-        def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
-            self.connections += 1
-            yield b"x"
-            if self.connections <= 100:
-                self.clock.advance(50)
-                raise Interrupted("reset")
-
-    folder = RemoteFolder(Stutters(clock, 0.0), Cache(tmp_path, None), PATIENCE)
-    assert folder.read("a") == b"x" * 101
+    """A hundred in a row, each of them within the patience, and 64 KiB between any two."""
+    folder = RemoteFolder(Stutters(clock, 50.0), Cache(tmp_path, None), PATIENCE)
+    assert folder.read("a") == b"x" * 101 * LEAST

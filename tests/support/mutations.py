@@ -1,8 +1,13 @@
-"""Bytes with the damage that files meet: flipped bits, holes, cuts, blocks that moved; the same for the same seed."""
+"""Bytes with the damage that files meet: flipped bits, holes, cuts, blocks that moved, values of JSON that are odd; by a seed."""
 
+import copy
+import json
 import random
+from typing import Any
 
-__all__ = ["mutated"]
+__all__ = ["damage", "mutated", "mutated_json"]
+
+ODD: list[Any] = [None, -1, 0, 1, 2**31, 2**62, 2**63 - 1, 10**400, 1e308, -0.5, True, "", "x", "../x", "\x1b[31m", "\ud800", [], [[]], {}, {"a": []}, ["float16"], [65536, 65536, 64]]  # fmt: skip
 
 _ODD = (
     b"\0",
@@ -51,3 +56,40 @@ def mutated(data: bytes, seed: int) -> bytes:
                 damaged[start : start + 512],
             )
     return bytes(damaged)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = list(
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    return [path, *(place for name, inner in items for place in places(inner, (*path, name)))]
+
+
+def mutated_json(content: Any, rng: random.Random) -> bytes:
+    """Values replaced, removed, doubled or swapped; now and then a few bytes instead."""
+    content = copy.deepcopy(content)
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        path = rng.choice(places(content)[1:])
+        parent = content
+        for step in path[:-1]:
+            parent = parent[step]
+        kind = rng.random()
+        if kind < 0.7:
+            parent[path[-1]] = copy.deepcopy(rng.choice(ODD))
+        elif kind < 0.8:
+            del parent[path[-1]]
+        elif isinstance(parent, list):
+            parent.append(copy.deepcopy(parent[path[-1]]))
+        else:
+            parent[rng.choice(["", "x", "\x1b[2J", "folder"])] = parent[path[-1]]
+    data = bytearray(json.dumps(content).encode())
+    if rng.random() < 0.2:
+        damage(data, rng)
+    return bytes(data)
+
+
+def damage(data: bytearray, rng: random.Random) -> None:
+    if rng.random() < 0.2:
+        del data[rng.randrange(len(data)) :]
+    for _ in range(rng.choice([1, 1, 2, 8]) if data else 0):
+        data[rng.randrange(len(data))] = rng.randrange(256)

@@ -180,6 +180,32 @@ def test_patience_ends_after_half_an_hour(server: Any, waits: list[float]) -> No
     assert 1800 <= sum(waits) < 1900
 
 
+def test_a_server_of_a_byte_now_and_then_is_given_up(
+    server: Any, rows: Any, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time; by the clock of the test, two minutes lie between them."""
+
+    def drip(handler: Any, data: Any) -> bool:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{len(data) - 1}/{len(data)}")
+        handler.end_headers()
+        handler.wfile.write(data[:1])
+        return True
+
+    clock = iter(range(0, 10**9, 121))
+    monkeypatch.setattr("builders.archives.pace.time.monotonic", lambda: next(clock))
+    server.faults["0.tar"] = drip
+    told = r"/0\.tar: .*the server sent 1 bytes in 120 s, for half an hour\. Run again"
+    with (
+        open_file(f"{server.url}/0.tar?key=SECRET") as file,
+        pytest.raises(DownloadError, match=told) as error,
+    ):
+        file.read()
+    assert sum(waits) == 1800 and "SECRET" not in str(error.value)
+    with pytest.raises(DownloadError, match=told):
+        rows()
+
+
 def test_a_server_that_is_not_there_is_waited_for(server: Any, waits: list[float]) -> None:
     server.server_close()
     server.shutdown()

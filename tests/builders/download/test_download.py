@@ -217,7 +217,7 @@ def test_a_server_of_a_byte_now_and_then_is_given_up(
 ) -> None:
     """Each byte comes in time; by the clock of the test, two minutes lie between them."""
     clock = iter(range(0, 10**9, 121))
-    monkeypatch.setattr("builders.download.fetch.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("builders.archives.pace.time.monotonic", lambda: next(clock))
     server.faults["a.zip"] = cut_after(1e-6, times=10**9)
     with pytest.raises(DownloadError, match=r"2 bytes in 120 s, for half an hour"):
         downloader.fetch(source(server))
