@@ -39,9 +39,28 @@ DISTANCE = 6  # bits; different photographs are 20 and more apart
 
 
 @dataclass(frozen=True)
-class Config:
+class MainFlags:
+    """What is chosen from, and where the choice goes."""
+
     path: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
     """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
+
+    layers: Annotated[tuple[str, ...], takes("FOLDER|URL ...")] = ()
+    """Layers beside the shards: only samples that are whole in all of them count."""
+
+    split: Annotated[str, takes("SPLIT")] = "train"
+    """Split of the shards."""
+
+    output: Annotated[Path | None, takes("FILE")] = None
+    """Parquet file to write the keys of the chosen samples to."""
+
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
+    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
+
+
+@dataclass(frozen=True)
+class SelectFlags:
+    """Which samples."""
 
     where: Annotated[str | None, takes("SQL")] = None
     """SQL over key, caption, width, height, source and the extras by name, as in "width >= 512 and aesthetic > 5"."""
@@ -52,23 +71,16 @@ class Config:
     subset: Annotated[tuple[float, float] | None, takes("FROM TO")] = None
     """Keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
 
-    layers: Annotated[tuple[str, ...], takes("FOLDER|URL ...")] = ()
-    """Layers beside the shards: only samples that are whole in all of them count."""
-
-    split: Annotated[str, takes("SPLIT")] = "train"
-    """Split of the shards."""
-
     duplicates: bool = False
     """List groups of nearly the same picture, and choose of each the largest one alone."""
 
     distance: Annotated[int | None, takes("BITS")] = None
     """Of --duplicates: bits of 64 in which the perceptual hashes of two such pictures may differ. Default: 6."""
 
-    output: Annotated[Path | None, takes("FILE")] = None
-    """Parquet file to write the keys of the chosen samples to."""
 
-    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
-    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
+@dataclass(frozen=True)
+class Config(SelectFlags, MainFlags):
+    """All flags, in groups."""
 
 
 def count_chosen(config: Config) -> str:

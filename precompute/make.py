@@ -12,33 +12,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from precompute.commands import executable, flag_words, merge_flags, parse, script, words
+from precompute.commands import executable, parse, script, words
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.flags import takes
 from precompute.hub.dataset_card import known_source
 from precompute.hub.permissions import reading_lacks, writing_lacks
+from precompute.recipes.make_recipe import Dataset, MakeRecipe, read_recipe
 from precompute.shards.markers import marker_paths, read_marker
 
-RECIPES = Path(__file__).parent / "recipes"
 TERABYTE = 1e12
 
 
 @dataclass(frozen=True)
-class Config:
+class MainFlags:
+    """What is made."""
+
     recipe: Annotated[tyro.conf.Positional[str], takes("RECIPE")]
     """Name of a file in precompute/recipes, or path of a TOML file."""
-
-    plan: bool = False
-    """Only estimate rows, disk and device hours; encodes a small sample to measure."""
 
     small: bool = False
     """The `small` config of each dataset, about 1 %."""
@@ -46,8 +44,16 @@ class Config:
     only: Annotated[tuple[str, ...], takes("NAME ...")] = ()
     """Names of datasets; default: all of the recipe."""
 
+    plan: bool = False
+    """Only estimate rows, disk and device hours; encodes a small sample to measure."""
+
     sample: Annotated[str, takes("DATASET")] = "builders/demo"
     """Dataset that --plan encodes to measure bytes and images/s."""
+
+
+@dataclass(frozen=True)
+class FolderFlags:
+    """Where it lies."""
 
     raw: Annotated[Path, takes("FOLDER")] = Path("raw")
     """Folder for the raw archives, RAW/NAME each."""
@@ -58,11 +64,21 @@ class Config:
     stream: bool = False
     """Read the archives in place, on the Hub, instead of downloading them first."""
 
+
+@dataclass(frozen=True)
+class RunFlags:
+    """How the runs are started."""
+
     launch: Annotated[str, takes("COMMAND")] = "accelerate launch"
     """How a run is started."""
 
     flags: Annotated[str, takes("FLAGS")] = ""
     """More flags of the run, as in --flags="--batch-size 64". They come last, and win."""
+
+
+@dataclass(frozen=True)
+class HubFlags:
+    """Where it is published."""
 
     push_to: Annotated[str | None, takes("USER")] = None
     """User or organisation of the Hub: pushes to PUSH_TO/RECIPE-NAME."""
@@ -72,34 +88,8 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """One dataset of a recipe. rows, gigabytes: published size of all splits and of the archives.
-
-    links: name of a file in its folder of raw archives that says where they are, as SA-1B's publisher hands out.
-    gated: its repository on the Hub, where that wants its terms accepted.
-    """
-
-    name: str
-    config: str | None
-    splits: tuple[str, ...]
-    rows: int
-    gigabytes: float
-    links: str | None = None
-    gated: str | None = None
-
-
-@dataclass(frozen=True)
-class MakeRecipe:
-    """flags: of the run, each with its values. sample_bytes: of one sample, by the shapes of its fields; None where unknown."""
-
-    name: str
-    flags: tuple[tuple[str, ...], ...]
-    datasets: tuple[Dataset, ...]
-    sample_bytes: float | None = None
-
-    def run_flags(self, given: str) -> list[str]:
-        """The flags of a run: those of the recipe, but for what is given on the command line."""
-        return merge_flags(self.flags, shlex.split(given))
+class Config(HubFlags, RunFlags, FolderFlags, MainFlags):
+    """All flags, in groups."""
 
 
 @dataclass(frozen=True)
@@ -109,36 +99,6 @@ class Step:
     dataset: str
     verb: str
     command: list[str]
-
-
-def read_recipe(name: str, small: bool, only: Sequence[str] = ()) -> MakeRecipe:
-    """Raises UsageError naming the file and the key at fault."""
-    path = RECIPES / f"{name}.toml" if (RECIPES / f"{name}.toml").is_file() else Path(name)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise UsageError(f"{name}: no such recipe or file; there are {known}")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        datasets = tuple(_dataset(name, entry, small) for name, entry in content["datasets"].items())
-        flags = tuple(flag_words(content.get("flags", {})))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: {error!r} is missing or wrong; compare with precompute/recipes") from error
-    unknown = set(only) - {dataset.name for dataset in datasets}
-    if unknown:
-        raise UsageError(
-            f"--only {' '.join(sorted(unknown))}: the recipe has {', '.join(d.name for d in datasets)}"
-        )
-    chosen = tuple(d for d in datasets if not only or d.name in only)
-    return MakeRecipe(path.stem, flags, chosen, content.get("sample_bytes"))
-
-
-def _dataset(name: str, entry: dict[str, Any], small: bool) -> Dataset:
-    size = entry["small" if small else "full"]
-    splits = tuple(entry.get("splits", ["train"]))
-    config = size.get("name", entry.get("name"))
-    return Dataset(
-        name, config, splits, size["rows"], size["gigabytes"], entry.get("links"), entry.get("gated")
-    )
 
 
 def lacks(config: Config, recipe: MakeRecipe) -> Iterator[str]:

@@ -36,12 +36,11 @@ from precompute.verification.verdict import last_verdict
 
 
 @dataclass(frozen=True)
-class Config:
+class MainFlags:
+    """What is shown, and where."""
+
     output: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
     """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
-
-    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
-    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
 
     to: Annotated[Path | None, takes("FOLDER")] = None
     """Folder for preview.png and report.html. Default: the shards' own."""
@@ -52,6 +51,14 @@ class Config:
     num_samples: Annotated[int, takes("N")] = 12
     """Samples on the contact sheet, spread over the shards."""
 
+    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
+    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
+
+
+@dataclass(frozen=True)
+class SourceFlags:
+    """What stands beside it."""
+
     source: Annotated[str | None, takes("DATASET")] = None
     """DATASET with the source images. Default: the one that the recipe names."""
 
@@ -61,8 +68,18 @@ class Config:
     options: Annotated[tuple[str, ...], takes("NAME=VALUE ...")] = ()
     """Options of the dataset's builder that have to differ from those that the shards were made with, `links=FILE` say."""
 
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """What decodes."""
+
     vae: Annotated[str | None, takes("ID|FOLDER")] = None
     """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
+
+
+@dataclass(frozen=True)
+class Config(ModelFlags, SourceFlags, MainFlags):
+    """All flags, in groups."""
 
 
 def run(config: Config) -> list[Path]:

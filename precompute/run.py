@@ -140,9 +140,14 @@ def pushing(config: Config) -> push.Config | None:
     """How to push, if this process is to. With little disk, often: what is not pushed cannot be deleted."""
     if config.push_to is None or not is_main():
         return None
-    every, delete = 30.0 if config.max_disk else 300.0, config.delete_pushed
+    every = 30.0 if config.max_disk else 300.0
     return push.Config(
-        config.output, config.push_to, config.private, follow=True, every=every, delete_pushed=delete
+        config.output,
+        config.push_to,
+        follow=True,
+        every=every,
+        private=config.private,
+        delete_pushed=config.delete_pushed,
     )
 
 

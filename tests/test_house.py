@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "builders.download": {*BUILDERS, "builders.download"},
     "loader": LOADER,
     "precompute.shards": GROUND,
+    "precompute.recipes": {"precompute", "precompute.recipes"},
     "precompute.cloud": {*GROUND, *BUILDERS, "precompute.cloud"},
     "precompute.encode": {*GROUND, "builders.core", "precompute.encode"},
     "precompute.input": READING,
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "precompute.verification": {*READING, "precompute.verification"},
     "precompute.report": {*CHECKING, "precompute.report"},
     "precompute.hub": {*CHECKING, "precompute.report", "precompute.hub"},
-    "precompute": {*CHECKING, "precompute.report", "precompute.hub"},
+    "precompute": {*CHECKING, "precompute.report", "precompute.hub", "precompute.recipes"},
     "examples": LOADER,
 }
 # Commands: each is a verb of `latentmill`.

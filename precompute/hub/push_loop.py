@@ -25,12 +25,25 @@ OUTAGE = 60.0  # seconds between tries with --follow while the Hub cannot be rea
 
 
 @dataclass(frozen=True)
-class Config:
+class MainFlags:
+    """What goes in, and where it goes."""
+
     output: Annotated[tyro.conf.Positional[Path | str], PLACE]
     """Folder with the shards, or s3://, gs:// or az://BUCKET/PREFIX."""
 
     repo: Annotated[tyro.conf.Positional[str], takes("USER/REPO")]
     """Dataset on the Hub, USER/REPO; made if it is not there."""
+
+    follow: bool = False
+    """Push finished units while precompute runs, and end when all are there. An outage of the Hub is sat out."""
+
+    every: Annotated[float, takes("SECONDS")] = 300.0
+    """Seconds between commits with --follow; the Hub allows about a hundred an hour."""
+
+
+@dataclass(frozen=True)
+class HubFlags:
+    """How it stands on the Hub."""
 
     private: bool = False
     """Make the dataset private. One that is there already, and public, is refused."""
@@ -41,11 +54,10 @@ class Config:
     create_pr: bool = False
     """Open a pull request rather than push to the branch."""
 
-    follow: bool = False
-    """Push finished units while precompute runs, and end when all are there. An outage of the Hub is sat out."""
 
-    every: Annotated[float, takes("SECONDS")] = 300.0
-    """Seconds between commits with --follow; the Hub allows about a hundred an hour."""
+@dataclass(frozen=True)
+class StorageFlags:
+    """Where it lies, here."""
 
     delete_pushed: bool = False
     """Delete each tar of the output once the Hub has it, by its sha256. Markers and sidecars stay, so precompute goes on."""
@@ -56,6 +68,11 @@ class Config:
 
     store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
     """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
+
+
+@dataclass(frozen=True)
+class Config(StorageFlags, HubFlags, MainFlags):
+    """All flags, in groups."""
 
 
 def push(config: Config, stop: threading.Event | None = None, output: Destination | None = None) -> str:

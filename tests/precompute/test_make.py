@@ -16,8 +16,10 @@ import builders
 from builders.download.__main__ import _parse
 from loader.format import Manifest
 from precompute import make, preview, push, run, verify
+from precompute.errors import UsageError
 from precompute.hub import permissions
 from precompute.input.options import parse_option
+from precompute.recipes.make_recipe import Dataset, MakeRecipe, read_recipe
 from tests.support.forked import run_command
 from tests.support.launching import ROOT
 
@@ -46,8 +48,8 @@ def run_make(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_shipped_recipe_names_the_datasets_of_the_paper() -> None:
-    recipe = make.read_recipe("micro_budget", small=False)
-    small = make.read_recipe("micro_budget", small=True)
+    recipe = read_recipe("micro_budget", small=False)
+    small = read_recipe("micro_budget", small=True)
     assert {dataset.name for dataset in recipe.datasets} <= set(builders.names())
     assert len(recipe.datasets) == 6
     assert all(few.rows < all_.rows / 50 for few, all_ in zip(small.datasets, recipe.datasets, strict=True))
@@ -65,7 +67,7 @@ def in_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_steps_are_commands_in_order(tmp_path: Path) -> None:
     config = make.Config("micro_budget", small=True, only=("coco",), push_to="someone", latents=tmp_path)
-    found = list(make.steps(config, make.read_recipe("micro_budget", small=True, only=config.only)))
+    found = list(make.steps(config, read_recipe("micro_budget", small=True, only=config.only)))
     verbs = ["download", "precompute train", "precompute validation", "verify", "preview", "push"]
     assert [step.verb for step in found] == verbs
     assert found[0].command[1:6] == ["-m", "builders.download", "coco", "--name", "small"]
@@ -81,7 +83,7 @@ def test_every_command_is_one_that_its_script_takes(tmp_path: Path, small: bool,
     config = make.Config("micro_budget", small=small, stream=stream, raw=tmp_path, push_to="someone")
     verbs = {"run": run, "verify": verify, "preview": preview, "push": push}
     seen = set()
-    for step in make.steps(config, make.read_recipe("micro_budget", small)):
+    for step in make.steps(config, read_recipe("micro_budget", small)):
         place, script = next(
             (i, Path(word).stem)
             for i, word in enumerate(step.command)
@@ -105,7 +107,7 @@ def test_what_may_not_be_shared_is_pushed_as_private(tmp_path: Path) -> None:
     (tmp_path / "sa1b").mkdir()
     (tmp_path / "sa1b" / "links.txt").touch()
     config = make.Config("micro_budget", raw=tmp_path, push_to="someone")
-    pushes = [s for s in make.steps(config, make.read_recipe("micro_budget", False)) if s.verb == "push"]
+    pushes = [s for s in make.steps(config, read_recipe("micro_budget", False)) if s.verb == "push"]
     assert [s.dataset for s in pushes if "--private" in s.command] == ["journeydb", "sa1b"]
 
 
@@ -181,7 +183,7 @@ def test_readmes_lines_can_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(lines) >= 2 and any("--small" in line for line in lines)
     for line in lines:
         config = tyro.cli(make.Config, args=[*shlex.split(line), "--launch", sys.executable])
-        recipe = make.read_recipe(config.recipe, config.small, config.only)
+        recipe = read_recipe(config.recipe, config.small, config.only)
         assert config.plan or not list(make.lacks(config, recipe))
 
 
@@ -246,8 +248,8 @@ def test_plan_without_a_model_counts_by_the_shapes(recipe: Path, tmp_path: Path)
 
 
 def test_plan_is_arithmetic() -> None:
-    dataset = make.Dataset("coco", None, ("train",), rows=7_200_000, gigabytes=1500)
-    table = make.plan(make.MakeRecipe("x", (), (dataset,)), make.Measured(200_000, 100), raw=True)
+    dataset = Dataset("coco", None, ("train",), rows=7_200_000, gigabytes=1500)
+    table = make.plan(MakeRecipe("x", (), (dataset,)), make.Measured(200_000, 100), raw=True)
     assert table.splitlines()[1].split() == ["coco", "7,200,000", "1.50", "TB", "1.44", "TB", "20.0"]
 
 
@@ -257,22 +259,22 @@ def test_plan_is_arithmetic() -> None:
 )
 def test_recipe_that_is_wrong(recipe: Path, content: str, named: str) -> None:
     recipe.write_text(content)
-    with pytest.raises(make.UsageError, match=named):
-        make.read_recipe(str(recipe), small=False)
+    with pytest.raises(UsageError, match=named):
+        read_recipe(str(recipe), small=False)
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(make.UsageError, match="micro_budget"):
-        make.read_recipe("nothing", small=False)
-    with pytest.raises(make.UsageError, match="cc12m"):
-        make.read_recipe("micro_budget", small=False, only=["coca"])
+    with pytest.raises(UsageError, match="micro_budget"):
+        read_recipe("nothing", small=False)
+    with pytest.raises(UsageError, match="cc12m"):
+        read_recipe("micro_budget", small=False, only=["coca"])
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_flags_of_the_command_line_win_over_those_of_the_recipe(recipe: Path, stream: bool) -> None:
     flags = "--vae mine --crop random --text-encoder other --resolutions 32"
     config = make.Config(str(recipe), flags=flags, stream=stream)
-    found = make.steps(config, make.read_recipe(str(recipe), small=True))
+    found = make.steps(config, read_recipe(str(recipe), small=True))
     (command,) = (step.command for step in found if step.verb == "precompute train")
     parsed = tyro.cli(run.Config, args=command[command.index("precompute/run.py") + 1 :])
     assert (parsed.vae, parsed.crop, parsed.dtype) == ("mine", "random", "float32")
