@@ -42,14 +42,14 @@ def measure(folder: Path) -> dict[str, float]:
     times = {}
     begin = time.perf_counter()
     dataset = LatentDataset(folder, BATCH)
-    turns = dataset.turns()
+    turns = dataset.sampler.turns()
     dataset.reader.order.locate(*next(turns))
     times["first batch, s"] = time.perf_counter() - begin
     state = {**dataset.state_dict(), "position": int(dataset.num_samples * 0.9) // BATCH * BATCH}
     begin = time.perf_counter()
     dataset = LatentDataset(folder, BATCH)
     dataset.load_state_dict(state)
-    turns = dataset.turns()
+    turns = dataset.sampler.turns()
     dataset.reader.order.locate(*next(turns))
     times["resume at 90 %, s"] = time.perf_counter() - begin
     begin = time.perf_counter()

@@ -47,7 +47,8 @@ log = logging.getLogger("loader")
 
 @dataclass(frozen=True)
 class Assembly:
-    """sources: each with the number of its first shard in the order. shards: which ones, for the state. cache: of remote ones.
+    """sources: each with the number of its first shard in the order. order: as it is without a state.
+    shards: which ones, for the state. cache: of remote ones.
 
     chosen: for each shard of the order the numbers of the samples that are read; None: all.
     """
@@ -64,10 +65,6 @@ class Assembly:
     def remote(self) -> bool:
         """Whether any shards come over a network."""
         return any(source.remote for _, source in self.sources)
-
-    def with_stride(self, stride: int) -> "Assembly":
-        """The same, with so many units in turn for each partition."""
-        return replace(self, order=replace(self.order, stride=stride))
 
 
 def assemble(paths: Paths, settings: Settings, world_size: int) -> Assembly:

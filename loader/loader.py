@@ -99,7 +99,7 @@ class Loader:
     @property
     def batch_sampler(self) -> BatchSampler:
         """Positions of this rank's batches in the present epoch, from its beginning."""
-        return BatchSampler(self._batches, self.set_epoch)
+        return BatchSampler(self._batches.sampler, self.set_epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`, unless it is the present one. No loop needs it: epochs follow each other."""
@@ -109,11 +109,11 @@ class Loader:
             self.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        dataset = self._batches
-        if dataset.begin():
+        sampler = self._batches.sampler
+        if sampler.begin():
             self.close()
         stream = self._open_stream()
-        for _ in range(dataset.batches_left(dataset.position)):
+        for _ in range(sampler.batches_left(sampler.position)):
             yield self._next(stream)
             if self._stream is not stream:  # load_state_dict was called in the middle of the epoch
                 return
@@ -164,8 +164,9 @@ class Loader:
 
     def _take(self, position: int) -> Batch:
         """The batch that begins at `position` of the present epoch; the next one is ready ahead."""
-        if self._batches.position != position:
-            self._batches.go_to(position)
+        sampler = self._batches.sampler
+        if sampler.position != position:
+            sampler.position = position
             self.close()
         return self._next(self._open_stream())
 
@@ -178,7 +179,7 @@ class Loader:
             raise
         self._waited += time.perf_counter() - asked
         self._counts.update(counts)
-        self._batches.step_over_batch()
+        self._batches.sampler.step_over_batch()
         return batch
 
     def _open_stream(self) -> Generator[Counted]:

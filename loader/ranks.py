@@ -3,8 +3,10 @@
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed
+from torch.utils.data import get_worker_info
 
 log = logging.getLogger("loader")
 
@@ -84,6 +86,26 @@ def present_rank() -> Rank:
     if rank := _number("RANK"):
         raise ValueError(f"RANK={rank} without WORLD_SIZE; {CURE}")
     return Rank(0, 1, "no launcher")
+
+
+class RankFinder:
+    """Finds which rank this process is, anew each time, unless it is given. adopted: the one that batches are dealt by.
+
+    Raises ValueError for a rank without a world size, and as `present_rank` does.
+    """
+
+    def __init__(self, rank: int | None, world_size: int | None) -> None:
+        self._given, self._pickled = given_rank(rank, world_size), False
+        self.adopted = self._given or tell_doubt(present_rank())
+
+    def find(self) -> Rank:
+        """The rank, were iteration to begin now. In a worker, a new process that knows of no process group, its parent's."""
+        if self._given is not None:
+            return self._given
+        return self.adopted if self._pickled and get_worker_info() is not None else present_rank()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "adopted": self.find(), "_pickled": True}
 
 
 def processes_here(world_size: int) -> int:

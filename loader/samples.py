@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from loader.batch import Batch
 from loader.dataset import LatentDataset
+from loader.sampler import StatefulSampler
 
 
 class BatchPositions(list[int]):
@@ -26,18 +27,18 @@ class BatchPositions(list[int]):
 class BatchSampler(Sampler[list[int]]):
     """Each batch of this rank as the positions of its samples in the epoch."""
 
-    def __init__(self, dataset: LatentDataset, set_epoch: Callable[[int], None]) -> None:
-        self._dataset = dataset
+    def __init__(self, sampler: StatefulSampler, set_epoch: Callable[[int], None]) -> None:
+        self._sampler = sampler
         self.set_epoch = set_epoch
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._sampler)
 
     def __iter__(self) -> Iterator[list[int]]:
-        dataset = self._dataset
-        dataset.adopt_rank()
-        rank, size = dataset.rank, dataset.batch_size
-        for begin in range(0, len(dataset) * dataset.global_batch_size, dataset.global_batch_size):
+        sampler = self._sampler
+        sampler.adopt_rank()
+        rank, size = sampler.rank.adopted.known, sampler.batch_size
+        for begin in range(0, len(sampler) * sampler.global_batch_size, sampler.global_batch_size):
             yield BatchPositions(range(begin + rank * size, begin + (rank + 1) * size), begin)
 
 

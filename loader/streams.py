@@ -25,7 +25,7 @@ def as_it_is(value: T) -> T:
 
 
 def in_threads(dataset: LatentDataset, threads: int, prefetch: int) -> Generator[Counted]:
-    turns, reader, ahead = dataset.turns(), dataset.reader, dataset.fetch_ahead()
+    turns, reader, ahead = dataset.sampler.turns(), dataset.reader, dataset.fetch_ahead()
     ready = deque[Future[Counted]]()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
     try:
@@ -69,7 +69,7 @@ class _Turns(IterableDataset[Counted]):
         assert worker is not None
         share = worker.id, worker.num_workers
         reader, ahead = self.dataset.reader, self.dataset.fetch_ahead(*share)
-        for turn in self.dataset.turns(*share):
+        for turn in self.dataset.sampler.turns(*share):
             yield reader.read(*turn)
             if ahead:
                 ahead.advance()

@@ -143,11 +143,9 @@ def test_the_wheel_holds_every_package() -> None:
     assert found == folders
 
 
-# Files of over 300 lines and classes of over 150: two nouns each. The lists only shrink.
+# Files of over 300 lines and classes of over 150: two nouns each. Both lists stay empty.
 LONG_FILES: dict[str, int] = {}
-LONG_CLASSES = {
-    "loader/dataset.py:LatentDataset": 244,
-}
+LONG_CLASSES: dict[str, int] = {}
 
 
 def test_files_and_classes_stay_small() -> None:

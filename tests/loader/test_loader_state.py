@@ -59,7 +59,7 @@ def by_workers(shards: Any, world_size: int, workers: int, state: Any, **options
     for rank in range(world_size):
         dataset = LatentDataset(shards, 1, rank=rank, world_size=world_size, **{**OPTIONS, **options})
         dataset.load_state_dict(state)
-        turns = itertools.cycle([dataset.turns(worker, workers) for worker in range(workers)])
+        turns = itertools.cycle([dataset.sampler.turns(worker, workers) for worker in range(workers)])
         mine = itertools.takewhile(lambda turn: turn[0] == state["epoch"], map(next, turns))
         parts.append([dataset.reader.read(*turn)[0] for turn in mine])
     return in_global_order(parts)
