@@ -92,7 +92,8 @@ def work(session: "Session | RaySession") -> None:
             gates.append(stack.enter_context(contextlib.closing(budget)))
         leases = Leases(destination, session.units, config.lease_timeout, gates)
         stack.enter_context(contextlib.closing(leases))
-        before, bar = leases.finished(), ProgressBar(leases, finished_before(session), is_main())
+        before = leases.finished()
+        bar = ProgressBar(leases, session.num_rows, finished_before(session), is_main())
         stack.enter_context(contextlib.closing(bar))
 
         def on_batch(stats: Stats) -> None:

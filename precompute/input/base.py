@@ -53,6 +53,11 @@ class Base:
         for shard in found.shards:
             self._shards.setdefault(unit_of(shard.name), []).append(shard)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the split, rejected ones too."""
+        return sum(shard.rows for shards in self._shards.values() for shard in shards)
+
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Width and height of the pictures in each shard, at the largest resolution; empty without buckets."""

@@ -86,6 +86,10 @@ class BaseRecords:
         return self._source.files(self._source.units[unit.index]) if self._source else ()
 
     @property
+    def num_rows(self) -> int:
+        return self._base.num_rows
+
+    @property
     def covering(self) -> Sequence[int]:
         """The resolutions of the base."""
         return self._base.recipe.get("resolutions", ())

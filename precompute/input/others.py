@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
 from builders.core.config import ImageCaptionConfig
 from builders.core.gate import judge
@@ -12,6 +16,7 @@ from builders.core.record import Record, SourceRow
 from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.input.caption_files import CaptionFiles
+from precompute.input.data_files import bytes_of
 from precompute.input.faults import innermost
 from precompute.input.options import portable
 from precompute.input.records import Records, SourceOptions
@@ -29,6 +34,7 @@ class OtherRecords(Records):
     def __init__(self, source: SourceOptions) -> None:
         super().__init__(source)
         self._rules = ImageCaptionConfig(caption_cleaning=self._cleaning, min_image_size=1)
+        self._bytes_read = 0  # of the images of the unit in work
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -47,6 +53,11 @@ class OtherRecords(Records):
         self._caption_files = CaptionFiles(source.captions, source.captions_order, [CAPTION_KIND])
         self.joined = self._caption_files.joined
         return {}
+
+    @property
+    def num_rows(self) -> int | None:
+        """Also what its publisher says of the split; not where options may name a part of it."""
+        return super().num_rows or self._published
 
     def _checked(self, dataset: Any) -> Any:
         dataset = dataset if self.source.prepare else self._typed(dataset)
@@ -76,6 +87,11 @@ class OtherRecords(Records):
 
     def _identify_sources(self, builder: Any) -> str | None:
         """A hash of the names and sizes of local files; None for the Hub's, whose commit is in the recipe."""
+        split, published = self.source.split, builder.info.splits or {}
+        whole = not self.source.options and self.source.data_dir is None and split in published
+        self._published = (published[split].num_examples or None) if whole else None
+        self._data_files = (builder.config.data_files or {}).get(split, ())
+        self._holds_images = isinstance(builder, FolderBasedBuilder)
         folder = self.source.data_dir or Path(self.source.dataset)
         self._files: list[str] = []
         if not folder.is_dir():
@@ -118,7 +134,21 @@ class OtherRecords(Records):
         joined = self._caption_files.find(key, name, extras)
         texts, kinds = merge(own, [CAPTION_KIND] * len(own), joined, self._caption_files.order)
         row = SourceRow(key, image_bytes(values[source.image_column]), texts, name, extras, kinds=kinds)
-        return judge(row, self._rules, CAPTION_KIND, decoded_later=True)
+        record = judge(row, self._rules, CAPTION_KIND, decoded_later=True)
+        return replace(record, share=self._share(values, row.image, number))
+
+    def _share(self, values: dict[str, Any], image: bytes | None, number: int) -> float | None:
+        """How much of a unit was read with its row `number`, by the bytes of its images; None where they lie in other files."""
+        if not self._unit_bytes or not (self._holds_images or (values[self.image_column] or {}).get("bytes")):
+            return None
+        self._bytes_read = (self._bytes_read if number > 1 else 0) + len(image or b"")
+        return min(self._bytes_read / self._unit_bytes, 1.0)
+
+    @cached_property
+    def _unit_bytes(self) -> float | None:
+        """Bytes of a unit's files, on average: of all units together what was read is right."""
+        size = None if self.num_rows else bytes_of([str(path) for path in self._data_files])
+        return size / len(self.units) if size and self.units else None
 
     def _file(self, values: dict[str, Any]) -> str | None:
         """The file of the image, where captions are joined by it: other rows have no source of their own."""

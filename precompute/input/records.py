@@ -105,6 +105,16 @@ class Records(ABC):
         """Files of the source that belong to no row, by reason, of a unit whose rows have been read to the end."""
         return {}
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of all units, where they are known before they are read."""
+        return sum((unit.stop or 0) - unit.start for unit in self.units) if self._is_cut else None
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether units are ranges of rows."""
+        return self.source.prepare or self.source.limit is not None
+
     def files(self, unit: Unit) -> Sequence[str]:
         """Local files that a unit is read from, as far as they are known."""
         return ()

@@ -1,9 +1,8 @@
 """How many images there will be, how many are done, and how long the rest takes: by rows that are known, or by what was read so far."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from precompute.input.units import Unit
 from precompute.runtime.stats import Stats
 
 
@@ -22,17 +21,16 @@ class Outlook:
 class Forecast:
     """Looks ahead from what this process did and which units are finished.
 
-    before: of the units finished before, how many they are and how many rows they have. peers: processes that began with this one;
-    until another unit than ours is finished, they are taken to be as fast as this one. clock: seconds.
+    units: how many there are; rows: of all of them, None where that is not known. before: of the units finished before, how many
+    they are and how many rows they have. peers: processes that began with this one; until another unit than ours is finished, they
+    are taken to be as fast as this one. clock: seconds.
     """
 
     def __init__(
-        self, units: Sequence[Unit], before: tuple[int, int], peers: int, clock: Callable[[], float]
+        self, units: int, rows: int | None, before: tuple[int, int], peers: int, clock: Callable[[], float]
     ) -> None:
-        self._units, (self._units_before, self._rows_before) = len(units), before
+        self._units, self._rows, (self._units_before, self._rows_before) = units, rows, before
         self._peers, self._clock = peers, clock
-        known = [unit.stop - unit.start for unit in units if unit.stop is not None]
-        self._rows = sum(known) if len(known) == len(units) else None
         self._began: tuple[float, int] | None = None
 
     def look(self, stats: Stats, finished: int) -> Outlook:

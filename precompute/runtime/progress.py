@@ -32,12 +32,13 @@ def default_threads() -> int:
 class ProgressBar:
     """One line over the work of all processes: images, the time that is left, the slowest stage, and how this device waits.
 
-    What matters less is left out where the terminal is narrow. before: units that were finished before, and their rows.
+    What matters less is left out where the terminal is narrow. rows: of all units, None where that is not known. before: units
+    that were finished before, and their rows.
     """
 
-    def __init__(self, leases: Leases, before: tuple[int, int], shown: bool) -> None:
+    def __init__(self, leases: Leases, rows: int | None, before: tuple[int, int], shown: bool) -> None:
         self._leases, self._shown, self._last = leases, shown, Stats()
-        self._forecast = Forecast(leases.units, before, processes_here(), time.monotonic)
+        self._forecast = Forecast(len(leases.units), rows, before, processes_here(), time.monotonic)
         self._due = time.monotonic() + EVERY
         self._line = tqdm(disable=not shown, bar_format="{desc}")
 

@@ -32,7 +32,7 @@ logger = logging.getLogger("precompute")
 class RaySession:
     """A run as its driver holds it: what a `Session` is to a plain process, with the models elsewhere.
 
-    device, units, reopened, changed: as the first worker has them.
+    device, units, num_rows, reopened, changed: as the first worker has them.
     """
 
     def __init__(self, config: Config, destination: Destination, worker: type[Worker] = Worker) -> None:
@@ -44,6 +44,7 @@ class RaySession:
         self._dealt: set[int] = set()
         about = self._crew.open()
         self.device, self.reopened, self.changed = about.device, about.reopened, about.changed
+        self.num_rows = about.num_rows
         self.units = [Unit(index, index) for index in range(about.units)]
         self.keeper = ManifestKeeper(destination, about.recipe, about.fields, about.plan)
         self.keeper.start()

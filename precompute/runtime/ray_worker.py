@@ -27,9 +27,10 @@ from precompute.shards.destination import Destination
 @dataclass(frozen=True)
 class About:
     """What a worker has opened, the same for all. reopened: units that --retry-rejected has taken up again;
-    changed: what is to be said of edited sources."""
+    changed: what is to be said of edited sources; num_rows: of all units, where they are known before they are read."""
 
     units: int
+    num_rows: int | None
     recipe: Recipe
     fields: list[Field]
     plan: Plan
@@ -73,7 +74,14 @@ class Worker:
         self._open.callback(self._leases.close)
         fields, plan = session.encoder.fields, session.records.plan
         return About(
-            len(units), session.recipe, fields, plan, str(session.device), session.reopened, session.changed
+            len(units),
+            session.num_rows,
+            session.recipe,
+            fields,
+            plan,
+            str(session.device),
+            session.reopened,
+            session.changed,
         )
 
     def session(self, config: Config, destination: Destination) -> Session:

@@ -134,6 +134,11 @@ class Session:
     def units(self) -> list[Unit]:
         return self.records.units
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of all units, where they are known before they are read."""
+        return self.records.num_rows
+
     def work(
         self,
         leases: UnitLeases,

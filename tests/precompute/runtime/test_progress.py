@@ -142,10 +142,12 @@ def test_waiting_for_the_last_units_of_others_is_no_fault_of_this_process(
     assert stats.idle > 0.5 and stats.bottleneck == "the device" and stats.waited < 0.5
 
 
-def bar_of(units: list[Unit], folder: Path, before: tuple[int, int] = (0, 0)) -> ProgressBar:
+def bar_of(
+    units: list[Unit], folder: Path, before: tuple[int, int] = (0, 0), rows: int | None = None
+) -> ProgressBar:
     leases = Leases(OutputFolder(folder), units)
     leases.close()
-    return ProgressBar(leases, before, shown=True)
+    return ProgressBar(leases, rows, before, shown=True)
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -178,9 +180,9 @@ def test_where_nothing_was_left_to_do_the_bar_tells_of_no_work(
     assert last_line(capsys) == f"{2 * ROWS}/{2 * ROWS} images, 00:00 left"
 
 
-@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize("rows", [12_000_000, None])
 def test_the_bar_fits_a_narrow_terminal_with_the_bottleneck(
-    stop: bool,
+    rows: int | None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -188,14 +190,14 @@ def test_the_bar_fits_a_narrow_terminal_with_the_bottleneck(
 ) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
     monkeypatch.setenv("COLUMNS", "60")
-    units = [Unit(n, n, 0, 40_000 if stop else None) for n in range(300)]
-    bar = bar_of(units, tmp_path, before=(30, 1_200_000))
+    units = [Unit(n, n) for n in range(300)]
+    bar = bar_of(units, tmp_path, (30, 1_200_000), rows)
     for images in (1, 123_457):
         done = Stats(images, 100.0, decoding=90.0, rows=images, rows_read=images, units_read=images / 40_000)
         clock.advance(1000)
         bar.on_progress(done)
     line = last_line(capsys)
-    total = "12,000,000" if stop else "~12.0M"
+    total = "12,000,000" if rows else "~12.0M"
     assert line.startswith(f"1,323,457/{total} images, ") and " left, decoding" in line and len(line) < 60
     bar.close()
 
@@ -218,10 +220,11 @@ SEEN = [
 
 
 def outlooks(
-    units: list[Unit], before: tuple[int, int], peers: int, finished: tuple[int, ...] = (0, 0, 2)
+    before: tuple[int, int], peers: int, finished: tuple[int, ...] = (0, 0, 2), rows: int | None = None
 ) -> list[Outlook]:
+    """Of eight units."""
     clock, looks = Ticks(), []
-    forecast = Forecast(units, before, peers, clock)
+    forecast = Forecast(8, rows, before, peers, clock)
     for stats, others in zip(SEEN, finished, strict=True):
         looks.append(forecast.look(stats, others))
         clock.now += 10.0
@@ -229,7 +232,7 @@ def outlooks(
 
 
 def test_the_time_that_is_left_is_told_before_the_first_unit_is_done() -> None:
-    first, second, third = outlooks([Unit(n, n) for n in range(8)], (0, 0), 1)
+    first, second, third = outlooks((0, 0), 1)
     assert (first.total, first.seconds) == (None, None)
     # Half a unit has 100 rows: 1,600 in all, at 5 a second.
     assert (second.images, second.total, second.is_exact) == (50, 1600, False)
@@ -238,17 +241,15 @@ def test_the_time_that_is_left_is_told_before_the_first_unit_is_done() -> None:
 
 
 def test_processes_that_began_together_are_taken_to_be_alike_until_they_finish_a_unit() -> None:
-    units = [Unit(n, n) for n in range(8)]
-    _, alone, _ = outlooks(units, (0, 0), 1)
-    _, second, third = outlooks(units, (0, 0), 4, finished=(0, 0, 5))
+    _, alone, _ = outlooks((0, 0), 1)
+    _, second, third = outlooks((0, 0), 4, finished=(0, 0, 5))
     assert alone.seconds and second.seconds == pytest.approx(alone.seconds / 4)
     # Two units of this process, three of others.
     assert third.images == 5 * 200 and third.rate == pytest.approx(1000 / 20)
 
 
 def test_what_was_finished_before_counts_and_is_in_no_rate() -> None:
-    units = [Unit(n, n, 0, 100) for n in range(8)]
-    first, second, _ = outlooks(units, (2, 200), 1, finished=(2, 2, 4))
+    first, second, _ = outlooks((2, 200), 1, finished=(2, 2, 4), rows=800)
     assert (first.images, first.total, first.is_exact) == (200, 800, True)
     assert (second.images, second.rate) == (250, pytest.approx(5))
 
