@@ -1,10 +1,13 @@
 """What `--beside` names: shards that lie there already, here or on the Hub, and what they say of their rows."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,13 +15,16 @@ import pyarrow.parquet as pq
 from builders.archives.backoff import Patience
 from builders.archives.read_errors import describe
 from builders.core.record import Record
-from loader.format import MANIFEST, FormatError, Manifest, Shard
+from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
 from loader.joined import rows_hash
 from loader.recipe import BASE, Plan
 from loader.state import unit_of
 from precompute.errors import SourceError, UsageError
 from precompute.input.faults import may_pass
+from precompute.shards.destination import stem_of
 from precompute.shards.store import Store
+
+MARKERS_AT_ONCE = 16  # are read of a base far away
 
 
 class Base:
@@ -80,6 +86,18 @@ class Base:
     def fields(self) -> set[str]:
         """Names of the fields that its samples have."""
         return {field.name for field in self.manifest.fields}
+
+    def sources_then(self, units: Collection[int]) -> dict[int, dict[str, Any]]:
+        """What the source files of these units looked like when the base was made, as far as it says."""
+        with ThreadPoolExecutor(MARKERS_AT_ONCE) as pool:
+            found = dict(zip(units, pool.map(self._sources_of, units), strict=True))
+        return {unit: sources for unit, sources in found.items() if isinstance(sources, dict)}
+
+    def _sources_of(self, unit: int) -> Any:
+        with contextlib.suppress(OSError, FormatError):
+            return Marker.from_json(self._store.read(f"{stem_of(self.split, unit)}.json")).timings.get(
+                "sources"
+            )
 
     def rows(self, unit: int, with_extras: bool = False) -> Iterator[Record]:
         """The rows of a unit, shard by shard. Raises SourceError where a sidecar is gone or is another one."""

@@ -1,8 +1,9 @@
 """The rows of a layer: those of its base, with their captions as they stand there, and their images out of the source again."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from builders.core.captions import clean_captions
 from builders.core.joined_captions import JoinedCaptions, url_of
@@ -84,6 +85,14 @@ class BaseRecords:
     def files(self, unit: Unit) -> Sequence[str]:
         """Local files that the images of a unit come from; what comes out of the base is known by its hashes."""
         return self._source.files(self._source.units[unit.index]) if self._source else ()
+
+    @property
+    def base_url(self) -> str:
+        return self._base.url
+
+    def sources_then(self, units: Collection[int]) -> dict[int, dict[str, Any]]:
+        """What the files of these units looked like when the base read them, as far as it says."""
+        return self._base.sources_then(units)
 
     @property
     def num_rows(self) -> int:

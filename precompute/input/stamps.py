@@ -42,10 +42,15 @@ def newer(paths: Sequence[str], then: dict[str, Any]) -> list[str]:
     return [os.path.basename(path) for path in changed]
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first of some names."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (", ".join(names[:NAMED]) + more) or "files"
+
+
 def told(units: int, names: Sequence[str], redo: bool) -> str:
     """What a run says of changed sources before it begins."""
-    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-    what = f"changed since they were encoded: {listed or 'files'}, in {units} finished unit{'s' if units > 1 else ''}; "
+    what = f"changed since they were encoded: {listed(names)}, in {units} finished unit{'s' if units > 1 else ''}; "
     return what + (
         "done again" if redo else "what is stored is of then; --redo-changed does these units again"
     )

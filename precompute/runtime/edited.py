@@ -1,10 +1,12 @@
 """Source files that were edited after their unit was finished: told of, and with `--redo-changed` encoded again."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from precompute.errors import UsageError
 from precompute.input.base_records import BaseRecords
 from precompute.input.records import Records
-from precompute.input.stamps import Stamp, newer, stamp_of, told
+from precompute.input.stamps import Stamp, listed, newer, stamp_of, told
 from precompute.shards.manifest import ManifestKeeper
 
 
@@ -23,16 +25,47 @@ def look(records: Records | BaseRecords) -> dict[int, Stamp]:
 def redo_changed(
     records: Records | BaseRecords, keeper: ManifestKeeper, sources: Mapping[int, Stamp], redo: bool
 ) -> str:
-    """What is to be said of source files that changed since their unit was finished. redo: these units begin anew."""
-    names: list[str] = []
-    units, paths = [], None
-    for unit, then in keeper.sources_then().items():
-        if (now := sources.get(unit)) and then != now.as_json():
-            units.append(unit)
-            if (here := records.files(records.units[unit])) is not paths:
-                paths, names = here, names + newer(here, then)
-    if not units:
-        return ""
+    """What is to be said of source files that changed since their unit was finished. redo: these units begin anew.
+
+    Raises UsageError where a layer would be made of other pictures than its base.
+    """
+    units, names = _changed(records, keeper.sources_then(), sources)
+    lines = [told(len(units), names, redo)] if units else []
+    if isinstance(records, BaseRecords):
+        to_do = sources.keys() - (keeper.finished - set(units if redo else ()))
+        lines += _check_base(records, records.sources_then(to_do), sources)
     if redo:
         keeper.redo(units)
-    return told(len(units), list(dict.fromkeys(names)), redo)
+    return "\n".join(lines)
+
+
+def _check_base(
+    records: BaseRecords, then: Mapping[int, dict[str, Any]], sources: Mapping[int, Stamp]
+) -> list[str]:
+    """What is to be said of files that have another time than when the base was made, as a copy of them has too.
+
+    Raises UsageError where they have another size.
+    """
+    units, names = _changed(records, then, sources)
+    if any(then[unit].get("sizes") != sources[unit].sizes for unit in units):
+        raise UsageError(
+            f"--beside {records.base_url}: its source has changed since it was made: {listed(names)}. A layer of it would be "
+            "of other pictures. Do the units of the base again, by its own command with --redo-changed, and then this layer, "
+            "into an empty --output"
+        )
+    what = f"another time than when --beside {records.base_url} was made: {listed(names)}; of the same size, and taken to be the same"
+    return [what] if units else []
+
+
+def _changed(
+    records: Records | BaseRecords, then: Mapping[int, dict[str, Any]], sources: Mapping[int, Stamp]
+) -> tuple[list[int], list[str]]:
+    """Units whose files are not as they were, and names of the files."""
+    names: list[str] = []
+    units, paths = [], None
+    for unit, stamp in then.items():
+        if (now := sources.get(unit)) and stamp != now.as_json():
+            units.append(unit)
+            if (here := records.files(records.units[unit])) is not paths:
+                paths, names = here, names + newer(here, stamp)
+    return units, list(dict.fromkeys(names))

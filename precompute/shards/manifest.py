@@ -35,6 +35,7 @@ GROWN = (
     "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both as "
     "one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another folder"
 )
+REBASED = "The base has changed since: make the layer again, into an empty --output"
 Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done again
 
 
@@ -124,6 +125,11 @@ class ManifestKeeper:
             self._update()
         return count
 
+    @property
+    def finished(self) -> set[int]:
+        """The units of this split that are."""
+        return {marker.unit for marker in self._markers.values() if marker.split == self._split}
+
     def sources_then(self) -> dict[int, dict[str, Any]]:
         """Say of each finished unit what its source files looked like, where that is known."""
         markers = [marker for marker in self._markers.values() if marker.split == self._split]
@@ -184,6 +190,7 @@ class ManifestKeeper:
         if different:
             lines = "\n  ".join(different)
             cure = GROWN if all(line.startswith("plan.") for line in different) else SAME
+            cure = REBASED if all(line.startswith("plan.base.") for line in different) else cure
             raise RecipeMismatch(
                 f"--output {self._output}: it holds shards of another recipe:\n  {lines}\n{cure}"
             )

@@ -3,8 +3,9 @@
 import gc
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from loader import make_loader
-from tests.support.launching import TOY, run_here
+from tests.support.batches import all_same
+from tests.support.launching import TOY, run_here, tars
 from tests.support.raw.archive import write_tar
 
 Run = Callable[..., str]
@@ -205,3 +207,96 @@ def test_a_layer_names_a_picture_that_was_replaced_since(
     save(photos, "1", 77, "picture 1")
     later(photos / "1.png")
     assert f"{SAYS}: 1.png" in run_here(monkeypatch, capsys, *given, *beside)
+
+
+BESIDE = ("--vae", "toy", "--resolutions", "32")
+
+
+@pytest.fixture
+def run_layer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(photos: Path, base: Path, output: Path, *flags: str) -> str:
+        given = ("builders/folder", "--data-dir", photos, "--options", "min_image_size=1", *BESIDE)
+        return run_here(monkeypatch, capsys, *given, "--beside", base, "--output", output, *flags)
+
+    return call
+
+
+def batches(base: Path, layer: Path) -> Iterable[Any]:
+    return make_loader((base, layer), 1, resolution=32, posterior="mean", extras=["key"])
+
+
+def retouch(path: Path, bit: int = 1) -> None:
+    """Change one bit of one pixel, and keep the size of the file: what is stored changes, and nothing that a sidecar says."""
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[0, 0, 0] ^= bit
+    Image.fromarray(pixels).save(path, compress_level=0)
+    later(path)
+
+
+def test_a_layer_is_refused_where_a_picture_was_replaced_since_its_base_was_made(
+    photos: Path, tmp_path: Path, run: Run, run_layer: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, layer = tmp_path / "base", tmp_path / "layer"
+    run(photos, base)
+    save(photos, "1", 77, "picture 1")
+    later(photos / "1.png")
+    with pytest.raises(SystemExit):
+        run_layer(photos, base, layer)
+    told = capsys.readouterr().err
+    assert "--beside" in told and "since it was made: 1.png" in told and "--redo-changed" in told
+    assert not list(layer.glob("*.tar"))
+    # What it says helps.
+    assert "done again" in run(photos, base, "--redo-changed")
+    assert "since" not in run_layer(photos, base, layer)
+    run(photos, tmp_path / "base2")
+    run_layer(photos, tmp_path / "base2", tmp_path / "layer2")
+    assert all_same(batches(base, layer), batches(tmp_path / "base2", tmp_path / "layer2"))
+
+
+def test_redo_changed_of_a_layer_waits_for_that_of_its_base(
+    photos: Path, tmp_path: Path, run: Run, run_layer: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, layer = tmp_path / "base", tmp_path / "layer"
+    run(photos, base)
+    run_layer(photos, base, layer)
+    before = tars(layer)
+    save(photos, "1", 77, "picture 1")
+    later(photos / "1.png")
+    with pytest.raises(SystemExit):
+        run_layer(photos, base, layer, "--redo-changed")
+    assert "since it was made: 1.png" in capsys.readouterr().err and tars(layer) == before
+    assert f"{SAYS}: 1.png" in run_layer(photos, base, layer), "what is finished is of one time"
+    run(photos, base, "--redo-changed")
+    with pytest.raises(SystemExit):
+        run_layer(photos, base, layer, "--redo-changed")
+    assert "make the layer again, into an empty --output" in capsys.readouterr().err
+
+
+def test_redo_changed_does_the_units_of_a_layer_again_beside_a_base_of_the_same_rows(
+    photos: Path, tmp_path: Path, run: Run, run_layer: Run
+) -> None:
+    base, layer = tmp_path / "base", tmp_path / "layer"
+    retouch(photos / "1.png", bit=0)
+    run(photos, base)
+    run_layer(photos, base, layer)
+    before = tars(layer)
+    size = (photos / "1.png").stat().st_size
+    retouch(photos / "1.png")
+    assert (photos / "1.png").stat().st_size == size
+    assert "done again" in run(photos, base, "--redo-changed")
+    said = run_layer(photos, base, layer, "--redo-changed")
+    assert f"{SAYS}: 1.png" in said and "done again" in said
+    after = tars(layer)
+    assert after.keys() == before.keys() and sum(after[name] != before[name] for name in after) == 1
+    run(photos, tmp_path / "base2")
+    run_layer(photos, tmp_path / "base2", tmp_path / "layer2")
+    assert all_same(batches(base, layer), batches(tmp_path / "base2", tmp_path / "layer2"))
+
+
+def test_a_copy_of_the_source_is_told_of_and_serves_a_layer(
+    photos: Path, tmp_path: Path, run: Run, run_layer: Run
+) -> None:
+    run(photos, tmp_path / "base")
+    for path in photos.iterdir():
+        later(path)
+    assert "taken to be the same" in run_layer(photos, tmp_path / "base", tmp_path / "layer")
