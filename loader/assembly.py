@@ -5,6 +5,7 @@ Opening reads manifests and nothing else, however many shards there are; tars wi
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,8 +87,9 @@ def assemble(paths: Paths, settings: Settings, world_size: int) -> Assembly:
     else:
         counts = [source.samples(select.members, select.columns) for source in sources]
         if not any(count.any() for count in counts):
-            urls = ", ".join(source.files.url for source in sources)
-            raise ValueError(f"{urls}: no sample there; `latentmill verify PATH` says what is")
+            urls = [source.files.url for source in sources]
+            cure = f"`latentmill verify {shlex.quote(urls[0])}` says what is"
+            raise ValueError(f"{', '.join(urls)}: no sample there; {cure}")
     _check_cache(sources, counts, settings)
     firsts = np.cumsum([0, *(len(count) for count in counts)]).tolist()
     return Assembly(

@@ -133,7 +133,7 @@ def run(config: Config) -> str:
     size = sum(shard.bytes for shard in split.shards)
     return (
         f"{config.output}: {split.samples:,} samples in {len(split.shards):,} shards, {size / 1e9:.2f} GB, "
-        f"{time.monotonic() - started:.1f} s (`{command('verify')} {config.output}` proves it whole)"
+        f"{time.monotonic() - started:.1f} s (`{command('verify', config.output)}` proves it whole)"
     )
 
 

@@ -106,7 +106,7 @@ def work(session: "Session | RaySession") -> None:
         bar.end(split.rows)
         joined = joined_of(session, split) if is_main() and new is not None else ""
     if is_main():
-        print(summary(split, new, stats, time.monotonic() - started), flush=True)
+        print(summary(config.output, split, new, stats, time.monotonic() - started), flush=True)
         if joined:
             print(joined, flush=True)
         if not split.samples:

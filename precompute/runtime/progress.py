@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -85,8 +86,8 @@ def rounded(count: int) -> str:
     return str(tqdm.format_sizeof(count)) if count >= 1000 else str(count)
 
 
-def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
-    """The table at the end: what the folder holds, then this run. new: samples written by it, all processes, None where
+def summary(output: Path | str, split: Split, new: int | None, stats: Stats, seconds: float) -> str:
+    """The table at the end: what the folder or store `output` holds, then this run. new: samples written by it, all processes, None where
     it finished no unit; seconds: its wall time."""
     rows: list[tuple[str, Any]] = [("rows read", split.rows), ("written", split.samples)]
     rows += [("rejected", sum(split.rejected.values()))]
@@ -98,9 +99,9 @@ def summary(split: Split, new: int | None, stats: Stats, seconds: float) -> str:
         rows += [(f"  {kind}", count) for kind, count in split.caption_kinds.items()]
     lines = [f"{name:<22}{count:>10,}" for name, count in rows]
     if split.rejected:
-        lines += [f"  (which, and why: the .parquet beside each tar, or `{command('preview')}`)"]
+        lines += [f"  (which, and why: the .parquet beside each tar, or `{command('preview', output)}`)"]
     if new is None:
-        done = f"all of it by earlier runs; nothing was left to do (`{command('verify')}` proves it whole)"
+        done = f"all of it by earlier runs; nothing was left to do (`{command('verify', output)}` proves it whole)"
         return "\n".join([*lines, done])
     lines += [f"{'time':<18}{seconds:>12,.1f} s", f"{'images/s':<18}{new / max(stats.seconds, 1e-9):>14,.1f}"]
     if stats.images:

@@ -119,9 +119,7 @@ def check_layout(store: Store, markers: dict[str, Marker], unknown: set[str]) ->
                     what = f"the marker lists {name}, which is not there"
                     cure = f"bring it back, or {redo(stem)}"
                     if name.endswith(".tar"):
-                        cure += (
-                            f"; after --delete-pushed {command('verify', 'hf://datasets/USER/REPO')} instead"
-                        )
+                        cure += f"; after --delete-pushed `{command('verify', 'hf://datasets/USER/REPO')}` instead"
                     yield Finding(shard.name, "", what, cure)
     for name in sorted(files.keys() - known):
         stem, _, suffix = name.rpartition(".")

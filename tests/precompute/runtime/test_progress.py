@@ -257,7 +257,11 @@ def test_what_was_finished_before_counts_and_is_in_no_rate() -> None:
 def test_the_table_at_the_end_says_it(tmp_path: Path) -> None:
     split = Split({}, 1, (), {"undecodable": 2})
     text = summary(
-        split, 10, Stats(10, 12.0, reading=1, decoding=4, writing=2, idle=2, device=5, awaited=2), 13.0
+        "latents",
+        split,
+        10,
+        Stats(10, 12.0, reading=1, decoding=4, writing=2, idle=2, device=5, awaited=2),
+        13.0,
     )
     rows = dict(line.rsplit(maxsplit=1) for line in io.StringIO(text).read().splitlines())
     assert rows["device waited"] == "50%" and rows["bottleneck"] == "decoding"
