@@ -9,8 +9,8 @@ import pytest
 from loader import make_loader
 from precompute import choose, run
 from precompute.encode.openclip import EXTRA
+from tests.support.keyed_shards import write_shards
 from tests.support.launching import SMALL_TOY
-from tests.support.made_up_shards import write_shards
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from builders.download.fetch import Downloader
 _SKIPPED = ("demo", "folder", "webdataset")  # read what is on the machine already
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     started = sys.argv[0] if sys.argv[0].startswith("latentmill ") else "python -m builders.download"
     parser = argparse.ArgumentParser(
         started, description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -55,7 +55,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 if every file is there, 1 if one is not, 130 after Ctrl-C."""
     try:
-        return _fetch(_parse(arguments))
+        return _fetch(parse(arguments))
     except KeyboardInterrupt:
         print("interrupted. What has arrived stays: run the same command again", file=sys.stderr)
         return 130

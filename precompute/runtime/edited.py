@@ -25,27 +25,21 @@ def look(records: Records | BaseRecords) -> dict[int, Stamp]:
 def redo_changed(
     records: Records | BaseRecords, keeper: ManifestKeeper, sources: Mapping[int, Stamp], redo: bool
 ) -> str:
-    """What is to be said of source files that changed since their unit was finished. redo: these units begin anew.
-
-    Raises UsageError where a layer would be made of other pictures than its base.
-    """
+    """What is to be said of source files that changed since their unit was finished. redo: these units begin anew."""
     units, names = _changed(records, keeper.sources_then(), sources)
-    lines = [told(len(units), names, redo)] if units else []
-    if isinstance(records, BaseRecords):
-        to_do = sources.keys() - (keeper.finished - set(units if redo else ()))
-        lines += _check_base(records, records.sources_then(to_do), sources)
     if redo:
         keeper.redo(units)
-    return "\n".join(lines)
+    return told(len(units), names, redo) if units else ""
 
 
-def _check_base(
-    records: BaseRecords, then: Mapping[int, dict[str, Any]], sources: Mapping[int, Stamp]
-) -> list[str]:
+def check_base(records: BaseRecords, keeper: ManifestKeeper, sources: Mapping[int, Stamp], redo: bool) -> str:
     """What is to be said of files that have another time than when the base was made, as a copy of them has too.
 
-    Raises UsageError where they have another size.
+    Raises UsageError where they have another size, so that what is to be done would be of other pictures than the base.
     """
+    again, _ = _changed(records, keeper.sources_then(), sources)
+    to_do = sources.keys() - (keeper.finished - set(again if redo else ()))
+    then = records.sources_then(to_do)
     units, names = _changed(records, then, sources)
     if any(then[unit].get("sizes") != sources[unit].sizes for unit in units):
         raise UsageError(
@@ -54,7 +48,7 @@ def _check_base(
             "into an empty --output"
         )
     what = f"another time than when --beside {records.base_url} was made: {listed(names)}; of the same size, and taken to be the same"
-    return [what] if units else []
+    return what if units else ""
 
 
 def _changed(

@@ -35,7 +35,7 @@ from precompute.input.records import Records, SourceOptions
 from precompute.input.stamps import Stamp
 from precompute.input.units import Unit
 from precompute.runtime.beside import NOTHING, check_new, layer_recipe, layer_records, like_base
-from precompute.runtime.edited import look, redo_changed
+from precompute.runtime.edited import check_base, look, redo_changed
 from precompute.runtime.leases import UnitLeases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.progress import default_threads
@@ -107,10 +107,14 @@ class Session:
             check_new(encoder.fields, recipe, base)
             recipe = layer_recipe(recipe, base, added, config.max_captions)
         keeper = ManifestKeeper(destination, recipe, encoder.fields, records.plan)
+        sources, since_base = look(records), ""
+        if isinstance(records, BaseRecords):
+            keeper.look()
+            since_base = check_base(records, keeper, sources, config.redo_changed)
         keeper.start()
         reopened = keeper.reopen(config.retry_rejected)
-        sources = look(records)
         changed = redo_changed(records, keeper, sources, config.redo_changed)
+        changed = "\n".join(line for line in (changed, since_base) if line)
         # What stands for a caption that is dropped, the base has.
         write_null_caption(destination, [] if added else texts, keeper.null_caption)
         resolutions = config.resolutions if image_encoder else ()

@@ -55,6 +55,11 @@ class ManifestKeeper:
 
     def start(self) -> Manifest:
         """Write the first manifest, or hold the one that is there against ours. Raises RecipeMismatch."""
+        self.look()
+        return self._update()
+
+    def look(self) -> None:
+        """Hold what is there against ours, and write nothing. Raises RecipeMismatch."""
         there = self._output.get(MANIFEST)
         if there is not None:
             try:
@@ -65,7 +70,7 @@ class ManifestKeeper:
                 ) from error
             self._compare(manifest.recipe, manifest.splits.get(self._split))
             self.null_caption = manifest.null_caption
-        return self._update()
+        self._read(self._look())
 
     def refresh(self) -> Manifest:
         """The manifest that this process leaves at its end, of all markers.

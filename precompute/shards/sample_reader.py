@@ -62,12 +62,12 @@ def spread(markers: dict[str, Marker], split: str, count: int) -> Iterator[tuple
         free = [i for i, (_, marker) in enumerate(chosen) if shares[i] < marker.samples]
         shares[min(free, key=shares.__getitem__)] += 1
     for (stem, marker), share in zip(chosen, shares, strict=True):
-        for shard, taken in zip(marker.shards, _taken(marker.shards, share), strict=True):
+        for shard, taken in zip(marker.shards, taken_of(marker.shards, share), strict=True):
             if taken:
                 yield stem, marker, shard, taken
 
 
-def _taken(shards: Sequence[Shard], share: int) -> list[int]:
+def taken_of(shards: Sequence[Shard], share: int) -> list[int]:
     """Samples of each shard of a unit: of shards in source order from the first on, of shards by shape of each in turn."""
     taken = [0] * len(shards)
     for _ in range(min(share, sum(shard.samples for shard in shards))):

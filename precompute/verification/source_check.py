@@ -80,7 +80,7 @@ def check_source(
                 if marker.recipe.get("bucket_step"):  # a shard a bucket: in order within each alone
                     ours.sort(key=lambda row: str(row["key"]))
                     theirs.sort(key=lambda row: row[0])
-                yield from _compare(stem, ours, theirs)
+                yield from compare_unit(stem, ours, theirs)
     if records is not None and records.source.dataset in LISTED and records.source.data_dir is not None:
         yield from check_listing(records.source.data_dir, records.source.dataset, manifest, sources)
 
@@ -95,7 +95,7 @@ def _rows(store: Store, marker: Marker, cure: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _compare(
+def compare_unit(
     stem: str, ours: list[dict[str, Any]], theirs: list[tuple[str, str | None, str | None, list[str]]]
 ) -> Iterator[Finding]:
     keys, source_keys = [row["key"] for row in ours], [key for key, *_ in theirs]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 

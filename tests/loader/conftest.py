@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.made_up_shards import write_shards
+from tests.support.keyed_shards import write_shards
 
 
 @pytest.fixture(autouse=True)

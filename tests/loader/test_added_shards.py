@@ -8,7 +8,7 @@ import pytest
 
 from loader import make_loader
 from loader.state import Part, ShardSet, unit_of
-from tests.support.made_up_shards import write_shards
+from tests.support.keyed_shards import write_shards
 
 OPTIONS: dict[str, Any] = {
     "resolution": 256,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loader import bench
-from tests.support.made_up_shards import FIELDS, write_layer, write_shards
+from tests.support.keyed_shards import FIELDS, write_layer, write_shards
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

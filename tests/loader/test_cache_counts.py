@@ -12,7 +12,7 @@ import pytest
 
 from loader import make_loader
 from tests.support.faulty_server import Server, serve
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 
 ROOT = Path(__file__).parents[2]
 IMAGE = [field for field in FIELDS if field.name == "moments_256"]

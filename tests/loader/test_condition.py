@@ -20,7 +20,7 @@ from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from tests.support.faulty_server import serve
-from tests.support.made_up_shards import FIELDS, arrays
+from tests.support.keyed_shards import FIELDS, arrays
 
 MEMBERS = ["caption_latents"]
 SIZES = [6, 1, 9, 5]  # samples of each shard

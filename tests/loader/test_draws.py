@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from loader import draw, make_loader, order
 from tests.support.binomial import assert_frequency
-from tests.support.made_up_shards import SCALE, arrays
+from tests.support.keyed_shards import SCALE, arrays
 
 OPTIONS = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "shuffle": False}
 EPOCHS, SAMPLES = 4, 100

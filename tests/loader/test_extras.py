@@ -16,7 +16,7 @@ import webdataset
 
 from loader import DataError, make_loader
 from loader.extras import read_extras
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 
 EXTRAS = (
     "key",

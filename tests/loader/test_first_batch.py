@@ -19,7 +19,7 @@ from loader.format import Field
 from loader.stopping import Stopped
 from tests.support.batches import all_same, same
 from tests.support.faulty_server import Fault, Handler, Server, ignore_range, serve, status, wrong_bytes
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.waiting import wait_until
 
 IMAGE = [field for field in FIELDS if field.name == "moments_256"]

@@ -21,7 +21,7 @@ from loader.format import Manifest, Marker
 from loader.npy import npy_array, npy_bytes
 from loader.sidecar import read_sidecar
 from loader.tar_headers import tar_members
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.mutations import damage, mutated_json
 
 MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "250"))

@@ -15,7 +15,7 @@ import torch
 from loader import as_webdataset, make_loader
 from loader.format import FormatError, Manifest
 from tests.support.faulty_server import serve
-from tests.support.made_up_shards import write_shards
+from tests.support.keyed_shards import write_shards
 
 
 class Evil:

@@ -16,7 +16,7 @@ from loader import FormatError, LatentDataset, as_webdataset, make_loader
 from loader.format import MANIFEST
 from tests.support.batches import all_same
 from tests.support.faulty_server import Server, serve
-from tests.support.made_up_shards import FIELDS, write_layer, write_shards
+from tests.support.keyed_shards import FIELDS, write_layer, write_shards
 
 SIZES = [9, 4, 0, 8, 7]
 BASE = [field for field in FIELDS if field.name in ("moments_256", "moments_256_flipped", "caption_latents")]

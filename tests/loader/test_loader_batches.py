@@ -15,7 +15,7 @@ from loader import DataError, LatentDataset, make_loader, noise
 from loader.batch import Work
 from loader.format import Field
 from loader.order import ATTEMPTS
-from tests.support.made_up_shards import FIELDS, SCALE, D, T, arrays, write_shards
+from tests.support.keyed_shards import FIELDS, SCALE, D, T, arrays, write_shards
 
 
 def one_epoch(path: Path, batch_size: int = 10, **options: Any) -> list[dict[str, Any]]:

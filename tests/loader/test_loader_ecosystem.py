@@ -17,7 +17,7 @@ import torch
 import loader.streams
 from loader import LatentDataset, as_webdataset, make_loader
 from loader.reader import BatchReader
-from tests.support.made_up_shards import arrays
+from tests.support.keyed_shards import arrays
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

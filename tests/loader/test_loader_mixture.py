@@ -14,7 +14,7 @@ from loader.format import MANIFEST, Field, npy_bytes
 from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
-from tests.support.made_up_shards import arrays, write_shards
+from tests.support.keyed_shards import arrays, write_shards
 
 
 def test_a_mixture_holds_its_weights_and_says_so(shards: Path, more_shards: Path) -> None:

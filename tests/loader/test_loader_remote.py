@@ -31,7 +31,7 @@ from tests.support.faulty_server import (
     status,
     wrong_bytes,
 )
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

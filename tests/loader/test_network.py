@@ -16,7 +16,7 @@ import loader.transport
 from loader import DataError, FormatError, make_loader
 from loader.printable import printable
 from tests.support.faulty_server import Fault, Handler, Server, serve, status
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.waiting import Clock
 
 OPTIONS: dict[str, Any] = {"extras": ["key"], "seed": 1, "shuffle_window": 20}

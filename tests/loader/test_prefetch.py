@@ -11,7 +11,7 @@ import pytest
 import loader.remote
 from loader import make_loader
 from tests.support.faulty_server import Server, serve, status
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.waiting import wait_until
 
 ONE_FIELD = [field for field in FIELDS if field.name == "moments_256"]

@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 import loader.remote
 from loader import DataError, as_webdataset, make_loader
 from loader.transport import FsspecTransport
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.waiting import wait_until
 
 IMAGE = [field for field in FIELDS if field.name == "moments_256"]

@@ -16,7 +16,7 @@ from loader import make_loader
 from loader.cache import Cache
 from tests.support.calls import Calls
 from tests.support.faulty_server import serve
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 
 IMAGE = [field for field in FIELDS if field.name == "moments_256"]
 DATA = b"abc" * 100

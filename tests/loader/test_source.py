@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from loader import make_loader
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 
 ONE_FIELD = [field for field in FIELDS if field.name == "moments_256"]
 

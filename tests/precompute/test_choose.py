@@ -11,7 +11,7 @@ from precompute.choose import Config
 from precompute.errors import UsageError
 from tests.support.faulty_server import serve
 from tests.support.forked import run_command
-from tests.support.made_up_shards import FIELDS, write_layer, write_shards
+from tests.support.keyed_shards import FIELDS, write_layer, write_shards
 
 
 @pytest.fixture

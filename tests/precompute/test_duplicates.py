@@ -13,8 +13,8 @@ from loader import make_loader
 from precompute import choose, pack, verify
 from precompute.errors import UsageError
 from precompute.shards.near_duplicates import near_duplicates
+from tests.support.keyed_shards import write_shards
 from tests.support.launching import TOY, run_here
-from tests.support.made_up_shards import write_shards
 
 PHOTOGRAPHS = (
     "astronaut",

@@ -225,7 +225,7 @@ def batches(base: Path, layer: Path) -> Iterable[Any]:
     return make_loader((base, layer), 1, resolution=32, posterior="mean", extras=["key"])
 
 
-def retouch(path: Path, bit: int = 1) -> None:
+def retouch(path: Path, bit: int = 64) -> None:
     """Change one bit of one pixel, and keep the size of the file: what is stored changes, and nothing that a sidecar says."""
     pixels = np.asarray(Image.open(path)).copy()
     pixels[0, 0, 0] ^= bit

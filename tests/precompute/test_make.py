@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.utils import httpx
 
 import builders
-from builders.download.__main__ import _parse
+from builders.download.__main__ import parse
 from loader.format import Manifest
 from precompute import make, preview, push, run, verify
 from precompute.errors import UsageError
@@ -91,7 +91,7 @@ def test_every_command_is_one_that_its_script_takes(tmp_path: Path, small: bool,
         )
         arguments = step.command[place + 1 :]
         if step.verb == "download":
-            options = _parse(arguments)
+            options = parse(arguments)
             assert options.dataset == [step.dataset] and options.name == ("small" if small else None)
             assert (options.links is not None) == (step.dataset == "sa1b")
         else:

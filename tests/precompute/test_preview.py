@@ -16,13 +16,13 @@ from precompute.report.figures import near_pairs, perceptual_hash
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
 from precompute.report.tiles import Card, Tile
 from precompute.shards import sample_reader
-from precompute.shards.sample_reader import _taken, pick_samples
+from precompute.shards.sample_reader import pick_samples, taken_of
 from precompute.shards.store import Store
 from precompute.verification.decode_check import psnr
 from precompute.verification.read_folder import read_markers
 from precompute.verification.verdict import last_verdict
+from tests.support.finished_folder import RECIPE, write_shards
 from tests.support.forked import run_command
-from tests.support.made_shards import RECIPE, write_shards
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -114,9 +114,9 @@ def test_the_report_says_when_it_was_verified_and_what_has_changed_since(demo: P
 
 def test_the_sheet_takes_from_every_shape_of_a_unit_and_from_the_start_of_others() -> None:
     shapes = [SimpleNamespace(samples=5, bucket="8x8"), SimpleNamespace(samples=1, bucket="8x4")]
-    assert _taken(shapes, 4) == [3, 1]
+    assert taken_of(shapes, 4) == [3, 1]
     plain = [SimpleNamespace(samples=5, bucket=""), SimpleNamespace(samples=5, bucket="")]
-    assert _taken(plain, 7) == [5, 2] and _taken(plain, 99) == [5, 5]
+    assert taken_of(plain, 7) == [5, 2] and taken_of(plain, 99) == [5, 5]
 
 
 def test_the_sheet_is_spread_over_one_long_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

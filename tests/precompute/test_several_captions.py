@@ -21,7 +21,7 @@ from loader.format import Manifest
 from precompute import run, verify
 from precompute.encode.text import open_text_encoder
 from tests.support import tiny_models
-from tests.support.made_shards import write_manifest, write_shards
+from tests.support.finished_folder import write_manifest, write_shards
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 

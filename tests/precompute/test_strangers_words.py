@@ -15,7 +15,7 @@ from precompute import choose
 from precompute.encode.text import open_text_encoder
 from precompute.errors import ModelError, UsageError, one_line_errors
 from tests.support import tiny_models
-from tests.support.made_shards import write_shards
+from tests.support.finished_folder import write_shards
 
 ESCAPES = "a\x1b]0;pwned\x07\x9b2J\u202ename\r"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.faulty_store import FaultyStore
-from tests.support.made_up_shards import FIELDS, write_shards
+from tests.support.keyed_shards import FIELDS, write_shards
 
 DOCS = Path(__file__).parents[3] / "docs" / "scale.md"
 

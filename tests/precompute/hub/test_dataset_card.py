@@ -10,7 +10,7 @@ from huggingface_hub import DatasetCard
 import builders
 from loader.format import Manifest, Split
 from precompute.hub.dataset_card import render_card, source_info
-from tests.support.made_shards import RECIPE, write_manifest, write_shards
+from tests.support.finished_folder import RECIPE, write_manifest, write_shards
 
 
 @pytest.fixture

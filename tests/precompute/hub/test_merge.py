@@ -25,8 +25,7 @@ from precompute.push import Config
 from precompute.shards.markers import manifest_of
 from precompute.shards.unit_writer import SidecarRow
 from tests.precompute.hub.test_push import REPO
-from tests.support.loopback_hub import Blob, LoopbackHub
-from tests.support.made_shards import (
+from tests.support.finished_folder import (
     FIELDS,
     RECIPE,
     members_of,
@@ -35,6 +34,7 @@ from tests.support.made_shards import (
     write_shards,
     write_unit,
 )
+from tests.support.loopback_hub import Blob, LoopbackHub
 
 
 @pytest.fixture

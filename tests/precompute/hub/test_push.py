@@ -21,8 +21,8 @@ from precompute.hub.retry import PushError
 from precompute.push import Config
 from precompute.shards import store
 from tests.support import loopback_hub
+from tests.support.finished_folder import RECIPE, write_manifest, write_shards, write_unit
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.made_shards import RECIPE, write_manifest, write_shards, write_unit
 
 REPO = "owner/photos-latents"
 

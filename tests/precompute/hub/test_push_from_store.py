@@ -16,8 +16,8 @@ from precompute.shards.output_folder import OutputFolder
 from tests.precompute.hub.test_push import REPO, contents, few_files, never_names_a_missing_shard, there
 from tests.precompute.hub.test_run_and_push import config
 from tests.support.faulty_store import KEYS, FaultyStore
+from tests.support.finished_folder import write_shards
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.made_shards import write_shards
 
 
 def test_the_command_and_again_and_deleting(

@@ -15,9 +15,9 @@ import pytest
 
 from loader import as_webdataset
 from precompute import run
+from tests.support.finished_folder import write_shards
 from tests.support.launching import tars
 from tests.support.loopback_hub import LoopbackHub
-from tests.support.made_shards import write_shards
 from tests.support.waiting import wait_until
 
 ROOT = Path(run.__file__).parents[1]

@@ -18,7 +18,7 @@ from precompute.report.figures import Figures, Reject
 from precompute.report.formatting import flatten
 from precompute.report.page import render
 from precompute.report.tiles import Card, Tile
-from tests.support.made_shards import RECIPE, write_shards
+from tests.support.finished_folder import RECIPE, write_shards
 from tests.support.worker import TOY
 
 ATTACK = "<script>document.title='owned'</script>\"'><img src=https://example.invalid/x onerror=alert(1)>{{recipe}}"

@@ -7,7 +7,7 @@ import pytest
 
 from precompute.shards.markers import manifest_of, marker_paths, read_marker
 from precompute.verification.check_folder import check_markers
-from tests.support.made_shards import write_shards
+from tests.support.finished_folder import write_shards
 
 
 @pytest.mark.parametrize(("unit", "is_told"), [(2, False), (3, True), (4, True)])

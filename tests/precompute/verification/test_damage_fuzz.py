@@ -19,7 +19,7 @@ import pytest
 from loader import make_loader
 from loader.format import MANIFEST, NULL_CAPTION, Marker
 from precompute import verify
-from tests.support.made_shards import write_shards
+from tests.support.finished_folder import write_shards
 
 MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "100"))
 ODD: list[Any] = [None, -1, 0, 1, 7, 2**31, 0.25, True, False, "", "x", "../x", [], {}]

@@ -26,8 +26,8 @@ from precompute.verification import read_folder
 from precompute.verification.caption_check import check_caption_states
 from precompute.verification.check_folder import Finding
 from precompute.verification.decode_check import compare, psnr
-from precompute.verification.source_check import _compare
-from tests.support.made_shards import FIELDS
+from precompute.verification.source_check import compare_unit
+from tests.support.finished_folder import FIELDS
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 from tests.support.tiny_models import save_clip
@@ -286,7 +286,7 @@ def test_a_source_that_has_other_rows(demo: Path, tmp_path: Path) -> None:
 
 
 def test_rows_are_compared_with_their_source() -> None:
-    """What _compare says of a unit, for every way in which shards and source can differ."""
+    """What compare_unit says of a unit, for every way in which shards and source can differ."""
     row = {"key": "a", "status": "ok", "caption": "one"}
     other = {"key": "b", "status": "too_small", "caption": None}
     source = [("a", None, "one", ["one"]), ("b", "too_small", None, [])]
@@ -294,7 +294,7 @@ def test_rows_are_compared_with_their_source() -> None:
     def said(
         ours: list[dict[str, Any]], theirs: list[tuple[str, str | None, str | None, list[str]]]
     ) -> list[tuple[str, str]]:
-        return [(finding.key, finding.what) for finding in _compare("train-00000", ours, theirs)]
+        return [(finding.key, finding.what) for finding in compare_unit("train-00000", ours, theirs)]
 
     assert said([row, other], source) == []
     assert said([row], source) == [("b", "a source row that is neither written nor rejected")]

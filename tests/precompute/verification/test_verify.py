@@ -22,9 +22,8 @@ from precompute.shards.output_folder import write_file
 from precompute.shards.tar_writer import TarWriter
 from precompute.shards.unit_writer import SidecarRow
 from precompute.verification.check_folder import Finding
-from tests.support import made_shards
-from tests.support.forked import run_command
-from tests.support.made_shards import (
+from tests.support import finished_folder
+from tests.support.finished_folder import (
     FIELDS,
     RECIPE,
     members_of,
@@ -33,6 +32,7 @@ from tests.support.made_shards import (
     write_shards,
     write_unit,
 )
+from tests.support.forked import run_command
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_an_array_of_another_kind(shards: Path, data: bytes, what: str) -> None:
 def test_a_shape_unlike_the_others_of_its_shard(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With buckets a shard's images may have any shape, but all the same one."""
     free = (dataclasses.replace(FIELDS[0], shape=(8, None, None)), FIELDS[1])
-    monkeypatch.setattr(made_shards, "FIELDS", free)
+    monkeypatch.setattr(finished_folder, "FIELDS", free)
     monkeypatch.setattr(sys.modules[__name__], "FIELDS", free)
     output = write_shards(shards.parent / "free")
     assert findings(output) == []

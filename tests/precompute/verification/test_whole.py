@@ -23,7 +23,7 @@ from precompute.verification.check_folder import Finding
 from precompute.verification.check_shard import value_fault
 from precompute.verification.read_folder import read_markers
 from tests.precompute.verification.test_verify import findings, only, remark, rewrite
-from tests.support.made_shards import FIELDS, members_of, write_shards
+from tests.support.finished_folder import FIELDS, members_of, write_shards
 
 
 @pytest.fixture
