@@ -34,6 +34,7 @@ class OtherRecords(Records):
     def __init__(self, source: SourceOptions) -> None:
         super().__init__(source)
         self._rules = ImageCaptionConfig(caption_cleaning=self._cleaning, min_image_size=1)
+        self.num_rows = self.num_rows or self._published
         self._bytes_read = 0  # of the images of the unit in work
 
     @property
@@ -53,11 +54,6 @@ class OtherRecords(Records):
         self._caption_files = CaptionFiles(source.captions, source.captions_order, [CAPTION_KIND])
         self.joined = self._caption_files.joined
         return {}
-
-    @property
-    def num_rows(self) -> int | None:
-        """Also what its publisher says of the split; not where options may name a part of it."""
-        return super().num_rows or self._published
 
     def _checked(self, dataset: Any) -> Any:
         dataset = dataset if self.source.prepare else self._typed(dataset)
@@ -88,6 +84,7 @@ class OtherRecords(Records):
     def _identify_sources(self, builder: Any) -> str | None:
         """A hash of the names and sizes of local files; None for the Hub's, whose commit is in the recipe."""
         split, published = self.source.split, builder.info.splits or {}
+        # What its publisher says of the split; options may name a part of it.
         whole = not self.source.options and self.source.data_dir is None and split in published
         self._published = (published[split].num_examples or None) if whole else None
         self._data_files = (builder.config.data_files or {}).get(split, ())

@@ -30,7 +30,7 @@ from precompute.errors import SourceError, UsageError
 from precompute.input.faults import innermost, may_pass
 from precompute.input.options import parse_options
 from precompute.input.row_values import unit_key
-from precompute.input.units import Unit
+from precompute.input.units import Unit, rows_of
 
 logger = logging.getLogger("precompute")
 
@@ -68,7 +68,8 @@ class SourceOptions:
 class Records(ABC):
     """The rows of one split, dealt out by unit.
 
-    recipe: what of the dataset determines values. plan: what the units are. joined: files of captions. Raises UsageError.
+    recipe: what of the dataset determines values. plan: what the units are. num_rows: of all units, None where it is
+    not known before they are read. joined: files of captions. Raises UsageError.
     """
 
     # How the plan names the dataset; a local path is another one on each machine.
@@ -83,6 +84,7 @@ class Records(ABC):
         self._dataset, builder, identity = self._open()
         self.recipe = self._recipe(builder)
         self.units = self._units()
+        self.num_rows = rows_of(self.units)
         self.plan: Plan = {
             "dataset": self.name,
             "parts": getattr(builder.config, "parts", None),
@@ -104,16 +106,6 @@ class Records(ABC):
     def left_out(self, unit: Unit) -> Mapping[str, int]:
         """Files of the source that belong to no row, by reason, of a unit whose rows have been read to the end."""
         return {}
-
-    @property
-    def num_rows(self) -> int | None:
-        """Rows of all units, where they are known before they are read."""
-        return sum((unit.stop or 0) - unit.start for unit in self.units) if self._is_cut else None
-
-    @property
-    def _is_cut(self) -> bool:
-        """Whether units are ranges of rows."""
-        return self.source.prepare or self.source.limit is not None
 
     def files(self, unit: Unit) -> Sequence[str]:
         """Local files that a unit is read from, as far as they are known."""

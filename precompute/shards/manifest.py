@@ -48,6 +48,7 @@ class ManifestKeeper:
     def __init__(self, output: Destination, recipe: Recipe, fields: list[Field], plan: Plan) -> None:
         self._output, self._split = output, output.split
         self._recipe, self._fields, self._plan = recipe, fields, plan
+        self._ours = recipe, plan
         self._markers: dict[Key, Marker] = {}
         self._due = 0.0
         self._seen: Hashable = None
@@ -68,7 +69,7 @@ class ManifestKeeper:
                 raise FormatError(
                     f"{self._output}/{MANIFEST}: {error}. Remove it: it is made anew from the markers"
                 ) from error
-            self._compare(manifest.recipe, manifest.splits.get(self._split))
+            _compare(self._output, manifest.recipe, manifest.splits.get(self._split), self._ours)
             self.null_caption = manifest.null_caption
         self._read(self._look())
 
@@ -185,17 +186,17 @@ class ManifestKeeper:
                 continue
             marker = parse_marker(f"{self._output}/{key[0]}", data)
             plan = Split(marker.plan, 0, (), {}) if marker.split == self._split else None
-            self._compare(marker.recipe, plan)
+            _compare(self._output, marker.recipe, plan, self._ours)
             self._markers[key] = marker
 
-    def _compare(self, recipe: Recipe, split: Split | None) -> None:
-        different = recipe_differences(recipe, self._recipe)
-        if split is not None:
-            different += recipe_differences(split.plan, self._plan, "plan")
-        if different:
-            lines = "\n  ".join(different)
-            cure = GROWN if all(line.startswith("plan.") for line in different) else SAME
-            cure = REBASED if all(line.startswith("plan.base.") for line in different) else cure
-            raise RecipeMismatch(
-                f"--output {self._output}: it holds shards of another recipe:\n  {lines}\n{cure}"
-            )
+
+def _compare(output: Destination, recipe: Recipe, split: Split | None, ours: tuple[Recipe, Plan]) -> None:
+    """Hold a recipe and a split that lie at the output against our recipe and plan. Raises RecipeMismatch."""
+    different = recipe_differences(recipe, ours[0])
+    if split is not None:
+        different += recipe_differences(split.plan, ours[1], "plan")
+    if different:
+        lines = "\n  ".join(different)
+        cure = GROWN if all(line.startswith("plan.") for line in different) else SAME
+        cure = REBASED if all(line.startswith("plan.base.") for line in different) else cure
+        raise RecipeMismatch(f"--output {output}: it holds shards of another recipe:\n  {lines}\n{cure}")
