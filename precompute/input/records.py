@@ -68,8 +68,8 @@ class SourceOptions:
 class Records(ABC):
     """The rows of one split, dealt out by unit.
 
-    recipe: what of the dataset determines values. plan: what the units are. num_rows: of all units, None where it is
-    not known before they are read. joined: files of captions. Raises UsageError.
+    recipe: what of the dataset determines values. plan: what the units are. num_rows: of all units, None where only reading tells.
+    joined: files of captions. Raises UsageError.
     """
 
     # How the plan names the dataset; a local path is another one on each machine.
@@ -194,8 +194,7 @@ class Records(ABC):
         if self.source.prepare:
             rows = min(len(self._dataset), limit) if limit is not None else len(self._dataset)
             step = self.source.samples_per_shard
-            starts = enumerate(range(0, rows, step))
-            return [Unit(i, 0, start, min(start + step, rows)) for i, start in starts]
+            return [Unit(i, 0, at, min(at + step, rows)) for i, at in enumerate(range(0, rows, step))]
         if limit is None:
             return [Unit(i, i) for i in range(self._dataset.num_shards)]
         units: list[Unit] = []
@@ -210,9 +209,8 @@ class Records(ABC):
         if self.source.prepare:
             yield from self._dataset.select(range(unit.start, unit.stop or len(self._dataset)))
             return
-        for index, row in enumerate(
-            self._dataset.shard(num_shards=self._dataset.num_shards, index=unit.shard)
-        ):
+        shard = self._dataset.shard(num_shards=self._dataset.num_shards, index=unit.shard)
+        for index, row in enumerate(shard):
             if index >= unit.start:
                 yield row
             if unit.stop is not None and index + 1 >= unit.stop:
