@@ -40,26 +40,22 @@ class TarWriter:
         self.position = 0
         self._file = open(path, "xb", buffering=0)  # a new one: no link that somebody has laid is followed
         self._chunk = free_chunk()
-        self._filled = 0
+        self._filled = self._padding = 0
         self._sha256 = hashlib.sha256()
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._behind: deque[Future[None]] = deque()
 
     def add(self, name: str, *data: Buffer) -> int:
         """Append one member, whose contents may come in parts, and return the offset of its data, in bytes."""
-        size = sum(map(len, data))
-        self.put(tar_header(name, size))
-        offset = self.position
+        offset = self._begin(name, sum(map(len, data)))
         for part in data:
             self.put(part)
-        self.put(bytes(-size % BLOCK))
         return offset
 
     def copy(self, name: str, descriptor: int, start: int, size: int) -> int:
         """Append one member that lies in another file, read straight to where it is written from. Raises FormatError where that
         ends early."""
-        self.put(tar_header(name, size))
-        offset, end = self.position, start + size
+        offset, end = self._begin(name, size), start + size
         while start < end:
             if self._filled == CHUNK:
                 self._turn()
@@ -68,14 +64,13 @@ class TarWriter:
                 raise FormatError(f"the tar that {name} is copied from ends early")
             self._filled, start = self._filled + count, start + count
         self.position += size
-        self.put(bytes(-size % BLOCK))
         return offset
 
     def close(self) -> Future[str]:
         """Write the end of the archive. The rest goes on behind: the result, the sha256 of the whole file, is there once
         the file is synced to disk, and may raise OSError."""
-        end = self.position + 2 * BLOCK
-        self.put(bytes(2 * BLOCK + -end % RECORD))
+        end = self.position + self._padding + 2 * BLOCK
+        self.put(bytes(self._padding + 2 * BLOCK + -end % RECORD))
         self.flush()
         sha256 = self._hasher.submit(self._finish)
         self._hasher.shutdown(wait=False)
@@ -86,6 +81,12 @@ class TarWriter:
         self._hasher.shutdown(cancel_futures=True)
         with contextlib.suppress(OSError):
             self._file.close()
+
+    def _begin(self, name: str, size: int) -> int:
+        """Fill up the member before, and append a header; where the data of this one begin."""
+        self.put(bytes(self._padding) + tar_header(name, size))
+        self._padding = -size % BLOCK
+        return self.position
 
     def put(self, data: Buffer) -> None:
         """Append bytes: a header, or a part of a member."""
