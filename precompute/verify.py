@@ -88,6 +88,9 @@ class ModelFlags:
     text_encoder: Annotated[tuple[str, ...], takes("[NAME=]ID ...")] = ()
     """Text encoders to compare with, where they came from a folder. Default: those that the recipe names."""
 
+    features: Annotated[tuple[str, ...], takes("NAME=ID ...")] = ()
+    """Vision models to compare features with, where they came from a folder. Default: those that the recipe names."""
+
 
 @dataclass(frozen=True)
 class Config(ModelFlags, SourceFlags, MainFlags):
@@ -190,8 +193,9 @@ def check_meaning(
         from precompute.verification.decode_check import check_likeness
         from precompute.verification.recipe_models import Models
 
-        models = Models(config.vae, config.text_encoder)
-        likeness = check_likeness(store, manifest, markers, config.decode, where, models)
+        models = Models(config.vae, config.text_encoder, config.features)
+        base = opening(config)(config.beside) if config.beside else None
+        likeness = check_likeness(store, manifest, markers, config.decode, where, models, base)
         report.psnr, report.notes = likeness.psnr, likeness.notes
         yield from likeness.findings
     if config.source:
@@ -206,8 +210,8 @@ def check_flags(config: Config) -> None:
     if config.decode < 0 or config.num_threads < 1:
         flag = "--decode" if config.decode < 0 else "--num-threads"
         raise UsageError(f"{flag}: give a positive number")
-    if not config.decode and (config.vae or config.text_encoder):
-        flag = "--vae" if config.vae else "--text-encoder"
+    if not config.decode and (config.vae or config.text_encoder or config.features):
+        flag = "--vae" if config.vae else "--text-encoder" if config.text_encoder else "--features"
         raise UsageError(f"{flag}: nothing is decoded; give --decode N too")
     if not config.decode and config.source is None and (config.data_dir or config.options):
         flag = "--data-dir" if config.data_dir else "--options"

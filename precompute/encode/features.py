@@ -79,6 +79,17 @@ def parse_features(value: str) -> FeatureSpec:
     return FeatureSpec(name, model, layer, size, options.get("subfolder"), "pooled" in options)
 
 
+def features_value(recipe: dict[str, Any], model: str) -> str:
+    """The `--features` of an encoder's part of a recipe, of that model."""
+    query = [
+        f"layer={recipe['layer']}",
+        f"size={recipe['size']}",
+        *(["pooled"] if recipe.get("pooled") else []),
+    ]
+    query += [f"subfolder={recipe['subfolder']}"] if recipe.get("subfolder") else []
+    return f"{recipe['name']}={model}?{'&'.join(query)}"
+
+
 class FeatureEncoder:
     """A vision model with its normalisation.
 

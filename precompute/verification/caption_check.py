@@ -44,7 +44,7 @@ def check_caption_states(
                 continue
             stored = sample.of_caption(spec, number)
             distances = [
-                _distance(stored, as_numbers(arrays[names[spec.name]], spec.dtype)) for arrays in again
+                distance(stored, as_numbers(arrays[names[spec.name]], spec.dtype)) for arrays in again
             ]
             nearest = int(np.argmin(distances))
             if distances[place] > TEXT or distances[nearest] < distances[place] / 2:
@@ -65,12 +65,13 @@ def check_null(store: Store, encoder: TextEncoder) -> Iterator[Finding]:
     again = encoder.encode([""])[0]
     for spec in encoder.fields:
         stored, array = (as_numbers(of[spec.name], spec.dtype) for of in (arrays, again))
-        if (distance := _distance(stored, array)) > TEXT:
-            what = f"{spec.name} is not that of the empty caption (off by {min(distance, 9.99):.0%})"
+        if (off := distance(stored, array)) > TEXT:
+            what = f"{spec.name} is not that of the empty caption (off by {min(off, 9.99):.0%})"
             yield Finding(NULL_CAPTION, "", what, f"remove it and {rerun()}: it is made anew")
 
 
-def _distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+def distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """How far `a` is from `b`, as a share of the norm of `b`; infinite where it is of another shape."""
     if a.shape != b.shape:
         return float("inf")
     b = b.astype(np.float32)

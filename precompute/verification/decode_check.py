@@ -23,7 +23,13 @@ from precompute.shards.sample_reader import Sample, per_channel, pick_samples, r
 from precompute.shards.store import Store
 from precompute.verification.caption_check import check_caption_states, check_null, check_texts
 from precompute.verification.check_folder import Finding, redo
-from precompute.verification.recipe_models import Models, recipe_image_encoder, recipe_text_encoders
+from precompute.verification.feature_check import Crops, check_features
+from precompute.verification.recipe_models import (
+    Models,
+    recipe_feature_encoders,
+    recipe_image_encoder,
+    recipe_text_encoders,
+)
 from precompute.verification.source_check import find_records, source_pixels
 
 UInt8 = npt.NDArray[np.uint8]
@@ -45,16 +51,27 @@ class Likeness:
 
 
 def check_likeness(
-    store: Store, manifest: Manifest, markers: dict[str, Marker], count: int, where: Where, models: Models
+    store: Store,
+    manifest: Manifest,
+    markers: dict[str, Marker],
+    count: int,
+    where: Where,
+    models: Models,
+    base: Store | None = None,
 ) -> Likeness:
-    """Look at `count` samples of every split. Raises PrecomputeError where there is no model to decode with."""
+    """Look at `count` samples of every split. base: of a layer, which says where its crops lie.
+
+    Raises PrecomputeError where there is no model to decode with.
+    """
     result = Likeness()
     # A layer may be of text alone, or of pictures alone.
     has_images = bool(manifest.recipe.get("image_encoder"))
     encoder = recipe_image_encoder(manifest.recipe, models) if has_images else None
     result.findings += check_encoder(encoder, manifest) if encoder else ()
-    if any(spec.kind == "features" for spec in manifest.fields):
-        result.notes.append("features were not made again")
+    crops = Crops(manifest.recipe, base)
+    text_encoders, notes = recipe_text_encoders(manifest.recipe, models)
+    feature_encoders, others = recipe_feature_encoders(manifest.recipe, models)
+    result.notes += [*notes, *others]
     for split in manifest.splits:
         samples = pick_samples(store, markers, split, count)
         records = source_records(manifest, split, samples, where, result.notes)
@@ -62,10 +79,10 @@ def check_likeness(
         for spec in manifest.fields:
             if encoder and spec.kind in ("moments", "latents"):
                 _look(samples, images, spec, encoder, manifest.recipe, result)
+        for one in feature_encoders:
+            result.findings += check_features(samples, images, one, manifest.recipe, crops, result.notes)
         result.findings += check_texts(samples, records)
-        encoders, notes = recipe_text_encoders(manifest.recipe, models)
-        result.notes += notes
-        for text_encoder in encoders:
+        for text_encoder in text_encoders:
             result.findings += check_caption_states(samples, text_encoder, manifest.fields)
             if not manifest.recipe.get("captions"):
                 result.findings += check_null(store, text_encoder)

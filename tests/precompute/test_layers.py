@@ -25,6 +25,7 @@ from tests.support.launching import leftovers, tars
 from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
+from tests.support.swapped import swap_members
 from tests.support.tiny_models import save_tiny
 
 TOYS: dict[str, Any] = {"vae": "toy", "dtype": "float32", "batch_size": 3, "num_threads": 1}
@@ -236,6 +237,14 @@ def test_decode_holds_a_layers_captions_and_pictures_against_their_own(
     assert not findings(folder / "text", decode=6, text_encoder=(SECOND,), **base)
     source = {"decode": 6, "source": "builders/webdataset", "data_dir": raw}
     assert not findings(folder / "large", **source, **base)
+    swapped = shutil.copytree(folder / "large", tmp_path / "large")
+    one, other, *_ = pq.read_table(swapped / "train-00000-01.parquet", filters=[("status", "=", "ok")])[
+        "key"
+    ].to_pylist()
+    name = next(field.member for field in manifest_of(swapped).fields)
+    swap_members(swapped, f"{one}.{name}", f"{other}.{name}")
+    found = findings(swapped, **source, **base)
+    assert any(f"{one}: " in line and f"decodes to the source of {other}" in line for line in found)
     # Its rows get other captions.
     copy = shutil.copytree(folder / "text", tmp_path / "text")
     path = copy / "train-00000-01.parquet"

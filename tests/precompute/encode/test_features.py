@@ -15,6 +15,7 @@ from precompute.errors import ModelError, UsageError
 from precompute.input.pixels import read_picture
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
+from tests.support.swapped import swap_members
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -171,7 +172,28 @@ def test_a_layer_of_features_is_what_is_made_at_once(
         assert torch.equal(one["image_latents"], other["image_latents"])
     assert len({batch["features_dino"].shape for batch in joined}) == (2 if shape else 1)
     for folder, options in ((whole, {}), (tmp_path / "dino", {"beside": str(base)})):
-        assert not list(verify.verify(verify.Config(str(folder), **options), verify.Report("", "")))
+        options = {**options, "decode": 8, "features": features, "data_dir": raw}
+        assert not told(folder, **options)
+        keys = ("00000-00", "00000-02")
+        for name in ("features_dino", *(["features_dino_flipped"] if flip else [])):
+            swap_members(folder, *(f"{key}.{name}.npy" for key in keys))
+            found = told(folder, **options)
+            assert len(found) == 2
+            for line, key, other in zip(found, keys, keys[::-1], strict=True):
+                assert f"{key}: {name} is that of the source of {other}" in line
+            swap_members(folder, *(f"{key}.{name}.npy" for key in keys))
+    if flip:
+        for key in keys:
+            swap_members(whole, f"{key}.features_dino.npy", f"{key}.features_dino_flipped.npy")
+        found = told(whole, decode=8, features=features, data_dir=raw)
+        assert len(found) == 4 and all("is that of its source mirrored" in line for line in found)
+
+
+def told(folder: Path, **options: Any) -> list[str]:
+    return [
+        str(finding)
+        for finding in verify.verify(verify.Config(str(folder), **options), verify.Report("", ""))
+    ]
 
 
 def test_features_are_of_the_crop_and_turn_with_the_picture(models: Path, raw: Path, tmp_path: Path) -> None:
