@@ -118,10 +118,6 @@ class JoinedSource:
         whole = self._join(number, [], []).rows
         return rows.take(np.searchsorted(base.read_table(number, [], []).rows, whole))
 
-    def whole(self, number: int) -> I64:
-        """Which rows of a shard's sidecars are samples, whole in all parts. Raises OSError or FormatError."""
-        return self._join(number, [], []).rows
-
     def cached_as(self, number: int) -> list[str]:
         """Names of its tars in the cache; none where they are local."""
         return [name for part in self._used for name in part.cached_as(number)]

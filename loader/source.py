@@ -84,10 +84,6 @@ class ManifestSource:
         """The folders that samples are joined of: this one."""
         return [self]
 
-    def whole(self, number: int) -> I64:
-        """Which rows of a shard's sidecar are samples. Raises OSError or FormatError."""
-        return self.read_table(number, [], []).rows
-
     @property
     def shards(self) -> Sequence[Shard]:
         """The shards of the split, in order of unit."""

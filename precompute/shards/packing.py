@@ -3,6 +3,7 @@
 The index has one record batch a shard, mapped into memory and not read, so that what a process holds does not grow with the rows.
 """
 
+import functools
 import json
 import os
 import tempfile
@@ -181,17 +182,22 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
 
     Raises FormatError where one lacks a column, or says of a member that it lies outside its tar.
     """
+    tables = []
     for place, part in enumerate(source.parts):
         members = [*(field.name for field in part.fields), *(() if place else TEXTS)]
         try:
-            part.read_table(number, members, [tokens_column(f.name) for f in part.fields if f.captions > 1])
+            tokens = [tokens_column(f.name) for f in part.fields if f.captions > 1]
+            tables.append(part.read_table(number, members, tokens))
         except KeyError as error:
             raise FormatError(
                 f"{part.files.url}/{part.names[number]}.parquet has no column {error}"
             ) from error
         except FormatError as error:
             raise FormatError(f"{part.files.url}/{error}") from error
-    rows = pa.array(source.whole(number)[samples])
+        if not tables[-1].keys.equals(tables[0].keys):
+            raise FormatError(f"{part.files.url}: {part.names[number]} has other rows than the base")
+    whole = functools.reduce(np.intersect1d, [table.rows for table in tables])
+    rows = pa.array(whole[samples])
     columns: dict[str, Any] = {}
     for part in source.parts:
         with os.fdopen(part.open_sidecar(number), "rb") as file:
@@ -204,6 +210,7 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
 def _check_extras(table: pa.Table) -> None:
     for key, extras in zip(table["key"].to_pylist(), table["extras"].to_pylist(), strict=True):
         try:
-            json.loads(extras or "{}")
+            if extras and extras != "{}":
+                json.loads(extras)
         except ValueError as error:
             raise FormatError(f"{key}: its extras are no JSON ({error})") from error

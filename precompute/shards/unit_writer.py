@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loader.field_names import further_kind
@@ -153,7 +154,10 @@ class UnitWriter:
         group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
         shard: the name of the one that it goes into, of whatever size; in a layer, where all rows of a unit have one.
         """
-        self._kinds += _embedded_kinds({**row.columns, "caption_kinds": row.caption_kinds})
+        counts = {
+            name: len(tokens) for name, tokens in row.columns.items() if name.startswith("caption_tokens")
+        }
+        self._kinds += _embedded_kinds(row.caption_kinds, counts)
         place = Place(shard, None if shard else group)
         if not shard and place in self._open and self._open[place].samples == self._samples_per_shard:
             self._close(place)
@@ -168,11 +172,15 @@ class UnitWriter:
     ) -> None:
         """All samples of a unit of one shard. rows: what the sidecar keeps of them, places aside. pieces: of each where the members
         with these extensions lie, adjacent in the tar."""
-        names = [
-            name for name in rows.column_names if name == "caption_kinds" or name.startswith("caption_tokens")
-        ]
-        for row in rows.select(names).to_pylist():
-            self._kinds += _embedded_kinds(row)
+        names = [name for name in rows.column_names if name.startswith("caption_tokens")]
+        lengths = [pc.list_value_length(rows[name]).to_pylist() for name in names]
+        alike = Counter(
+            zip(map(tuple, rows["caption_kinds"].fill_null([]).to_pylist()), *lengths, strict=True)
+        )
+        for (kinds, *counts), count in alike.items():
+            known = {name: n for name, n in zip(names, counts, strict=True) if n is not None}
+            for kind, embedded in _embedded_kinds(kinds, known).items():
+                self._kinds[kind] += count * embedded
         self._shard(Place(None, group), group).copy(rows, extensions, pieces)
 
     def reject(self, row: SidecarRow, reason: str, group: Hashable = None, shard: str | None = None) -> None:
@@ -258,14 +266,13 @@ def _bucket_name(group: Hashable) -> str:
     return "+".join(f"{width}x{height}" for height, width, *_ in shapes)
 
 
-def _embedded_kinds(columns: Mapping[str, Any]) -> Counter[str]:
-    """Count by kind the captions of a row that are embedded."""
-    counts: dict[str, int] = {}
-    for name, tokens in columns.items():
-        if name.startswith("caption_tokens") and tokens is not None:
-            kind = further_kind(name)
-            counts[kind] = min(len(tokens), counts.get(kind, len(tokens)))
-    return Counter((columns.get("caption_kinds") or ())[: counts.pop("", 0)]) + Counter(counts)
+def _embedded_kinds(kinds: Sequence[str], counts: Mapping[str, int]) -> Counter[str]:
+    """Count by kind the captions of a row that are embedded. counts: how many, by column of their tokens."""
+    fewest: dict[str, int] = {}
+    for name, count in counts.items():
+        kind = further_kind(name)
+        fewest[kind] = min(count, fewest.get(kind, count))
+    return Counter(kinds[: fewest.pop("", 0)]) + Counter(fewest)
 
 
 def _record(row: SidecarRow, status: str) -> dict[str, Any]:
