@@ -1,6 +1,7 @@
 """A folder of shards and the layers beside it as one dataset: the fields of all, of the samples that are whole in all.
 
-A layer has the base's shards by name, and in each the same rows in the same order; so a sample is the same row of each.
+A layer has a shard for each of the base's, in their order, and in each the same rows in the same order; so a sample is the same row
+of each. Their names are the base's too, but where a store had another file of that name already.
 """
 
 import copy
@@ -24,6 +25,7 @@ from loader.recipe import BASE, Recipe, joined_recipe
 from loader.sidecar import I64, Table
 from loader.sidecar_schema import described_columns
 from loader.source import ManifestSource, OpenShard
+from loader.state import unit_of
 from loader.tar_source import TarSource
 
 log = logging.getLogger("loader")
@@ -225,7 +227,7 @@ def _checked(parts: Sequence[ManifestSource | TarSource]) -> list[ManifestSource
     base, *layers = known
     if BASE in base.recipe:
         raise ValueError(
-            f"{base.files.url} is a layer: name the folder that it was made beside first, as in (base, layer)"
+            f"{base.files.url} is a layer: name what it was made beside first, as in (base, layer)"
         )
     owner = {picture_place(field.name): base for field in base.fields}
     for layer in layers:
@@ -260,6 +262,11 @@ def _check_further(parts: Sequence[ManifestSource], recipe: Recipe) -> None:
             )
 
 
+def _rows_of(source: ManifestSource) -> list[tuple[int, int]]:
+    """(unit, rows) of each shard, in order."""
+    return [(unit_of(shard.name), shard.rows) for shard in source.shards]
+
+
 def _check_layer(base: ManifestSource, layer: ManifestSource) -> None:
     named, beside = layer.files.url, layer.plan.get(BASE)
     if BASE not in layer.recipe or not isinstance(beside, dict):
@@ -271,14 +278,14 @@ def _check_layer(base: ManifestSource, layer: ManifestSource) -> None:
         )
     if beside.get("rows") != rows_hash(base.shards):
         raise ValueError(
-            f"{base.files.url} has changed since the layer {named} was made; make the layer again, in an empty folder"
+            f"{base.files.url} has changed since the layer {named} was made; make the layer again, with another --output"
         )
     if layer.missing:
         raise ValueError(
             f"{named} lacks {layer.missing} of {layer.plan['units']} units; run the command that makes it again, "
             "which finishes it"
         )
-    if layer.names != base.names:
+    if _rows_of(layer) != _rows_of(base):
         raise ValueError(
             f"{named} has not the shards of {base.files.url}; verify it with --beside {base.files.url}"
         )

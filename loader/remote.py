@@ -163,7 +163,7 @@ class RemoteFolder:
             yield b""
         while not end or have() < end:
             try:
-                for chunk in self.transport.stream(name, have()):
+                for chunk in self.transport.stream(name, have(), end):
                     failures, come = 0, come + len(chunk)
                     yield chunk
                     if come >= pace.LEAST:

@@ -22,6 +22,7 @@ from loader.http_ranges import AHEAD, HttpRanges, Put, Span
 from loader.printable import printable
 
 CHUNK = 1 << 20
+LARGEST = 1 << 28  # bytes of a file whose size is not known: folders.py, remote.py
 TIMEOUT = 30.0  # seconds without a byte, after which a connection counts as dead
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 UNREACHED = 30.0  # seconds to try a server that never answered, where the network itself is missing
@@ -48,8 +49,8 @@ class Transport(Protocol):
     def address(self, name: str) -> str:
         """A URL that others can open, with the secrets that it takes."""
 
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
-        """The bytes of a file from `start`; first b"" if the server begins at 0 instead.
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from `start`; first b"" if it begins at 0 instead. end: size of the file; 0: it is not known.
 
         Raises FileNotFoundError, PermissionError, Interrupted, or an OSError that no waiting mends.
         """
@@ -86,7 +87,7 @@ class HttpTransport:
         )
         return urllib.parse.urlunsplit(parts)
 
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
         address = urllib.parse.urlsplit(self.address(name))._replace(netloc=self._host)
         # The address is one of http or https, by which this transport was chosen; redirects keep to them.
         request = urllib.request.Request(urllib.parse.urlunsplit(address))  # noqa: S310
@@ -180,8 +181,13 @@ class FsspecTransport:
         files, root = self._folder()
         return files.open(f"{root}/{name}", "rb")
 
-    def stream(self, name: str, start: int) -> Iterator[bytes]:
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
         try:
+            if not end:
+                # In one request: between two, a manifest that grows may become another file.
+                yield from [b""] if start else []
+                yield self._whole(name)
+                return
             with self.open(name) as file:
                 file.seek(start)
                 while chunk := file.read(CHUNK):
@@ -212,6 +218,18 @@ class FsspecTransport:
             found: dict[Span, bytes] = {}
             self.read_spans(spans[begin : begin + AHEAD], found.__setitem__)
             yield from map(found.__getitem__, spans[begin : begin + AHEAD])
+
+    def _whole(self, name: str) -> bytes:
+        """A small file as it is at one moment, and no more of it than anybody takes."""
+        files, root = self._folder()
+        try:
+            return bytes(files.cat_file(f"{root}/{name}", start=0, end=LARGEST + 1))
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception:
+            if files.size(f"{root}/{name}"):
+                raise
+            return b""  # of which there is no range
 
     def _meaning(self, error: Exception) -> OSError:
         what, kind = f"{type(error).__name__}: {printable(error)}", type(error).__name__

@@ -32,7 +32,7 @@ from precompute.errors import UsageError, one_line_errors
 from precompute.flags import takes
 from precompute.report.duplicates import without_duplicates
 from precompute.shards.near_duplicates import MOST
-from precompute.shards.output_folder import write_file
+from precompute.shards.output_folder import open_folder, write_file
 
 PATIENCE = 60.0  # seconds
 DISTANCE = 6  # bits; different photographs are 20 and more apart
@@ -152,8 +152,8 @@ def keys_of(source: ManifestSource | JoinedSource, chosen: list[I64]) -> pa.Chun
 
 
 def _write(path: Path, keys: pa.ChunkedArray) -> None:
+    open_folder("--output", path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         out = io.BytesIO()
         pq.write_table(pa.table({"key": keys}), out)
         write_file(path, out.getvalue())

@@ -9,7 +9,7 @@ import tyro
 
 from builders.core.account import REASONS
 from loader.format import SHARD_NAME
-from precompute.cloud.place import PLACE, check_place, is_url
+from precompute.cloud.place import PLACE, check_options, check_place, check_scratch, is_url
 from precompute.encode.presets import Model
 from precompute.encode.stored import Store
 from precompute.errors import UsageError
@@ -28,9 +28,9 @@ class MainFlags:
     """Folder for the shards, or s3://, gs:// or az://BUCKET/PREFIX. Processes that share it share the work."""
 
     beside: Annotated[str | None, takes("BASE")] = None
-    """BASE, a folder with finished shards or hf://datasets/USER/REPO[@REVISION]: add fields to its samples, as a layer in
-    --output. Captions are those in the shards; images are read out of the source again, and held by key. What is to be made is
-    named: --text-encoder, --vae or --resolutions."""
+    """BASE, a folder with finished shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX: add fields to
+    its samples, as a layer in --output. Captions are those in the shards; images are read out of the source again, and held by
+    key. What is to be made is named: --text-encoder, --vae or --resolutions."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +164,12 @@ class ShardFlags:
     """Samples a tar holds at most; with --prepare, rows of a unit."""
 
     scratch: Annotated[Path | None, takes("FOLDER")] = None
-    """With --output to a store: folder on a disk here for the units in work and those on their way, four at most. Default:
+    """With --output to a store: folder on a disk here for the units in work and those on their way, three at most. Default:
     the system's for temporary files."""
 
     store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
-    """With --output to a store: NAME=VALUE for its client, such as endpoint=https://HOST, region=auto, profile=NAME or
-    anonymous=true; repeat for several. What is not given comes from the environment. Written down nowhere."""
+    """With --output to a store, or --beside in one: NAME=VALUE for its client, such as endpoint=https://HOST, region=auto,
+    profile=NAME or anonymous=true; repeat for several. What is not given comes from the environment. Written down nowhere."""
 
 
 @dataclass(frozen=True)
@@ -270,15 +270,9 @@ def check(config: Config) -> None:
 def check_store(config: Config) -> None:
     """Raises UsageError where a flag and the kind of --output do not go together."""
     if not is_url(config.output):
-        for flag, given in {"--scratch": config.scratch, "--store-option": config.store_option}.items():
-            if given:
-                raise UsageError(f"{flag}: only with --output to a store, as in s3://BUCKET/PREFIX")
-    elif config.beside:
-        raise UsageError(
-            f"--beside {config.beside}: the shards of a layer have the names of its base's, which a store cannot promise where a "
-            "process dies. Write the layer to a folder"
-        )
+        check_scratch(config.scratch, config.output)
+        check_options(config.store_option, config.beside)
     elif config.max_disk:
         raise UsageError(
-            f"--max-disk {config.max_disk:g}: a store does not fill up, and --scratch holds four units at most. Leave it out"
+            f"--max-disk {config.max_disk:g}: a store does not fill up, and --scratch holds three units of a process at most. Leave it out"
         )

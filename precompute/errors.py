@@ -12,6 +12,7 @@ PrecomputeError
 import contextlib
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,16 +53,20 @@ class LostLease(PrecomputeError):
 
 
 @contextlib.contextmanager
-def output_errors(output: Path | str) -> Iterator[None]:
-    """Turn what the system says of the output folder into an OutputError. Reading has errors of its own."""
+def output_errors(output: Path | str, scratch: Path | None = None) -> Iterator[None]:
+    """Turn what the system says of the output folder into an OutputError. Reading and stores have errors of their own.
+
+    scratch: the folder here where output is in a store; default: the system's.
+    """
     try:
         yield
     except PrecomputeError:
         raise
     except OSError as error:
-        raise OutputError(
-            f"--output {output}: {error}. Nothing finished is lost: mend that and run again"
-        ) from error
+        place, cure = f"--output {output}", "mend that"
+        if isinstance(output, str) and error.errno is not None:
+            place, cure = f"--scratch {scratch or tempfile.gettempdir()}", "mend that, or name a larger disk,"
+        raise OutputError(f"{place}: {error}. Nothing finished is lost: {cure} and run again") from error
 
 
 @contextlib.contextmanager

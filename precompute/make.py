@@ -20,6 +20,7 @@ from typing import Annotated
 
 import tyro
 
+from precompute.cloud.place import is_url
 from precompute.commands import executable, parse, script, words
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
 from precompute.flags import takes
@@ -116,6 +117,8 @@ def lacks(config: Config, recipe: MakeRecipe) -> Iterator[str]:
         yield from writing_lacks("--push-to", config.push_to)
     if any("openclip:" in word for word in recipe.run_flags(config.flags)) and find_spec("open_clip") is None:
         yield 'openclip: not installed; pip install "latentmill[openclip]", or from a checkout pip install -e ".[openclip]"'
+    if is_url(str(config.latents)):
+        yield f"--latents {config.latents}: a URL, and make writes to a folder; run its steps by hand, with --output"
     launcher = shlex.split(config.launch)[:1]
     if not launcher or shutil.which(executable(launcher)[0]) is None:
         yield f"--launch {config.launch}: no such command"

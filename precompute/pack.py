@@ -27,7 +27,15 @@ from loader.recipe import BASE, Plan, Recipe
 from loader.remote import open_files
 from loader.source import ManifestSource
 from loader.tar_source import TarSource
-from precompute.cloud.place import PLACE, check_options, check_place, is_url, open_output, store_options
+from precompute.cloud.place import (
+    PLACE,
+    check_options,
+    check_place,
+    check_scratch,
+    is_url,
+    open_output,
+    store_options,
+)
 from precompute.commands import command, parse
 from precompute.errors import UsageError, one_line_errors, output_errors
 from precompute.flags import takes
@@ -101,6 +109,7 @@ def run(config: Config) -> str:
         flag = "--samples-per-shard" if config.samples_per_shard < 1 else "--lease-timeout"
         raise UsageError(f"{flag}: give more than 0")
     check_place("--output", config.output)
+    check_scratch(config.scratch, config.output)
     check_options(config.store_option, config.output, *config.inputs)
     started = time.monotonic()
     condition = Condition(config.where, config.keys, config.subset)
@@ -146,17 +155,13 @@ def open_sources(config: Config) -> list[Shards]:
     groups: list[list[int]] = []
     for number, source in enumerate(alone):
         if not isinstance(source, ManifestSource):
-            raise UsageError(
-                f"{source.files.url}: it has no manifest.json; name the --output folder of a run"
-            )
+            raise UsageError(f"{source.files.url}: it has no manifest.json; name the --output of a run")
         if source.missing:
             raise UsageError(
                 f"{source.files.url}: {source.missing} units are not finished; finish them first"
             )
         if BASE in source.recipe and not groups:
-            raise UsageError(
-                f"{source.files.url}: it is a layer; name the folder that it lies beside before it"
-            )
+            raise UsageError(f"{source.files.url}: it is a layer; name what it lies beside before it")
         if BASE in source.recipe:
             groups[-1].append(number)
         else:
@@ -233,7 +238,7 @@ def copy_null_caption(output: Destination, source: Shards) -> None:
 def main() -> None:
     config = parse("pack", Config, __doc__)
     logging.basicConfig(format="%(message)s")
-    with one_line_errors(), output_errors(config.output):
+    with one_line_errors(), output_errors(config.output, config.scratch):
         print(run(config))
 
 

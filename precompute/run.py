@@ -173,7 +173,7 @@ def main() -> None:
         library.disable_progress_bar()
         library.set_verbosity_error()
     stop_on_sigterm()
-    with one_line_errors(), output_errors(config.output):
+    with one_line_errors(), output_errors(config.output, config.scratch):
         run(config)
 
 

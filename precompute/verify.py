@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from loader.format import Manifest, Marker
-from precompute.cloud.place import check_options, open_shards
+from precompute.cloud.place import check_options, is_store, open_shards, options_for, removal
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
 from precompute.flags import takes
@@ -149,7 +149,7 @@ class Report:
 
 def verify(config: Config, report: Report) -> Iterator[Finding]:
     """Every fault, as it is found; fills in the report on the way. Raises UsageError for flags that cannot be."""
-    store = opening(config)(config.output)
+    store = opened(config, config.output)
     folder = read_markers(store)
     markers, manifest = folder.markers, folder.manifest
     yield from folder.findings
@@ -164,7 +164,7 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
         rejected = sum(split.rejected.values())
         report.splits[name] = {"samples": split.samples, "rejected": rejected, "rows": split.rows}
     if config.beside:
-        yield from check_beside(store, expected, markers, config.beside, opening(config))
+        yield from check_beside(store, expected, markers, config.beside, functools.partial(opened, config))
     if config.source or config.decode:  # first: a flag that is wrong shows in seconds
         yield from check_meaning(store, expected, markers, config, report)
     report.bytes = 0 if config.quick else sum(s.bytes for m in markers.values() for s in m.shards)
@@ -175,9 +175,9 @@ def verify(config: Config, report: Report) -> Iterator[Finding]:
     )
 
 
-def opening(config: Config) -> Callable[[str], Store]:
-    """What opens shards by their URL."""
-    return functools.partial(open_shards, options=config.store_option)
+def opened(config: Config, url: str) -> Store:
+    """The shards there, of the layer or of its base. Raises UsageError."""
+    return open_shards(url, options_for(url, config.output, config.store_option))
 
 
 def check_meaning(
@@ -194,7 +194,7 @@ def check_meaning(
         from precompute.verification.recipe_models import Models
 
         models = Models(config.vae, config.text_encoder, config.features)
-        base = opening(config)(config.beside) if config.beside else None
+        base = opened(config, config.beside) if config.beside else None
         likeness = check_likeness(store, manifest, markers, config.decode, where, models, base)
         report.psnr, report.notes = likeness.psnr, likeness.notes
         yield from likeness.findings
@@ -233,6 +233,8 @@ def run(config: Config) -> int:
     report.seconds = time.monotonic() - started
     if "://" not in config.output:
         keep_verdict(Path(config.output).expanduser(), report.verdict, mode)
+    if is_store(config.output) and any("emove" in finding.cure for finding in report.findings):
+        report.notes.append(f"remove there: `{removal(config.output)}`, or by any other client of the store")
     if config.json:
         print(json.dumps({"whole": not report.findings, **dataclasses.asdict(report)}, indent=1))
         return report.exit_code

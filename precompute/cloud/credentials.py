@@ -8,7 +8,7 @@ from precompute.errors import UsageError
 MARGIN = 300  # seconds before their end in which they are asked for anew
 
 
-def aws_credentials(profile: str | None) -> tuple[Callable[[], Any] | None, str | None]:
+def aws_credentials(place: str, profile: str | None) -> tuple[Callable[[], Any] | None, str | None]:
     """What gives the credentials of this moment, and the region set beside them; None each where there are none, or
     where botocore is missing: then the client looks at the environment by itself. Raises UsageError."""
     try:
@@ -26,7 +26,7 @@ def aws_credentials(profile: str | None) -> tuple[Callable[[], Any] | None, str 
         region = session.get_config_variable("region")
     except BotoCoreError as error:
         raise UsageError(
-            f"--output: AWS credentials cannot be had ({error}). Log in again, or set AWS_PROFILE"
+            f"{place}: AWS credentials cannot be had ({error}). Log in again, or set AWS_PROFILE"
         ) from error
     if found is None:
         return None, region

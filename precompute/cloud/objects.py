@@ -22,7 +22,8 @@ TRIES = 3  # of that: whoever finishes sweeps what processes that died have left
 
 @dataclass(frozen=True)
 class Found:
-    """An object. key: below the prefix; time: when it was last written, in ns by the store's clock."""
+    """An object. key: below the prefix; tag: its ETag without quotes, which Azure's listings leave out; time: when it was last
+    written, in ns by the store's clock."""
 
     key: str
     size: int
@@ -32,7 +33,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Version:
-    """What a swap holds an object against. tag: in listings too; generation: of GCS, empty elsewhere."""
+    """What a swap holds an object against. tag: its ETag; generation: of GCS, empty elsewhere."""
 
     tag: str
     generation: str = ""
@@ -40,6 +41,10 @@ class Version:
     @classmethod
     def of(cls, answer: Any) -> Self:
         return cls(answer["e_tag"] or "", answer["version"] or "")
+
+    def is_of(self, found: Found) -> bool:
+        """Whether an object has this version still."""
+        return self.tag.strip('"') == found.tag
 
     @property
     def condition(self) -> Any:
@@ -149,6 +154,5 @@ class Objects:
 
 
 def _found(entry: Any) -> Found:
-    return Found(
-        entry["path"], entry["size"], entry["e_tag"] or "", int(entry["last_modified"].timestamp() * 1e9)
-    )
+    tag, written = (entry["e_tag"] or "").strip('"'), int(entry["last_modified"].timestamp() * 1e9)
+    return Found(entry["path"], entry["size"], tag, written)

@@ -23,10 +23,10 @@ def open_stores(
 
     Raises UsageError.
     """
-    config: dict[str, Any] = store_config(options)
+    place, config = f"{flag} {url}".strip(), dict[str, Any](store_config(options))
     extra: dict[str, Any] = {"retry_config": {"max_retries": 5, "retry_timeout": WITHIN}}
     if url.startswith("s3:") and "skip_signature" not in config and "access_key_id" not in config:
-        provider, region = aws_credentials(config.pop("profile", None))
+        provider, region = aws_credentials(place, config.pop("profile", None))
         if provider:
             extra["credential_provider"] = provider
         if region and "region" not in config:
@@ -42,7 +42,6 @@ def open_stores(
             "obstore's client configuration are"
         ) from error
     except BaseError as error:
-        place = f"{flag} {url}".strip()
         raise UsageError(f"{place}: {first_line(error)}. Check the URL and --store-option") from error
 
 

@@ -56,8 +56,13 @@ def is_url(output: Path | str) -> bool:
 
 
 def is_store(output: Path | str) -> bool:
+    return _store_of(output) in STORES
+
+
+def _store_of(output: Path | str) -> str | None:
+    """`s3` and its like; None of a folder."""
     match = SCHEME.fullmatch(output) if isinstance(output, str) else None
-    return match is not None and match["scheme"] in STORES
+    return match["scheme"] if match else None
 
 
 def open_output(
@@ -80,6 +85,7 @@ def open_finished(
     """Open where a run's shards lie already. Raises UsageError."""
     check_place("", output)
     check_options(options, output)
+    check_scratch(scratch, output)
     if not is_url(output):
         if not Path(output).is_dir():
             raise UsageError(f"{output}: no such folder. Name the --output folder of a run")
@@ -103,8 +109,11 @@ def _open_store(
     return OutputStore(client, split, folder)
 
 
-def open_shards(url: str, options: Sequence[str] = ()) -> Store:
-    """Open shards to read, in a folder, on the Hub or in a store, which `options` are for. Raises UsageError."""
+def open_shards(url: str, options: Sequence[str] = (), patience: float | None = None) -> Store:
+    """Open shards to read, in a folder, on the Hub or in a store, which `options` are for. Raises UsageError.
+
+    patience: seconds of pauses after which a store is given up; default: a minute, for whoever only reads can come back.
+    """
     if not is_store(url):
         return Store(url)
     check_place("", url)
@@ -112,7 +121,23 @@ def open_shards(url: str, options: Sequence[str] = ()) -> Store:
         from precompute.cloud.store_reader import StoreReader
     except ImportError as error:
         raise _missing(url, error) from error
-    return Store(url, StoreReader(url, options))
+    return Store(url, StoreReader(url, options, *([patience] if patience is not None else [])))
+
+
+def options_for(url: str, output: Path | str, options: Sequence[str]) -> Sequence[str]:
+    """`--store-option` as far as it is for `url`: it is for `output`, and for all that lies in a store of its kind."""
+    return options if not is_store(output) or _store_of(url) == _store_of(output) else ()
+
+
+def removal(url: str) -> str:
+    """The command that removes a file NAME of a place in a store, by the cloud's own tool."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    bucket, _, prefix = rest.partition("/")
+    return {
+        "s3": f"aws s3 rm s3://{rest}/NAME",
+        "gs": f"gcloud storage rm gs://{rest}/NAME",
+        "az": f"az storage blob delete --container-name {bucket} --name {prefix}/NAME",
+    }[scheme]
 
 
 def store_options(paths: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
@@ -122,6 +147,12 @@ def store_options(paths: Sequence[str], options: Sequence[str]) -> dict[str, Any
         return storage_options(stores[0], options) if stores else {}
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def check_scratch(scratch: Path | None, output: Path | str) -> None:
+    """Raises UsageError where --scratch is given, and nothing goes through it."""
+    if scratch is not None and not is_url(output):
+        raise UsageError(f"--scratch {scratch}: only with a store, as in s3://BUCKET/PREFIX")
 
 
 def check_options(options: Sequence[str], *places: Path | str | None) -> None:

@@ -52,7 +52,7 @@ class StoreControls:
 
     def read(self, name: str) -> bytes:
         mine, listed = self._mine.get(name), self._listed.get(name)
-        if mine is not None and listed is not None and mine[2].tag == listed.tag:
+        if mine is not None and listed is not None and mine[2].is_of(listed):
             return mine[0]
         if mine is None and listed is not None and name in self._others:
             return self._others[name]

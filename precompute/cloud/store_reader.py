@@ -12,12 +12,13 @@ BLOCK = 1 << 20
 
 
 class StoreReader:
-    """The files below a URL. options: `--store-option NAME=VALUE`. Raises UsageError; reading raises StoreError, an OSError."""
+    """The files below a URL. options: `--store-option NAME=VALUE`; patience: seconds of pauses. Raises UsageError; reading raises
+    StoreError, an OSError."""
 
     local = False
 
-    def __init__(self, url: str, options: Iterable[str]) -> None:
-        self._objects = Objects.open("", url, options, PATIENCE)
+    def __init__(self, url: str, options: Iterable[str], patience: float = PATIENCE) -> None:
+        self._objects = Objects.open("", url, options, patience)
 
     def list(self) -> tuple[dict[str, File], list[str]]:
         return {found.key: File(found.size) for found in self._objects.list()}, []

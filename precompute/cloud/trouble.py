@@ -22,6 +22,7 @@ class Trouble:
 
     def __init__(self, place: str, writes: bool = True) -> None:
         self._place = place
+        self._writes = writes
         self._rights = "read, write, delete and list" if writes else "read and list"
         self._kept = "Nothing finished is lost: mend" if writes else "Mend"
         self._over = False  # patience was in vain once: others do not wait as long again
@@ -45,7 +46,9 @@ class Trouble:
         if isinstance(error, NotImplementedError) or code == "NotImplemented":
             return self.no_conditions()
         if code in NO_BUCKET:
-            return self._error("there is no such bucket", "Make it, or name another")
+            return self._error(
+                "there is no such bucket", f"{'Make it, or name' if self._writes else 'Name'} another"
+            )
         # A HEAD's answer has no body, and so no code.
         if code in EXPIRED or (not code and "status code: 400" in str(error)):
             cure = "Renew them, as by `aws sso login`, and run the same command again"

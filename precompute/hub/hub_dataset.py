@@ -82,6 +82,8 @@ class Target:
             raise UsageError(
                 f"--private: the licence of the source says: {source.licence}. Push with --private"
             )
+        if self._delete_pushed:
+            self._deleted = local.without_tars()
         self._repository.make(self._private)
 
     def has(self, local: Finished) -> bool:
@@ -219,7 +221,7 @@ def _additions(
         for name in names:
             if name not in here:
                 raise PushError(
-                    f"{local.output}/{name}: neither here nor on the Hub. Remove {stem}.json and run `{launched()}` again"
+                    f"{local.output}/{name}: neither here nor on the Hub. Remove {local.output}/{stem}.json and run `{launched()}` again"
                 )
             addition = CommitOperationAdd(local.hub_path(stem, name), str(here[name]))
             if hashes[name] is not None and addition.upload_info.sha256.hex() != hashes[name]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from loader.format import MANIFEST, Manifest, Marker, recipe_differences
 from precompute.hub.retry import PushError
 from precompute.shards.destination import Destination
-from precompute.shards.markers import is_marker, manifest_of, parse_marker
+from precompute.shards.markers import is_marker, manifest_of, parse_manifest, parse_marker
 from precompute.shards.store import hub_folder
 
 COMMIT_BYTES = 50 * 10**9  # of one commit
@@ -27,7 +27,7 @@ class Finished:
     def read(cls, output: Destination, before: "Finished | None" = None) -> "Finished":
         """before: what was read last; of its units markers are read again where they changed. Raises FormatError."""
         there = output.get(MANIFEST)
-        manifest = Manifest.from_json(there) if there is not None else None
+        manifest = parse_manifest(f"{output}/{MANIFEST}", there) if there is not None else None
         versions = {name: entry.version for name, entry in sorted(output.files(is_marker).items())}
         known = (
             {name: data for name, data in before.read_as.items() if versions.get(name) == data[0]}
@@ -70,6 +70,15 @@ class Finished:
         """Say where a file of a unit lies on the Hub."""
         return hub_path(self.markers[stem], name)
 
+    def without_tars(self) -> dict[str, Marker]:
+        """Units whose tars are gone, as they are once the Hub has them."""
+        there = self.output.files(lambda name: name.endswith(".tar")).keys()
+        return {
+            stem: marker
+            for stem, marker in self.markers.items()
+            if there.isdisjoint(unit_files(stem, marker))
+        }
+
     def size(self, stem: str) -> int:
         return sum(shard.bytes for shard in self.markers[stem].shards)
 
@@ -105,7 +114,9 @@ def manifest_of_all(markers: dict[str, Marker]) -> Manifest:
     for stem, marker in markers.items():
         wrong = recipe_differences(first.recipe, marker.recipe)
         if wrong:
-            raise PushError(f"{stem}.json: made by another recipe ({wrong[0]}). Keep one recipe in a folder")
+            raise PushError(
+                f"{stem}.json: made by another recipe ({wrong[0]}). Keep shards of one recipe in a place"
+            )
     return manifest_of(first.recipe, first.fields, map(_on_hub, markers.values()))
 
 

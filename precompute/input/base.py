@@ -45,7 +45,7 @@ class Base:
             raise UsageError(f"--beside {error}") from error
         self.recipe = self.manifest.recipe
         if BASE in self.recipe:
-            raise UsageError(f"--beside {url}: it is a layer itself; name the folder that it was made beside")
+            raise UsageError(f"--beside {url}: it is a layer itself; name what it was made beside")
         if split not in self.manifest.splits:
             raise UsageError(f"--split {split}: --beside {url} has {', '.join(self.manifest.splits)}")
         found = self.manifest.splits[split]
@@ -99,6 +99,10 @@ class Base:
                 "sources"
             )
 
+    def shards(self, unit: int) -> list[str]:
+        """Names of the shards of a unit, in the order of the manifest."""
+        return [shard.name for shard in self._shards.get(unit, ())]
+
     def rows(self, unit: int, with_extras: bool = False) -> Iterator[Record]:
         """The rows of a unit, shard by shard. Raises SourceError where a sidecar is gone or is another one."""
         for shard in self._shards.get(unit, ()):
@@ -120,6 +124,6 @@ class Base:
             if hashlib.sha256(data).hexdigest() != shard.parquet_sha256:
                 raise SourceError(
                     f"--beside {self.url}: {name} is not the one that its {MANIFEST} lists: the base has changed meanwhile. "
-                    "Run again, into an empty folder"
+                    "Run again, with another --output"
                 )
             return data

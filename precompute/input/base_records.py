@@ -86,6 +86,10 @@ class BaseRecords:
         """Local files that the images of a unit come from; what comes out of the base is known by its hashes."""
         return self._source.files(self._source.units[unit.index]) if self._source else ()
 
+    def shards(self, unit: Unit) -> Sequence[str]:
+        """Names of the base's shards of a unit, in their order."""
+        return self._base.shards(unit.index)
+
     @property
     def base_url(self) -> str:
         return self._base.url

@@ -1,13 +1,16 @@
 """What `--beside BASE` makes of the other flags: a layer is read, cropped and dealt out as its base was."""
 
+import functools
 import json
 import shlex
 from dataclasses import fields, replace
 from typing import Any, Literal, cast
 
+from builders.archives import backoff
 from loader.field_names import further_kind, picture_place
 from loader.format import Field, recipe_differences
 from loader.recipe import BASE, Recipe
+from precompute.cloud.place import open_shards, options_for
 from precompute.config import Config
 from precompute.encode.image import UNSHIFTED
 from precompute.encode.text_spec import text_encoder_value
@@ -35,6 +38,14 @@ DECIDED = (
 OF_IMAGES = ("image_encoder", "resolutions", "posterior", "seed", "flip")
 OF_PIXELS = ("flip", "crop", "bucket_step", "resize", "color_profile", "version")
 NOTHING = "none"  # as --vae, no autoencoder
+
+
+def open_base(config: Config) -> Base:
+    """What --beside names. Raises UsageError."""
+    url = config.beside or ""
+    options = options_for(url, config.output, config.store_option)
+    # A run waits out what a reader would give up for.
+    return Base(url, config.split, functools.partial(open_shards, options=options, patience=backoff.PATIENCE))
 
 
 def like_base(config: Config, base: Base) -> Config:

@@ -28,13 +28,12 @@ from precompute.encode.presets import Chosen, choose_models
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.input import pixels
-from precompute.input.base import Base
 from precompute.input.base_records import BaseRecords
 from precompute.input.open_records import open_records
 from precompute.input.records import Records, SourceOptions
 from precompute.input.stamps import Stamp
 from precompute.input.units import Unit
-from precompute.runtime.beside import NOTHING, check_new, layer_recipe, layer_records, like_base
+from precompute.runtime.beside import NOTHING, check_new, layer_recipe, layer_records, like_base, open_base
 from precompute.runtime.edited import check_base, look, redo_changed
 from precompute.runtime.leases import UnitLeases
 from precompute.runtime.pipeline import Pipeline
@@ -71,7 +70,7 @@ class Session:
     def open(cls, config: Config, destination: Destination) -> "Session":
         """Open records and models, and hold what lies at the destination against them. Raises PrecomputeError, above all
         RecipeMismatch."""
-        base = Base(config.beside, config.split) if config.beside else None
+        base = open_base(config) if config.beside else None
         config = like_base(config, base) if base else config
         device, models = pick_device(), models_of(config)
         records: Records | BaseRecords = (
@@ -162,7 +161,7 @@ class Session:
             config.batch_size,
             on_commit,
             self.records.left_out,
-            layer=bool(config.beside),
+            layer=self.records.shards if isinstance(self.records, BaseRecords) else None,
             sources=self.sources,
         )
         threads = config.num_threads or default_threads()

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ class Output:
     that made it visible.
 
     left_out: of a unit that has been read to its end, the files of the source that belong to no row, by reason.
-    layer: a sample is its arrays alone, in the shard that it has in the base, and the rest stands there.
+    layer: of a unit the names of its base's shards, where a sample is its arrays alone, and the rest stands there.
     sources: by unit what its source files looked like before it was read.
     """
 
@@ -43,7 +43,7 @@ class Output:
     batch_size: int
     on_commit: Callable[[], object] = lambda: None
     left_out: Callable[[Unit], Mapping[str, int]] = lambda unit: {}
-    layer: bool = False
+    layer: Callable[[Unit], Sequence[str]] | None = None
     sources: Mapping[int, Stamp] = field(default_factory=dict)
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
@@ -97,8 +97,9 @@ class OpenUnit:
         self._writer: UnitWriter | None = None
         with self._lost_lease_drops():
             lease.check()
+            there = output.layer(lease.unit) if output.layer else ()
             self._writer = UnitWriter(
-                output.destination, lease.unit.index, members, output.samples_per_shard, lease.owner
+                output.destination, lease.unit.index, members, output.samples_per_shard, lease.owner, there
             )
 
     def write(self, batch: Batch) -> None:

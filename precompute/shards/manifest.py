@@ -13,7 +13,6 @@ from loader.format import (
     MANIFEST,
     NULL_CAPTION,
     Field,
-    FormatError,
     Manifest,
     Marker,
     Split,
@@ -22,7 +21,7 @@ from loader.format import (
 from loader.recipe import Plan, Recipe
 from precompute.errors import RecipeMismatch
 from precompute.shards.destination import Destination, Entry
-from precompute.shards.markers import is_marker, manifest_of, parse_marker
+from precompute.shards.markers import is_marker, manifest_of, parse_manifest, parse_marker
 from precompute.shards.retry import end_retry, retry_began
 
 INTERVAL = 30.0  # seconds between updates while units finish, by whichever process
@@ -30,10 +29,10 @@ ROUNDS = 5  # of reading and writing at the end of a run, at most, while others 
 SHARE = 0.01  # of a process's time may go into them: ten thousand markers take a second
 
 
-SAME = "Use the same flags as then, or another folder"
+SAME = "Use the same flags as then, or another --output"
 GROWN = (
     "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both as "
-    "one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another folder"
+    "one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another --output"
 )
 REBASED = "The base has changed since: make the layer again, into an empty --output"
 Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done again
@@ -63,12 +62,7 @@ class ManifestKeeper:
         """Hold what is there against ours, and write nothing. Raises RecipeMismatch."""
         there = self._output.get(MANIFEST)
         if there is not None:
-            try:
-                manifest = Manifest.from_json(there)
-            except FormatError as error:
-                raise FormatError(
-                    f"{self._output}/{MANIFEST}: {error}. Remove it: it is made anew from the markers"
-                ) from error
+            manifest = parse_manifest(f"{self._output}/{MANIFEST}", there)
             _compare(self._output, manifest.recipe, manifest.splits.get(self._split), self._ours)
             self.null_caption = manifest.null_caption
         self._read(self._look())

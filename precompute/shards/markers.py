@@ -34,6 +34,16 @@ def parse_marker(path: Path | str, data: bytes) -> Marker:
         raise FormatError(f"{path}: {error}. Remove it and run `{launched()}` again") from error
 
 
+def parse_manifest(path: str, data: bytes) -> Manifest:
+    """The manifest that a file holds. path: for the message. Raises FormatError."""
+    try:
+        return Manifest.from_json(data)
+    except FormatError as error:
+        raise FormatError(
+            f"{path}: {error}. Remove it and run `{launched()}` again: it is made anew from the markers"
+        ) from error
+
+
 def manifest_of(recipe: Recipe, fields: Iterable[Field], markers: Iterable[Marker]) -> Manifest:
     """The manifest that a set of markers, all of one recipe, amounts to."""
     by_split: dict[str, list[Marker]] = {}

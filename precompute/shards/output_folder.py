@@ -18,6 +18,7 @@ from precompute.shards.missing_ok import is_gone, may_be_gone
 from precompute.shards.work_folder import WorkFolder, sync_directory
 
 TEMPORARY, GONE = "tmp-", ".gone"
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of which a Path swallows one slash
 
 
 class OutputFolder(WorkFolder):
@@ -134,7 +135,9 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def open_folder(flag: str, folder: Path) -> None:
-    """Make the folder, and write to it once. Raises UsageError, which starts with `flag`, where that fails."""
+    """Make the folder, and write to it once. Raises UsageError, which starts with `flag`, where that fails, or it is a URL."""
+    if URL.match(str(folder)):
+        raise UsageError(f"{flag} {folder}: a URL; name a folder on a disk here")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

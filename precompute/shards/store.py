@@ -80,9 +80,7 @@ class Store:
                 self.copies.append(path)
         self.files = {name: entries[path] for name, path in self._paths.items()}
         if MANIFEST not in self.files and not self.marker_stems():
-            raise UsageError(
-                f"{url}: no shards there (no {MANIFEST}, no marker). Name the --output folder of a run"
-            )
+            raise UsageError(f"{url}: no shards there (no {MANIFEST}, no marker). Name the --output of a run")
 
     def marker_stems(self) -> list[str]:
         """`train-00000` for each file that has the name of a marker, in order of split and unit."""

@@ -130,16 +130,24 @@ class UnitWriter:
 
     samples_per_shard: samples a tar holds at most; a unit of more is several shards under one marker.
     owner: names the writing process and its turn, so that two owners of a unit (one presumed dead) never share a
-    temporary file.
+    temporary file. beside: of a layer, the names of its base's shards of the unit: its own stand in their order, and have their
+    names where the place has not another file of that name already.
     """
 
     def __init__(
-        self, output: Destination, unit: int, members: Sequence[str], samples_per_shard: int, owner: str
+        self,
+        output: Destination,
+        unit: int,
+        members: Sequence[str],
+        samples_per_shard: int,
+        owner: str,
+        beside: Sequence[str] = (),
     ) -> None:
         self.stem = stem_of(output.split, unit)
         self._output, self._unit = output, unit
         self._schema = sidecar_schema(members)
         self._samples_per_shard = samples_per_shard
+        self._beside = beside
         self._begun = output.begin(self.stem, owner)
         self._open: dict[Place, ShardWriter] = {}
         self._closed: list[tuple[Place, ShardWriter, Callable[[], Shard]]] = []
@@ -202,13 +210,14 @@ class UnitWriter:
         left_out: files of the source that belong to no row, by reason.
         """
         if not self._open and not self._closed:
-            self._shard(Place())
+            self._shard(Place(next(iter(self._beside), None)))
         for group in list(self._open):
             self._close(group)
         fields = tuple(fields)
         bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
-        if any(place.shard for place, _, _ in self._closed):
-            self._closed.sort(key=lambda one: _by_number(one[0].shard or ""))
+        if self._beside:
+            order = {name: number for number, name in enumerate(self._beside)}
+            self._closed.sort(key=lambda one: order[one[0].shard or ""])
         shards, files = list[Shard](), set[str]()
         for number, (place, writer, synced) in enumerate(self._closed, start=1):
             shard = synced()
@@ -221,7 +230,8 @@ class UnitWriter:
             files.update(f"{name}{suffix}" for suffix in suffixes)
             shards.append(replace(shard, name=name, bucket=_bucket_name(writer.group) if bucketed else ""))
         # A name may not be the one that was asked for: in a store an owner that died may have left another file there.
-        shards.sort(key=lambda shard: _by_number(shard.name))
+        if not self._beside:
+            shards.sort(key=lambda shard: _by_number(shard.name))
         marker = Marker(
             split=self._output.split,
             unit=self._unit,

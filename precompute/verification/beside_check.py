@@ -25,7 +25,7 @@ def check_beside(
         raise UsageError(f"--beside {base_url}: {store.url} is no layer; leave it out")
     for split, found in manifest.splits.items():
         base = Base(base_url, split, opening)
-        cure = "name the --beside that it was made with, or make the layer again in an empty folder"
+        cure = "name the --beside that it was made with, or make the layer again in another --output"
         if manifest.recipe["base"] != base.manifest.fingerprint:
             yield Finding(split, "", "the layer is of shards of another fingerprint", cure)
         elif found.plan.get(BASE) != base.plan["base"]:
@@ -38,20 +38,22 @@ def check_beside(
 
 def _check_unit(store: Store, stem: str, marker: Marker, base: Base) -> Iterator[Finding]:
     rows = base.rows(marker.unit)
-    theirs = [(row.shard, row.key, row.reject or "ok", row.caption) for row in rows]
-    ours: list[tuple[str, str, str, str | None]] = []
-    for shard in marker.shards:
+    place = {name: number for number, name in enumerate(base.shards(marker.unit))}
+    theirs = [(place[row.shard or ""], row.key, row.reject or "ok", row.caption) for row in rows]
+    ours: list[tuple[int, str, str, str | None]] = []
+    for number, shard in enumerate(marker.shards):
         try:
             table = pq.read_table(
                 pa.BufferReader(store.read(f"{shard.name}.parquet")), columns=["key", "status", "caption"]
             )
         except (OSError, pa.ArrowException):
             return  # which is told where every file is read
-        ours += [(shard.name, row["key"], row["status"], row["caption"]) for row in table.to_pylist()]
+        ours += [(number, row["key"], row["status"], row["caption"]) for row in table.to_pylist()]
     if [row[:2] for row in ours] != [row[:2] for row in theirs]:
         yield Finding(stem, "", "its shards have other rows than those of the base", redo(stem))
         return
-    for (name, key, status, caption), (_, _, there, its) in zip(ours, theirs, strict=True):
+    for (number, key, status, caption), (_, _, there, its) in zip(ours, theirs, strict=True):
+        name = marker.shards[number].name
         if caption != its:
             yield Finding(name, key, "its caption is not that of the base", redo(stem))
         if there != "ok" and status != there:

@@ -126,9 +126,11 @@ def check_layout(store: Store, markers: dict[str, Marker], unknown: set[str]) ->
         if stem in unknown or stem.rpartition("-")[0] in unknown:
             continue
         if suffix in ("tar", "parquet") and SHARD_NAME.fullmatch(stem):
-            yield Finding(stem, "", f"no marker lists {name}", f"remove it, or {rerun()} to finish the unit")
+            done = stem in markers or stem.rpartition("-")[0] in markers
+            cure = "remove it" if done else f"remove it, or {rerun()} to finish the unit"
+            yield Finding(stem, "", f"no marker lists {name}", cure)
         elif not name.startswith("."):
-            yield Finding(name, "", "a foreign file", "move it out of the folder")
+            yield Finding(name, "", "a foreign file", "move it elsewhere")
     for path in store.copies:
         name = path.rpartition("/")[2]
         yield Finding(
@@ -138,7 +140,7 @@ def check_layout(store: Store, markers: dict[str, Marker], unknown: set[str]) ->
             "remove the one that is wrong",
         )
     for folder in store.strays:
-        yield Finding(f"{folder}/", "", "a foreign folder", "move it out of the folder")
+        yield Finding(f"{folder}/", "", "a foreign folder", "move it elsewhere")
 
 
 def check_sizes(files: dict[str, File], markers: dict[str, Marker]) -> Iterator[Finding]:
@@ -174,7 +176,7 @@ def check_markers(
     for stem, marker in markers.items():
         wrong = recipe_differences(expected.recipe, marker.recipe)
         if wrong:
-            cure = "keep shards of one recipe in a folder: move these to another"
+            cure = "keep shards of one recipe in a place: move these to another"
             yield Finding(stem, "", f"made by another recipe ({wrong[0]})", cure)
         elif marker.fields != expected.fields:
             yield Finding(stem, "", "its fields are not those of the other shards", redo(stem))

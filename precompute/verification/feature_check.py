@@ -45,17 +45,25 @@ class Crops:
     def _in_base(self, sample: Sample) -> list[int] | None:
         if self._base is None:
             return None
-        if sample.shard not in self._known:
+        if sample.stem not in self._known:
             try:
-                table = read_sidecar_table(self._base.read(f"{sample.shard}.parquet"))
+                self._known[sample.stem] = _crops_of(self._base, sample.stem)
             except (FormatError, *READING):
                 return None
-            largest = max(
-                (n for n in table.column_names if n.startswith("crop_")), key=_resolution, default=""
-            )
-            crops = table[largest].to_pylist() if largest else []
-            self._known[sample.shard] = dict(zip(table["key"].to_pylist(), crops, strict=False))
-        return self._known[sample.shard].get(sample.key)
+        return self._known[sample.stem].get(sample.key)
+
+
+def _crops_of(base: Store, stem: str) -> dict[str, list[int]]:
+    """The crops of a unit's rows by key. Its shards may have other names than those of the layer."""
+    found: dict[str, list[int]] = {}
+    for name in base.files:
+        shard, _, suffix = name.rpartition(".")
+        if suffix == "parquet" and stem in (shard, shard.rpartition("-")[0]):
+            table = read_sidecar_table(base.read(name))
+            sizes = [n for n in table.column_names if n.startswith("crop_")]
+            crops = table[max(sizes, key=_resolution)].to_pylist() if sizes else []
+            found |= zip(table["key"].to_pylist(), crops, strict=False)
+    return found
 
 
 def check_features(

@@ -52,7 +52,7 @@ def _compare(where: str, strays: list[str], counted: int) -> Iterator[Finding]:
     if len(strays) != counted:
         names = ", ".join(sorted(strays)[:3]) or "none"
         what = f"{len(strays):,} files of it are no row's ({names}), {counted:,} are counted as left out"
-        cure = "the source has changed, or a file was passed by: run again into an empty folder"
+        cure = "the source has changed, or a file was passed by: run again, with another --output"
         yield Finding(where, "", what, cure)
 
 

@@ -183,7 +183,7 @@ def test_parts_that_do_not_belong_together_are_named(folder: Path, tmp_path: Pat
     other = write_shards(tmp_path / "other", SIZES, prefix="o", fields=BASE)
     refused((other, t5), "t5 is a layer of other shards")
     refused((base, other), "other is no layer; make it by a run with --beside")
-    refused((t5, folder / "big"), "t5 is a layer: name the folder")
+    refused((t5, folder / "big"), "t5 is a layer: name what it was made beside")
     refused((base, t5, t5), "both have caption_latents_t5")
     refused((folder, t5), "no manifest.json")
     clash = write_layer(tmp_path / "clash", base, ["caption_latents"])

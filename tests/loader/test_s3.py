@@ -12,7 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import loader.remote
-from loader import DataError, as_webdataset, make_loader
+from loader import DataError, FormatError, as_webdataset, make_loader
 from loader.transport import FsspecTransport
 from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.waiting import wait_until
@@ -160,6 +160,36 @@ def test_a_slow_answer_is_waited_for(
     front.seconds = 0.3
     monkeypatch.setattr(inner, "app", front)
     assert keys("s3://shards/my data", storage_options=options) == keys(folder)
+
+
+def test_a_manifest_that_is_another_after_each_request_is_read_as_it_was_at_one(
+    options: dict[str, Any],
+    server: ThreadedMotoServer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As one that grows; and one without a byte is no manifest, at once."""
+    client = boto3.client("s3", endpoint_url=options["endpoint_url"], region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="y")  # fmt: skip
+    inner, place = server._server, {"Bucket": "shards", "Key": "my data/manifest.json"}
+    assert inner is not None
+    app, asked, manifest = inner.app, list[str](), (folder / "manifest.json").read_bytes()
+
+    def grows(environ: Any, start_response: Any) -> Any:
+        answer = app(environ, start_response)
+        if environ["PATH_INFO"].endswith("manifest.json") and environ["REQUEST_METHOD"] != "PUT":
+            asked.append(environ["REQUEST_METHOD"])
+            client.put_object(**place, Body=manifest + b" " * len(asked))
+        return answer
+
+    monkeypatch.setattr(inner, "app", grows)
+    assert keys("s3://shards/my data", storage_options=options) == keys(folder)
+    assert asked == ["GET"] and "trying again" not in caplog.text
+    monkeypatch.setattr(inner, "app", app)
+    client.put_object(**place, Body=b"")
+    with pytest.raises(FormatError, match=r"manifest\.json: "):
+        keys("s3://shards/my data", storage_options=options)
+    assert "trying again" not in caplog.text
 
 
 def test_a_key_that_vanished_is_replaced_and_counted(

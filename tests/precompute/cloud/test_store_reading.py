@@ -106,8 +106,10 @@ def test_damage_is_what_it_is_in_a_folder(
     whole = {path.name: path.read_bytes() for path in copy.iterdir()}
     (copy / name).write_bytes(damage(whole, name))
     url = store.upload(copy, f"damaged/{name}")
-    local = verified(capsys, copy)
-    assert verified(capsys, url, store_option=store.options) == local and local[0] == 1
+    local, there = verified(capsys, copy), verified(capsys, url, store_option=store.options)
+    (note,) = there[1].pop("notes")
+    assert local[0] == 1 and local[1].pop("notes") == [] and there == local
+    assert f"`aws s3 rm {url}/NAME`" in note
 
 
 def of(name: str, answer: str) -> Callable[[dict[str, Any]], str | None]:
@@ -199,7 +201,9 @@ def command(
 
 
 def test_a_place_without_shards(store: FaultyStore, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match=r"s3://bucket/nothing: no shards there .* Name the --output folder"):
+    with pytest.raises(
+        UsageError, match=r"s3://bucket/nothing: no shards there .* Name the --output of a run"
+    ):
         verify.run(verify.Config("s3://bucket/nothing", store_option=store.options))
     with pytest.raises(UsageError, match="--store-option: only with a store"):
         verify.run(verify.Config("latents", store_option=store.options))

@@ -16,6 +16,7 @@ import pytest
 from builders.archives import backoff
 from loader import make_loader
 from precompute import run
+from precompute.cloud.output_store import OutputStore
 from precompute.cloud.trouble import StoreError
 from tests.support.faulty_store import KEYS, FaultyStore, at_random
 from tests.support.launching import run_precompute, tars
@@ -33,8 +34,11 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGSTOP and flock are P
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_raw(tmp_path_factory.mktemp("raw"))
+
+
+def write_raw(folder: Path) -> Path:
     """Tars of five rows; the third of each is no image."""
-    folder = tmp_path_factory.mktemp("raw")
     for unit in range(UNITS):
         members = []
         for row in range(ROWS):
@@ -100,6 +104,32 @@ def test_the_files_are_those_of_a_plain_run(
     again = store.front.log[before:]
     assert not [key for method, key in again if method == "PUT" and key.endswith((".tar", ".parquet"))]
     check(store, "plain/run", plain)
+
+
+def test_scratch_holds_three_units_at_most_however_slow_the_store(
+    store: FaultyStore, data: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two on their way, and the one that grows or waits for them; uploads begin once there are as many."""
+    begin, held, full = OutputStore.begin, list[int](), threading.Event()
+
+    def counted(self: OutputStore, stem: str, owner: str) -> Path:
+        begun = begin(self, stem, owner)
+        held.append(len(list(begun.parent.glob("train-*"))))
+        if held[-1] == 3:
+            full.set()
+        return begun
+
+    def answer(environ: dict[str, Any]) -> str | None:
+        if environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith(".tar"):
+            assert full.wait(60)
+        return None
+
+    monkeypatch.setattr(OutputStore, "begin", counted)
+    store.front.answer, store.front.seconds = answer, 0.02
+    run.run(config("s3://bucket/slow", data, store_option=store.options, scratch=tmp_path))
+    assert max(held) == 3 and len(held) == UNITS
+    store.calm()
+    check(store, "slow", plain)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -36,6 +36,7 @@ def test_the_command_and_again_and_deleting(
     def pushed(*more: str) -> list[tuple[str, str]]:
         monkeypatch.setattr("sys.argv", ["push", url, REPO, "--scratch", str(scratch), *words, *more])
         store.front.log.clear()
+        store.front.queries.clear()
         push.main()
         assert not list(scratch.iterdir())
         return [(method, key) for method, key in store.front.log if key.endswith(".tar")]
@@ -46,9 +47,14 @@ def test_the_command_and_again_and_deleting(
     assert len(hub.repos[REPO].commits) > 3 and len(read) == 3, "each tar is read once"
     assert pushed() == [], "what the Hub has is not read again"
     assert pushed("--delete-pushed") == []
+    assert store.front.queries.count("delete") == 3, "each tar"
     left = {name for name in contents(folder) if not name.endswith(".tar")}
     assert store.objects("latents/a").keys() == left
     assert pushed() == [] and there(hub) == contents(folder)
+    looked = len(store.front.log)
+    pushed("--delete-pushed")
+    assert store.front.queries.count("delete") == 0, "what is gone is not deleted again"
+    assert len(store.front.log) == looked + 1, "nor looked at, but by one listing"
     told = capsys.readouterr()
     assert not any(value in told.out + told.err for value in KEYS.values())
 

@@ -149,7 +149,7 @@ def test_a_tar_without_marker(shards: Path, quick: bool) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "train.tar", "train-00001.tar.partial", "extra.json"])
 def test_a_foreign_file(shards: Path, name: str) -> None:
     (shards / name).write_text("?")
-    assert only(shards) == Finding(name, "", "a foreign file", "move it out of the folder")
+    assert only(shards) == Finding(name, "", "a foreign file", "move it elsewhere")
 
 
 def test_the_sidecar_of_another_run(shards: Path, tmp_path: Path) -> None:
@@ -405,9 +405,7 @@ def test_json_is_for_machines(shards: Path) -> None:
     result = command(str(shards), "--json")
     report = json.loads(result.stdout)
     assert result.returncode == 1 and not report["whole"]
-    assert report["findings"] == [
-        dataclasses.asdict(Finding("x", "", "a foreign file", "move it out of the folder"))
-    ]
+    assert report["findings"] == [dataclasses.asdict(Finding("x", "", "a foreign file", "move it elsewhere"))]
     assert report["splits"]["train"] == {"samples": 15, "rejected": 3, "rows": 18}
 
 

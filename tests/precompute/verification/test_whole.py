@@ -95,7 +95,7 @@ def test_a_second_copy_is_named_and_hides_no_damage(shards: Path) -> None:
 def test_a_folder_that_holds_no_units_is_foreign(shards: Path) -> None:
     (shards / "old").mkdir()
     shutil.copy(shards / "train-00001.tar", shards / "old")
-    assert only(shards) == Finding("old/", "", "a foreign folder", "move it out of the folder")
+    assert only(shards) == Finding("old/", "", "a foreign folder", "move it elsewhere")
 
 
 # --- values ---
