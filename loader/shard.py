@@ -6,19 +6,15 @@ the shard that breaks it.
 
 import operator
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from itertools import chain
 from typing import Any
 
 from loader import border
 from loader.border import FormatError
-from loader.printable import printable
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*-[0-9]{5,}(-[0-9]{2,})?")
-FOLDER = re.compile(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+|")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-BUCKET = re.compile(r"([0-9]{1,6}x[0-9]{1,6}(\+[0-9]{1,6}x[0-9]{1,6}){0,9})?")
 LONGEST_NAME = 200
 LARGEST_SHARD = 1 << 48
 MOST_SHARDS = 10_000_000
@@ -44,7 +40,7 @@ class Shard:
     folder: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        _check_each([self])
+        _check([self], RULES)
 
     @property
     def path(self) -> str:
@@ -52,76 +48,60 @@ class Shard:
         return f"{self.folder}/{self.name}" if self.folder else self.name
 
 
-KNOWN = {one.name for one in fields(Shard)}
-NEEDED = {one.name for one in fields(Shard) if one.default is MISSING}
-
-
-def parse_shards(value: Any, place: str) -> tuple[Shard, ...]:
-    """The shards of a marker or split. Raises FormatError, which names the first that is none."""
+def parse_shards(value: Any, place: str, least: int) -> tuple[Shard, ...]:
+    """The shards of a marker or split, of which a sample has `least` bytes. Raises FormatError, which names the first that is none."""
     listed = border.sequence(value, f"{place}: shards", MOST_SHARDS)
-    for one in listed:
-        if not (isinstance(one, dict) and one.keys() >= NEEDED):
-            missing = NEEDED - border.mapping(one, f"{place}: shard").keys()
+    for one in listed if set(map(type, listed)) - {dict} else ():
+        border.mapping(one, f"{place}: shard")
+    for names in set(map(frozenset, listed)):
+        if missing := NEEDED - names:
             raise FormatError(f"{place}: not a shard: it has no {min(missing)!r}")
-    if unknown := set(chain.from_iterable(listed)) - KNOWN:
-        raise FormatError(f"{place}: not a shard: it has {printable(min(unknown))!r}")
+        if unknown := names - KNOWN:
+            raise FormatError(f"{place}: not a shard: it has {border.shown(min(unknown))}")
     shards = tuple(map(_unchecked, listed))
-    _check_each(shards)
-    _check(shards, "bucket", _like(BUCKET), "is not like '1024x768'")
-    _check(shards, "parquet_sha256", all, "is not 64 hexadecimal digits")
-    _check([shard for shard in shards if shard.samples], "sha256", all, "is not 64 hexadecimal digits")
+    _check(shards, FINISHED)
     for shard in shards:
         if shard.samples > shard.rows:
             raise FormatError(f"shard {shard.name}: {shard.samples} samples of {shard.rows} rows")
+        if shard.samples and not shard.sha256:
+            raise FormatError(f"shard {shard.name}: sha256 '' is not 64 hexadecimal digits")
+        if shard.samples * least > shard.bytes:
+            raise FormatError(
+                f"shard {shard.name}: {shard.samples} samples of at least {least} bytes do not fit in {shard.bytes}"
+            )
     if len({shard.name for shard in shards}) != len(shards):
         raise FormatError(f"{place}: two shards of the same name")
     return shards
 
 
 def _unchecked(values: dict[str, Any]) -> Shard:
-    """A shard made as `pickle` makes one, which takes a fifth of the time."""
+    """A shard made of what JSON gave, as `pickle` makes one, which takes a tenth of the time."""
     shard = object.__new__(Shard)
-    shard.__dict__.update(values)
+    object.__setattr__(shard, "__dict__", values)
     return shard
 
 
-def _check_each(shards: Sequence[Shard]) -> None:
-    """What holds for a shard that is not finished, too. Hashes become the names of files in the loader's cache."""
-    _check(shards, "name", _like(SHARD_NAME, LONGEST_NAME), "is not like 'train-00000' or 'train-00000-01'")
-    _check(shards, "folder", _like(FOLDER, LONGEST_NAME), "is not like 'train/0000'")
-    for name in ("samples", "rows", "bytes"):
-        _check(shards, name, _are_counts, f"is not a whole number from 0 to {LARGEST_SHARD}")
-    for name in ("sha256", "parquet_sha256"):
-        _check(shards, name, _are_hashes, "is not 64 hexadecimal digits")
+def _check(shards: Sequence[Shard], rules: Mapping[str, "Rule"]) -> None:
+    """Raises FormatError unless each rule holds for what all shards have under its name."""
+    for name, (hold, expected) in rules.items():
+        get = operator.attrgetter(name)
+        if not hold(list(map(get, shards))):
+            shard = next(shard for shard in shards if not hold([get(shard)]))
+            place = "shard" if name == "name" else f"shard {shard.name}:"
+            raise FormatError(f"{place} {name} {border.shown(get(shard))} is not {expected}")
 
 
-def _check(
-    shards: Sequence[Shard], name: str, hold: Callable[[Collection[Any]], bool], expected: str
-) -> None:
-    """Raises FormatError unless the rule holds for what all shards have under that name."""
-    get = operator.attrgetter(name)
-    if hold(list(map(get, shards))):
-        return
-    shard = next(shard for shard in shards if not hold([get(shard)]))
-    place = "shard" if name == "name" else f"shard {shard.name}:"
-    raise FormatError(f"{place} {name} {border.shown(get(shard))} {expected}")
-
-
-def _like(pattern: re.Pattern[str], longest: int = 100) -> Callable[[Collection[Any]], bool]:
+def _like(pattern: str, longest: int = 100) -> Callable[[Collection[Any]], bool]:
     """The rule that all are text of the pattern, of which no value is longer."""
+    matches = re.compile(pattern).fullmatch
 
     def hold(values: Collection[Any]) -> bool:
         if not set(map(type, values)) <= {str}:
             return False
         different = set(values)
-        return max(map(len, different), default=0) <= longest and all(map(pattern.fullmatch, different))
+        return max(map(len, different), default=0) <= longest and all(map(matches, different))
 
     return hold
-
-
-def _are_hashes(values: Collection[Any]) -> bool:
-    """Whether each is one, or empty."""
-    return _like(SHA256)([value for value in values if value != ""])
 
 
 def _are_counts(values: Collection[Any]) -> bool:
@@ -129,3 +109,22 @@ def _are_counts(values: Collection[Any]) -> bool:
         set(map(type, values)) <= {int}
         and 0 <= min(values, default=0) <= max(values, default=0) <= LARGEST_SHARD
     )
+
+
+KNOWN = {one.name for one in fields(Shard)}
+NEEDED = {one.name for one in fields(Shard) if one.default is MISSING}
+Rule = tuple[Callable[[Collection[Any]], bool], str]
+COUNT: Rule = _are_counts, f"a whole number from 0 to {LARGEST_SHARD}"
+# Hashes become the names of files in the loader's cache.
+HASH = "64 hexadecimal digits"
+RULES: dict[str, Rule] = {
+    "name": (_like(SHARD_NAME.pattern, LONGEST_NAME), "like 'train-00000' or 'train-00000-01'"),
+    "folder": (_like(r"([A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+|", LONGEST_NAME), "like 'train/0000'"),
+    **dict.fromkeys(("samples", "rows", "bytes"), COUNT),
+    **dict.fromkeys(("sha256", "parquet_sha256"), (_like(f"({SHA256.pattern})?"), HASH)),
+}
+FINISHED = {
+    **RULES,
+    "parquet_sha256": (_like(SHA256.pattern), HASH),
+    "bucket": (_like(r"([0-9]{1,6}x[0-9]{1,6}(\+[0-9]{1,6}x[0-9]{1,6}){0,9})?"), "like '1024x768'"),
+}
