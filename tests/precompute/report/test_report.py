@@ -94,6 +94,23 @@ def test_the_page_asks_for_nothing(attacked: Path) -> None:
     assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in page.attributes
 
 
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_is_read_against_its_ground(theme: int, attacked: Path) -> None:
+    """The ratio of WCAG 2 for text of any size."""
+    colours = dict(re.findall(r"--(\w+): (#\w{6})\b", attacked.read_text().split("--paper: ")[1 + theme]))
+    grounds = [re.findall(r"--paper: (#\w+)", attacked.read_text())[theme], colours.get("card", "#ffffff")]
+
+    def light(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for ground in grounds:
+        for text in ("ink", "quiet", "accent"):
+            dark, bright = sorted((light(colours[text]), light(ground)))
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
 def test_a_rejected_row_is_shown_with_its_picture(tmp_path: Path) -> None:
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
