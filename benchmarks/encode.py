@@ -39,6 +39,7 @@ from precompute.runtime.leases import Leases
 from precompute.runtime.pipeline import Pipeline
 from precompute.runtime.stats import Stats
 from precompute.runtime.unit_output import Output
+from precompute.shards.destination import Destination
 from precompute.shards.output_folder import OutputFolder
 
 CPU = torch.device("cpu")
@@ -74,19 +75,19 @@ def run(
     resolutions: list[int],
     batch: int,
     threads: int,
-    folder: Path | None = None,
+    destination: Destination | None = None,
 ) -> Stats:
-    """One process's work, as precompute/run.py does it."""
+    """One process's work, as precompute/run.py does it; into a folder that goes where no destination is given."""
     with tempfile.TemporaryDirectory() as scratch:
-        output = folder or Path(scratch)
-        leases = Leases(OutputFolder(output), records.units)
+        place = destination or OutputFolder(Path(scratch))
+        leases = Leases(place, records.units)
 
         def read(record: Record) -> Picture:
             return read_picture(record.image or b"", resolutions)
 
         try:
             return Pipeline(
-                records, leases, encoder, Output(OutputFolder(output), 1024, {}, records.plan, batch), read, threads,
+                records, leases, encoder, Output(place, 1024, {}, records.plan, batch), read, threads,
                 lambda stats: None,
             ).run()  # fmt: skip
         finally:
@@ -159,16 +160,23 @@ class Sleeping(BatchEncoder):
             {field.name: np.zeros([n or 1 for n in field.shape], np.float16) for field in self.fields}, {}
         )
 
+    def keep_pace(self, batch: int, size: tuple[int, int], resolutions: list[int]) -> None:
+        """Take so long that one core decodes such photographs 1.5 times as fast."""
+        started = time.process_time()
+        for jpeg in photographs(size) * 4:
+            read_picture(jpeg, resolutions)
+        self.seconds = batch * (time.process_time() - started) / 16 * 1.5
+
 
 def sleep(images: int = 1920, batch: int = 16) -> None:
-    resolutions = [256, 512]
-    encoder = Sleeping(open_image_encoder("toy"), [], resolutions, "moments", 0)
-    started = time.process_time()
-    for jpeg in photographs((900, 700)) * 4:
-        read_picture(jpeg, resolutions)
-    each = (time.process_time() - started) / 16
-    encoder.seconds = batch * each * 1.5  # one core decodes 1.5 times as fast as the stand-in encodes
-    stats = run(Photographs(images, 240, (900, 700)), encoder, resolutions, batch, 2)
+    encoder = Sleeping(open_image_encoder("toy"), [], [256, 512], "moments", 0)
+    asleep(encoder, images, batch)
+
+
+def asleep(encoder: Sleeping, images: int, batch: int, destination: Destination | None = None) -> None:
+    size, resolutions = (900, 700), [256, 512]
+    encoder.keep_pace(batch, size, resolutions)
+    stats = run(Photographs(images, 240, size), encoder, resolutions, batch, 2, destination)
     floor = images / batch * encoder.seconds
     row("stand-in, images/s at most", f"{batch / encoder.seconds:.1f}")
     row(
@@ -188,7 +196,7 @@ def one_process(folder: Path, start: Any, images: int, done: Any) -> None:
     encoder.seconds = 0.0
     photographs((2250, 1500))
     start.wait()
-    run(Photographs(images, 24, (2250, 1500)), encoder, [256, 512], 8, 1, folder)
+    run(Photographs(images, 24, (2250, 1500)), encoder, [256, 512], 8, 1, OutputFolder(folder))
     done.release()
 
 

@@ -20,10 +20,9 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ |= {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
-from benchmarks.encode import Photographs, Sleeping, photographs
+from benchmarks.encode import Photographs, Sleeping
 from precompute.config import Config
 from precompute.encode.image import open_image_encoder
-from precompute.input.pixels import read_picture
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
 from precompute.runtime.ray_cluster import connected
@@ -87,11 +86,7 @@ class Sleeper(Worker):
 
     def session(self, config: Config, destination: Destination) -> Session:
         encoder = Sleeping(open_image_encoder("toy"), [], list(config.resolutions), "moments", 0)
-        started = time.process_time()
-        for jpeg in photographs(SIZE) * 4:
-            read_picture(jpeg, config.resolutions)
-        # One core decodes 1.5 times as fast as the stand-in encodes.
-        encoder.seconds = BATCH * (time.process_time() - started) / 16 * 1.5
+        encoder.keep_pace(BATCH, SIZE, list(config.resolutions))
         with tempfile.TemporaryDirectory() as other:
             real = Session.open(config, OutputFolder(Path(other)))
         records = Pictures(IMAGES, PER_UNIT, SIZE)

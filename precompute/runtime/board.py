@@ -43,7 +43,10 @@ class Board:
         self._timeout, self._clock, self._rng = timeout, clock, rng
         self._free: list[Free] = []
         self._others = self._window = 1
-        self._passed, self._behind = 0, list[Unit]()  # units that looks came to; the unfinished of them
+        self._passed, self._behind = (
+            0,
+            dict[str, Unit](),
+        )  # units that looks came to; the unfinished of them, by stem
         self._looked, self._took = -math.inf, 0.0
         self.finished: set[int] = set()
 
@@ -81,28 +84,30 @@ class Board:
         began = self._clock.now()
         self.finished, turns = self._output.finished(), self._claims.survey()
         mine = {claim.name for claim in self._claims.held}
+        alive = [name for name, turn in turns.items() if turn.alive]
         # Those that wait for the last units hold none, and are there all the same.
-        self._others = max(self._others, sum(turn.alive for turn in turns.values()) - len(mine))
-        busy = mine | {name for name, turn in turns.items() if turn.alive}
-        split = self._output.split
-        free = (unit for unit in self._unfinished() if stem_of(split, unit.index) not in busy)
+        self._others = max(self._others, len(alive) - len(mine))
+        busy = mine.union(alive)
+        free = ((stem, unit) for stem, unit in self._unfinished() if stem not in busy)
         near = list(itertools.islice(free, max(KEPT, self._window)))
         chosen = near if len(near) <= KEPT else self._rng.sample(near, KEPT)
         self._free = [
-            Free(unit, turn.number + 1 if (turn := turns.get(stem_of(split, unit.index))) else 1)
-            for unit in sorted(chosen, key=lambda unit: unit.index)
+            Free(unit, turn.number + 1 if (turn := turns.get(stem)) else 1)
+            for stem, unit in sorted(chosen, key=lambda one: one[1].index)
         ]
         self._looked = self._clock.now()
         self._took = max(0.0, self._looked - began)
 
-    def _unfinished(self) -> Iterator[Unit]:
-        """Units in their order. One that was seen finished is passed once, unless in the end its marker is not there."""
+    def _unfinished(self) -> Iterator[tuple[str, Unit]]:
+        """Units by stem, in their order. One that was seen finished is passed once, unless in the end its marker is not there."""
         if self._passed == len(self._units) and not self._behind and not self.is_complete:
             self._passed = 0
-        self._behind = [unit for unit in self._behind if unit.index not in self.finished]
-        yield from list(self._behind)
+        is_finished, split = self.finished.__contains__, self._output.split
+        self._behind = {stem: unit for stem, unit in self._behind.items() if not is_finished(unit.index)}
+        yield from list(self._behind.items())
         for unit in itertools.islice(self._units, self._passed, None):
             self._passed += 1
-            if unit.index not in self.finished:
-                self._behind.append(unit)
-                yield unit
+            if not is_finished(unit.index):
+                stem = stem_of(split, unit.index)
+                self._behind[stem] = unit
+                yield stem, unit

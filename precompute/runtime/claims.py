@@ -6,6 +6,7 @@ once, exclusively, so that two can never both win, and the highest number owns t
 """
 
 import contextlib
+import functools
 import json
 import random
 import re
@@ -13,11 +14,11 @@ import threading
 import time
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from precompute.errors import LostLease
 from precompute.runtime.clock import SYSTEM, TICK, Clock
-from precompute.runtime.owner import is_dead, parse_owner, this_process
+from precompute.runtime.owner import is_dead, is_here, parse_owner, this_process
 from precompute.shards.destination import Destination
 
 BEATS = 6  # touches of a claim within the time-out
@@ -62,8 +63,7 @@ class Claim:
                 self.output.remove(control_file(self.name, turn))
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """The newest claim on a name, and whether its owner is at work, as far as can be told from here."""
 
     number: int
@@ -89,6 +89,7 @@ class Claims:
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[Hashable, float]] = {}
         self._owners: dict[str, dict[str, Any]] = {}
+        self._elsewhere: set[str] = set()  # of other machines' processes, of which the heartbeat alone tells
         self._stop = threading.Event()
         self._heart = clock.start(self._beat, "lease-heartbeat")
 
@@ -98,7 +99,7 @@ class Claims:
 
     def claim(self, name: str) -> Claim | None:
         """Claim a name that is nobody's, or no living process's; None where it is in good hands."""
-        number = newest_turns(self.output).get(name, 0)
+        number, _ = newest_of(self.output.controls()).get(name, (0, ""))
         return None if number and self.is_alive(name, number) else self.take(name, number + 1)
 
     def take(self, name: str, turn: int) -> Claim | None:
@@ -117,19 +118,15 @@ class Claims:
     def survey(self) -> dict[str, Turn]:
         """The newest claims of all processes by name, from one listing. Of owners not known yet a few are read."""
         versions = self.output.versions()
-        self._seen = {file: seen for file, seen in self._seen.items() if file in versions}
-        self._owners = {file: owner for file, owner in self._owners.items() if file in versions}
-        newest = {
-            name: (turn, file)
-            for name, turn in newest_of(versions).items()
-            if (file := control_file(name, turn)) in versions
-        }
-        unknown = [file for _, file in newest.values() if file not in self._owners]
-        read = set(unknown[:READS])
-        return {
-            name: Turn(turn, self._is_alive(file, versions[file], file in read))
-            for name, (turn, file) in newest.items()
-        }
+        for known in (self._seen, self._owners):
+            for file in known.keys() - versions.keys():
+                known.pop(file, None)
+        self._elsewhere.intersection_update(versions)
+        turns, unknown = {}, 0
+        for name, (turn, file) in newest_of(versions).items():
+            unknown += file not in self._owners
+            turns[name] = Turn(turn, self._is_alive(file, versions[file], unknown <= READS))
+        return turns
 
     def living(self) -> set[str]:
         """Names, locks aside, that living processes hold."""
@@ -147,7 +144,7 @@ class Claims:
             self.release(claim)
 
     def _is_alive(self, file: str, version: Hashable, may_read: bool = True) -> bool:
-        if version is None or self._has_died(file, may_read):
+        if version is None or (file not in self._elsewhere and self._has_died(file, may_read)):
             return False
         before, since = self._seen.get(file, (None, 0.0))
         if before != version:
@@ -164,6 +161,8 @@ class Claims:
         owner = parse_owner(self.output.read(file))
         if owner:  # else it may be half written yet
             self._owners[file] = owner
+            if owner["token"] != self._token and not is_here(owner):
+                self._elsewhere.add(file)
         return self._is_nobody(file, owner)
 
     def _is_nobody(self, file: str, owner: dict[str, Any]) -> bool:
@@ -208,21 +207,26 @@ def control_file(name: str, turn: int) -> str:
 
 def turns_of(output: Destination, name: str) -> list[int]:
     """The turns of a name whose control files are there."""
-    found = (CLAIM.fullmatch(file) for file in output.controls())
-    return [int(match["turn"]) for match in found if match and match["name"] == name]
+    found = (parse_control_file(file) for file in output.controls())
+    return [claim[1] for claim in found if claim and claim[0] == name]
 
 
-def newest_turns(output: Destination) -> dict[str, int]:
-    """The turns that count, by name."""
-    return newest_of(output.controls())
-
-
-def newest_of(files: Iterable[str]) -> dict[str, int]:
-    newest: dict[str, int] = {}
+def newest_of(files: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """The turns that count, by name, and their files."""
+    newest: dict[str, tuple[int, str]] = {}
     for file in files:
-        if match := CLAIM.fullmatch(file):
-            newest[match["name"]] = max(newest.get(match["name"], 0), int(match["turn"]))
+        if claim := parse_control_file(file):
+            name, turn = claim
+            if name not in newest or newest[name][0] < turn:
+                newest[name] = turn, file
     return newest
+
+
+@functools.lru_cache(1 << 16)
+def parse_control_file(file: str) -> tuple[str, int] | None:
+    """The name and the turn of a claim; None where the file is no claim's."""
+    match = CLAIM.fullmatch(file)
+    return (match["name"], int(match["turn"])) if match else None
 
 
 def remove_dead_locks(output: Destination) -> None:

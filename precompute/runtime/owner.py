@@ -33,9 +33,14 @@ def parse_owner(data: bytes) -> dict[str, Any]:
     return owner if all(isinstance(text, str) for text in texts) else {}
 
 
+def is_here(owner: dict[str, Any]) -> bool:
+    """Whether it is a process of this machine. owner: as `parse_owner` gives it."""
+    return {key: owner.get(key) for key in ("host", "boot", "namespace")} == _machine()
+
+
 def is_dead(owner: dict[str, Any]) -> bool:
     """Certain only of processes of this machine; of others the heartbeat tells. owner: as `parse_owner` gives it."""
-    if {key: owner.get(key) for key in ("host", "boot", "namespace")} != _machine():
+    if not is_here(owner):
         return False
     try:
         zombie = psutil.Process(owner["pid"]).status() == psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""Many made-up processes in simulated time: one thread each, of which one runs at a time, so that seeds repeat.
+"""Many made-up processes in simulated time, all in one thread: greenlets that hand over where they wait, so that seeds repeat.
 
 simulation = Simulation(seed=0)
 simulation.spawn("worker", work)      # work() may call simulation.sleep
@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Set
 from typing import TypeVar
 
+from greenlet import getcurrent, greenlet
+
 from precompute.runtime.clock import Clock
 
 T = TypeVar("T")
@@ -25,37 +27,39 @@ class Died(BaseException):
 
 
 class Task:
-    """One thread. machine: its process, which is killed and stalls with all its threads."""
+    """What would be a thread. machine: its process, which is killed and stalls with all its tasks."""
 
     def __init__(self, simulation: "Simulation", machine: "Machine", work: Callable[[], None]) -> None:
         self.machine, self.done = machine, False
         self._simulation, self._work = simulation, work
-        self.turn = threading.Lock()
-        self.turn.acquire()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._greenlet = greenlet(self._run, simulation.hub)  # whoever ends hands over to it
 
-    def _run(self) -> None:
-        self.turn.acquire()
-        try:
-            if not self.machine.dead:
-                self._work()
-        except Died:
-            pass
-        except BaseException as error:  # noqa: BLE001  raised by `Simulation.run`
-            self._simulation.failure = self._simulation.failure or error
-        self.done = True
-        self._simulation.next().release()
+    def resume(self) -> None:
+        """Run until it waits, or has ended; called by `Simulation.run` alone."""
+        self._greenlet.switch()
 
     def join(self) -> None:
         while not self.done:
             self._simulation.sleep(1.0)
 
+    def _run(self) -> None:
+        try:
+            if not self.machine.dead:
+                self._work()
+        except Died:
+            pass
+        finally:
+            self.done = True
+
 
 class Machine(Clock):
-    """A process with a clock of its own: `jump` moves it, as after a pause of a virtual machine."""
+    """A process with a clock of its own: `jump` moves it, as after a pause of a virtual machine.
+
+    first: the first unit that it does not know to be finished.
+    """
 
     def __init__(self, simulation: "Simulation") -> None:
-        self.simulation, self.dead, self.until = simulation, False, 0.0
+        self.simulation, self.dead, self.until, self.first = simulation, False, 0.0, 0
         self.ahead = simulation.rng.uniform(0, 1e6)
 
     def now(self) -> float:
@@ -80,15 +84,12 @@ class Machine(Clock):
 
 
 class Simulation:
-    """The time of all machines, and whose turn it is: a thread hands over to the one that is due next, and to nobody between."""
+    """The time of all machines, and whose turn it is."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.now = 0.0
-        self.failure: BaseException | None = None
-        self._main = threading.Lock()
-        self._main.acquire()
-        self._until = float("inf")
+        self.hub = getcurrent()
         self._order = itertools.count()
         self._due: list[tuple[float, int, Task]] = []
         self._current: Task | None = None
@@ -104,26 +105,21 @@ class Simulation:
         assert task is not None
         if not task.machine.dead:
             self._schedule(task, seconds)
-            turn = self.next()
-            if turn is not task.turn:
-                turn.release()
-                task.turn.acquire()
+            self.hub.switch()
         if task.machine.dead:
             raise Died
 
     def run(self, until: float = float("inf")) -> None:
         """Until nothing is left to do. Raises what a task raised first."""
-        self._until = until
-        self._resume()
-        hung = self.failure is None and bool(self._due)
-        self._until = float("inf")
-        failure, self.failure = self.failure, None
-        for _, _, task in self._due:
-            task.machine.dead = True
-        self._resume()
-        if failure is not None:
-            raise failure
-        assert not hung, f"work was left after {until} s"
+        try:
+            while self._due and self.now <= until:
+                self._next()
+            assert not self._due, f"work was left after {until} s"
+        finally:
+            for _, _, task in self._due:
+                task.machine.dead = True
+            while self._due:
+                self._next()
 
     @property
     def machine(self) -> Machine:
@@ -131,25 +127,17 @@ class Simulation:
         assert self._current is not None
         return self._current.machine
 
-    def next(self) -> threading.Lock:
-        """Go on in time to whoever is due first: what it waits for, or `run` where nobody is, or somebody has failed."""
-        while self._due and self.failure is None and self.now <= self._until:
-            at, _, task = heapq.heappop(self._due)
-            if not task.machine.dead and at < task.machine.until:
-                heapq.heappush(self._due, (task.machine.until, next(self._order), task))
-                continue
-            self.now, self._current = max(self.now, at), task
-            return task.turn
-        return self._main
+    def _next(self) -> None:
+        """Go on in time to whoever is due first, until it waits."""
+        at, _, task = heapq.heappop(self._due)
+        if not task.machine.dead and at < task.machine.until:
+            heapq.heappush(self._due, (task.machine.until, next(self._order), task))
+            return
+        self.now, self._current = max(self.now, at), task
+        task.resume()
 
     def _schedule(self, task: Task, seconds: float) -> None:
         heapq.heappush(self._due, (self.now + max(0.0, seconds), next(self._order), task))
-
-    def _resume(self) -> None:
-        turn = self.next()
-        if turn is not self._main:
-            turn.release()
-            self._main.acquire()
 
 
 class Finished(Set[int]):
@@ -186,7 +174,7 @@ class SimulatedStore:
         self._revoked: dict[str, int] = {}
         self._versions = itertools.count(1)
         self._log: dict[int, int] = {}
-        self._first: Counter[Machine] = Counter()
+        self._first = 0
 
     # --- control files ---
 
@@ -222,10 +210,11 @@ class SimulatedStore:
         """Listed from the first unit on that this machine does not know to be finished: of each tar, parquet and marker."""
         machine = self._simulation.machine
         finished = self._request(
-            "list", lambda: Finished(self._log), 1 + 3 * (len(self._log) - self._first[machine]) // PAGE
+            "list", lambda: Finished(self._log), 1 + 3 * (len(self._log) - machine.first) // PAGE
         )
-        while self._first[machine] in finished:
-            self._first[machine] += 1
+        while self._first in self._log:
+            self._first += 1
+        machine.first = self._first
         return finished
 
     def is_finished(self, unit: int) -> bool:
