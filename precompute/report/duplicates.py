@@ -39,18 +39,18 @@ def without_duplicates(
     kept[order[starts]] = True
     ends = np.cumsum([len(samples) for samples in chosen])
     remaining = [samples[keep] for samples, keep in zip(chosen, np.split(kept, ends[:-1]), strict=True)]
-    found = (
-        [part for part in np.split(order, starts[1:]) if len(part) > 1] if len(starts) < len(order) else []
-    )
-    found.sort(key=lambda part: int(part[0]))
+    sizes = np.diff(starts, append=len(order))
+    several = np.flatnonzero(sizes > 1)
+    shown = several[np.argsort(order[starts[several]])][:SHOWN]
+    found = [order[starts[number] : starts[number] + sizes[number]] for number in shown.tolist()]
     keys_of = functools.cache(lambda shard: source.ok_rows(shard, ["key", "status"])["key"])
     lines = [
         " ".join(_keys(keys_of, chosen, ends, part[:NAMED]))
         + (f" ... and {len(part) - NAMED:,} more" if len(part) > NAMED else "")
-        for part in found[:SHOWN]
+        for part in found
     ]
-    more = [f"... and {len(found) - SHOWN:,} more groups"] if len(found) > SHOWN else []
-    return [*lines, *more, f"{len(found):,} groups of nearly the same picture"], remaining
+    more = [f"... and {len(several) - SHOWN:,} more groups"] if len(several) > SHOWN else []
+    return [*lines, *more, f"{len(several):,} groups of nearly the same picture"], remaining
 
 
 def _facts(source: ManifestSource | JoinedSource, number: int, samples: I64) -> pa.Table:
