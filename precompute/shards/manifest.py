@@ -55,17 +55,21 @@ class ManifestKeeper:
 
     def start(self) -> Manifest:
         """Write the first manifest, or hold the one that is there against ours. Raises RecipeMismatch."""
-        self.look()
+        self._hold()
         return self._update()
 
     def look(self) -> None:
         """Hold what is there against ours, and write nothing. Raises RecipeMismatch."""
+        self._hold()
+        self._read(self._look())
+
+    def _hold(self) -> None:
+        """Hold the manifest that is there against ours. Raises RecipeMismatch."""
         there = self._output.get(MANIFEST)
         if there is not None:
             manifest = parse_manifest(f"{self._output}/{MANIFEST}", there)
             _compare(self._output, manifest.recipe, manifest.splits.get(self._split), self._ours)
             self.null_caption = manifest.null_caption
-        self._read(self._look())
 
     def refresh(self) -> Manifest:
         """The manifest that this process leaves at its end, of all markers.
