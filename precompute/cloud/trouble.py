@@ -10,6 +10,8 @@ from precompute.errors import OutputError
 EXPIRED = {"ExpiredToken", "TokenRefreshRequired", "RequestExpired", "ExpiredTokenException"}
 NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 UNKNOWN_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthenticationFailed"}
+# A HEAD's answer has no body, and so no code.
+BARE = re.compile(r"S3 error: Error performing HEAD .*status code: 400")
 REFUSED = (PermissionDeniedError, UnauthenticatedError, NotImplementedError)
 
 
@@ -49,8 +51,7 @@ class Trouble:
             return self._error(
                 "there is no such bucket", f"{'Make it, or name' if self._writes else 'Name'} another"
             )
-        # A HEAD's answer has no body, and so no code.
-        if code in EXPIRED or (not code and "status code: 400" in str(error)):
+        if code in EXPIRED or BARE.search(str(error)):
             cure = "Renew them, as by `aws sso login`, and run the same command again"
             return self._error("the credentials have expired", cure)
         if code in UNKNOWN_KEY or isinstance(error, UnauthenticatedError):

@@ -12,8 +12,8 @@ from precompute import make, run
 from precompute.shards.tar_writer import TarWriter
 from tests.precompute.cloud.test_store_reading import command
 from tests.support.faulty_store import KEYS, FaultyStore
+from tests.support.finished_folder import write_shards
 from tests.support.launching import TOY
-from tests.support.made_shards import write_shards
 
 
 @pytest.fixture

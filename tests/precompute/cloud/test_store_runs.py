@@ -73,7 +73,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff.Patience, "wait", wait)
 
 
-def check(store: FaultyStore, prefix: str, plain: Path) -> None:
+def check(store: Any, prefix: str, plain: Path) -> None:
     """As a plain run's, markers but for their timings, and nothing more."""
     there = store.objects(prefix)
     expected = {path.name: path.read_bytes() for path in plain.iterdir() if path.is_file()}

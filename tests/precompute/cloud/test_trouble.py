@@ -19,3 +19,15 @@ def test_patience_that_was_in_vain_is_there_again_once_the_store_has_answered(
     trouble.passed()
     trouble.wait(backoff.Patience(), error)
     assert len(left) == 1
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        ("Generic S3 error: Error performing HEAD http://x/a in 2ms - Server returned non-2xx status code: 400 Bad Request: ", "expired"),
+        ("Generic GCS error: Error performing PUT http://x/a in 2ms - Server returned non-2xx status code: 400 Bad Request: {}", "400 Bad Request"),
+    ],
+)  # fmt: skip
+def test_an_answer_without_a_code(said: str, expected: str) -> None:
+    """Of S3 to a HEAD, which has no body, it is that of credentials; of others nobody knows."""
+    assert expected in str(Trouble("gs://bucket/x").explained(OSError(said)))
