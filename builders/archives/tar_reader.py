@@ -61,7 +61,7 @@ def iter_tar(file: IO[bytes], max_size: int) -> Iterator[Member]:
         elif kind in _FILES:
             if targets is not None:
                 targets.add(header)
-            yield Member(name, functools.partial(archive.read_at, place, length, max_size))
+            yield Member(name, functools.partial(archive.content, place, length, max_size))
         elif kind in _LINKS:
             targets = targets or _Targets(archive, place)
             yield targets.resolve(header, max_size)
@@ -103,15 +103,15 @@ class _Targets:
         if found not in self._places:
             return Member(name, NoContent, f"a link to {target}, which is not before it in the archive")
         self._places[name] = place = self._places[found]
-        return Member(name, functools.partial(self._archive.read_at, *place, max_size))
+        return Member(name, functools.partial(self._archive.content, *place, max_size))
 
 
 def _headers(archive: PositionedFile) -> Iterator[_Header]:
     """All members from here on. Wherever the caller has read meanwhile, the next one is looked for behind the last one's content."""
-    hole = 0
+    hole, end = 0, archive.at
     extensions: dict[str, str] = {}
     while True:
-        block = archive.read(BLOCK)
+        block = archive.read_at(end, BLOCK)
         if not any(block):
             zeros, block = _past_zeros(archive, len(block))
             extensions = {}
@@ -129,7 +129,7 @@ def _headers(archive: PositionedFile) -> Iterator[_Header]:
             yield name, kind, link, place, length, is_sparse
             if extensions and kind != b"g":
                 extensions = {}
-        archive.go_to(place + length + -length % BLOCK)
+        end = place + length + -length % BLOCK
     if hole:
         raise ArchiveError(f"{hole:,} bytes of zeros at its end: a download that was not finished")
 
@@ -150,8 +150,7 @@ def _past_zeros(archive: PositionedFile, zeros: int) -> tuple[int, bytes]:
     while chunk := archive.read(2**16):
         if rest := chunk.lstrip(b"\0"):
             start = (len(chunk) - len(rest)) // BLOCK * BLOCK
-            archive.go_to(archive.at - len(chunk) + start)
-            return zeros + start, archive.read(BLOCK)
+            return zeros + start, archive.read_at(archive.at - len(chunk) + start, BLOCK)
         zeros += len(chunk)
         if zeros > _LONGEST_HOLE:
             raise ArchiveError(f"more than {_LONGEST_HOLE:,} bytes of zeros")
@@ -217,23 +216,27 @@ def _number(field: bytes) -> int:
     if field[0] == 0x80:  # GNU base 256; 0xff begins a negative number
         return int.from_bytes(field[1:], "big")
     digits = field.rstrip(b"\0 ")
-    if not digits.isdigit():  # in one of a hundred ways
-        digits = field.partition(b"\0")[0].strip(b" ")
-    if digits.strip(b"01234567"):
-        raise ArchiveError("a header is damaged: its size is no number")
-    return int(digits or b"0", 8)
+    if not digits.isdigit():  # which Python would take with a sign, a prefix or underscores
+        digits = field.partition(b"\0")[0].strip(b" ") or b"0"
+    try:
+        return int(digits if digits.isdigit() else b"", 8)
+    except ValueError:
+        raise ArchiveError("a header is damaged: its size is no number") from None
 
 
 def _checksum_holds(block: bytes) -> bool:
     """Whether the sum of the bytes is the one that is written; of signed ones too, as old Sun tars have it."""
-    # The field itself counts as eight spaces. The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add.
-    wanted, before, behind = _number(block[148:156]), block[:148], block[156:]
-    if zlib.adler32(behind, zlib.adler32(before)) & 0xFFFF == (wanted - 8 * 32 + 1) % 65521:
+    # The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
+    wanted = _wanted_sum(block[148:156])
+    if zlib.adler32(block) & 0xFFFF == (wanted + 1) % 65521:
         return True
-    return (
-        sum(block) - sum(block[148:156]) - 256 * sum(byte > 127 for byte in before + behind)
-        == wanted - 8 * 32
-    )
+    return sum(block) - 256 * sum(byte > 127 for byte in block[:148] + block[156:]) == wanted
+
+
+@functools.lru_cache(2**14)  # there are few sums
+def _wanted_sum(field: bytes) -> int:
+    """The sum of a header's bytes by its checksum field, which itself counts as spaces there."""
+    return _number(field) - 8 * 32 + sum(field)
 
 
 def _ustar_name(block: bytes) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, ClassVar, TypeVar
 
 import datasets
@@ -36,7 +36,8 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
     BUILDER_CONFIG_CLASS = ImageCaptionConfig
     DEFAULT_WRITER_BATCH_SIZE = 64  # rows in memory before a write; datasets' 100 is much with 2 MB images
     EXTRAS: ClassVar[dict[str, Any]] = {}
-    share_read: float | None = None  # of the shard that is being read, from 0 to 1, where its reader knows
+    _share: float | None = None
+    _find_share: Callable[[], float] | None = None
     CAPTION_KIND = "caption"  # where captions come from: letters and digits
     DESCRIPTION = HOMEPAGE = LICENSE = CITATION = ""
 
@@ -143,14 +144,28 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
             del found["reject"]
         return found
 
+    @property
+    def share_read(self) -> float | None:
+        """How much of the shard that is being read was read, from 0 to 1; None where its reader does not know."""
+        if self._find_share is not None:
+            self._share = max(self._share or 0.0, self._find_share())
+        return self._share
+
+    @share_read.setter
+    def share_read(self, share: float) -> None:
+        self._share = share
+
     def _told(self, file: IO[bytes], items: Iterable[T], index: int = 0, count: int = 1) -> Iterator[T]:
         """What comes out of the `index`-th of `count` parts of a file, while `share_read` follows what was read."""
-        self.share_read, size = 0.0, math.inf
+        self._share, size = 0.0, math.inf
         with contextlib.suppress(OSError):  # a disk that fails is told of by who reads the items
             size = file.seek(0, os.SEEK_END) or math.inf
-        for item in items:
-            yield item
-            self.share_read = max(self.share_read, min(file.tell() / size * count - index, 1.0))
+        # Asked for where somebody wants it: a file takes as long to say where it stands as a small member to be read.
+        self._find_share = lambda: min(file.tell() / size * count - index, 1.0)
+        try:
+            yield from items
+        finally:
+            self._share, self._find_share = self.share_read, None
 
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
