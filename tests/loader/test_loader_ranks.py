@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from loader import LatentDataset, make_loader
 from loader.ranks import LAUNCHERS, LOCAL_RANKS, NODE_RANKS, present_rank
+from tests.support.forked import forking
 
 OPTIONS: dict[str, Any] = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "seed": 3}
 NAMES = {name for pair in LAUNCHERS for name in pair} | {*LOCAL_RANKS, *NODE_RANKS, "LOCAL_WORLD_SIZE"}
@@ -117,15 +118,16 @@ def test_a_world_too_large_for_the_samples_is_told_when_iteration_begins(
 
 def _train(rank: int, folder: str, port_file: str, out: Any) -> None:
     """One of two processes: loaders first, then the process group, as scripts do that know nothing of either."""
+    # Workers that begin anew get the loader as spawned ones do, from one server that has imported it.
+    anew: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "forkserver"}
+    multiprocessing.set_forkserver_preload(["loader"])
     made = {
         "threads": make_loader(folder, 5, **OPTIONS),
         "workers": make_loader(folder, 5, num_workers=1, **OPTIONS),
-        "spawned workers": make_loader(folder, 5, num_workers=1, multiprocessing_context="spawn", **OPTIONS),
+        "workers anew": make_loader(folder, 5, **anew, **OPTIONS),
         "DataLoader": DataLoader(LatentDataset(folder, 5, **OPTIONS), batch_size=None),
-        "DataLoader, spawned": DataLoader(
-            LatentDataset(folder, 5, **OPTIONS), batch_size=None, num_workers=1, multiprocessing_context="spawn"
-        ),
-    }  # fmt: skip
+        "DataLoader, anew": DataLoader(LatentDataset(folder, 5, **OPTIONS), batch_size=None, **anew),
+    }
     dist.init_process_group("gloo", init_method=f"file://{port_file}", rank=rank, world_size=2)
     for name, batches in made.items():
         out.put((name, rank, len(batches), [key for batch in batches for key in batch["key"]]))
@@ -133,7 +135,7 @@ def _train(rank: int, folder: str, port_file: str, out: Any) -> None:
 
 
 def test_a_process_group_that_comes_after_the_loader_is_adopted(shards: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forking()
     out = context.Queue()
     processes = [
         context.Process(target=_train, args=(rank, str(shards), str(tmp_path / "store"), out))
