@@ -24,6 +24,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 
 class _Entry(NamedTuple):
     name: str
+    raw_name: bytes
     encrypted: bool
     method: int
     crc: int
@@ -41,7 +42,7 @@ def zip_names(file: IO[bytes]) -> Iterator[str]:
     """Names of all entries."""
     count, length, offset = _zip_end(file)
     directory = _directory(file, length, offset)
-    return (_name(directory, at, names) for at, names, _ in _walk(directory, count))
+    return (_name(directory, at, _raw_name(directory, at, names)) for at, names, _ in _walk(directory, count))
 
 
 def iter_zip(
@@ -66,7 +67,9 @@ def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
     if len(header) < 30 or header[:4] != b"PK\3\4":
         return b""
     name_length, extra_length = struct.unpack_from("<2H", header, 26)
-    file.seek(name_length + extra_length, os.SEEK_CUR)
+    # No checksum covers a name: of two that differ one is damaged, and the picture would get its neighbour's caption.
+    if file.read(name_length + extra_length)[:name_length] != entry.raw_name:
+        return b""
     data = file.read(entry.packed)
     if entry.method == 8:
         try:
@@ -99,8 +102,11 @@ def _walk(directory: bytes, count: int) -> Iterator[tuple[int, int, int]]:
         at += _ENTRY.size + names + extras + comments
 
 
-def _name(directory: bytes, at: int, length: int) -> str:
-    raw = directory[at + _ENTRY.size : at + _ENTRY.size + length]
+def _raw_name(directory: bytes, at: int, length: int) -> bytes:
+    return directory[at + _ENTRY.size : at + _ENTRY.size + length]
+
+
+def _name(directory: bytes, at: int, raw: bytes) -> str:
     is_utf8 = raw.isascii() or directory[at + 9] & 8  # bit 11 of the flags
     return raw.decode("utf-8" if is_utf8 else "cp437", "replace")
 
@@ -109,11 +115,13 @@ def _entry(directory: bytes, at: int, names: int, extras: int) -> _Entry:
     signature, flags, method, crc, packed, size, offset = _ENTRY.unpack_from(directory, at)
     if signature != b"PK\1\2":
         raise ArchiveError("zip directory is damaged")
-    name = _name(directory, at, names)
+    raw_name = _raw_name(directory, at, names)
     if 0xFFFFFFFF in (packed, size, offset):
         more = directory[at + _ENTRY.size + names : at + _ENTRY.size + names + extras]
         size, packed, offset = _zip64(more, size, packed, offset)
-    return _Entry(name, bool(flags & 1), method, crc, packed, size, offset)
+    return _Entry(
+        _name(directory, at, raw_name), raw_name, bool(flags & 1), method, crc, packed, size, offset
+    )
 
 
 def _zip64(extras: bytes, *values: int) -> list[int]:
