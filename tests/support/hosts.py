@@ -1,35 +1,44 @@
-"""Machines of a network of their own on this one: network namespaces on a bridge, with addresses, names, latency and a cable each.
+"""Machines of a network of their own on this one: network namespaces at a switch, with addresses, names, latency and a cable each.
 
 with Hosts(2) as (one, two):
     process = one.start("python", "-m", "http.server")
     one.cut()                            # nothing of it reaches anybody, nor the other way round
+
+The switch is a thread of this process (tests/support/switch.py). When that is killed, the network is gone with it; what ran on the
+hosts is ended by whoever makes hosts next.
 """
 
 import contextlib
 import itertools
 import os
+import re
+import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 
 from tests.support.launching import ROOT, environment
+from tests.support.switch import Port, Switch
 
-NET = "10.231.7"
-LATENCY = "2ms"  # of each host's own traffic, where the kernel has netem
+LATENCY = 0.005  # seconds of each frame
 NUMBERS = itertools.count()  # what the kernel deletes is there for a while
-RENAMED = 'hostname "$0" && exec "$@"'
+NAME = re.compile(r"lm(\d+)x\d+-\d+")
+OWN = Path("/tmp/ray")  # each process sees one that is empty, as on a machine of its own
+BEGIN = f'hostname "$0" && mount -t tmpfs none {OWN} && exec "$@"'
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def can_have_hosts() -> bool:
-    """Whether this process may make namespaces and bridges."""
+    """Whether this process may make namespaces and devices."""
     try:
         with Hosts(1):
             return True
@@ -39,59 +48,52 @@ def can_have_hosts() -> bool:
 
 @dataclass
 class Host:
-    """name: its host name; port: the bridge's end of its cable."""
+    """name: its host name; port: its place at the switch."""
 
     name: str
-    port: str
     address: str
+    port: Port
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
         self, *command: str, env: Mapping[str, str] | None = None, into: int = subprocess.DEVNULL
     ) -> subprocess.Popen[str]:
         """A process that sees this host's network and name. into: PIPE for what it says, errors too."""
-        inside = [
-            "ip",
-            "netns",
-            "exec",
-            self.name,
-            "unshare",
-            "--uts",
-            "sh",
-            "-c",
-            RENAMED,
-            self.name,
-            *command,
-        ]
+        inside = ["ip", "netns", "exec", self.name, "unshare", "--uts", "--mount", "sh", "-c", BEGIN]
         more: dict[str, Any] = {"cwd": ROOT, "text": True, "stdout": into, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(inside, env={**environment(), **(env or {})}, **more)
+        process = subprocess.Popen(
+            [*inside, self.name, *command], env={**environment(), **(env or {})}, **more
+        )
         self.processes.append(process)
         return process
 
     def cut(self) -> None:
-        ip("link", "set", self.port, "down")
+        """Lose what is on its way, and all that follows. Nobody is told: the device stays up."""
+        self.port.is_cut = True
 
     def mend(self) -> None:
-        ip("link", "set", self.port, "up")
+        self.port.is_cut = False
 
 
 class Hosts:
-    """So many, as a context; nothing of them is left after it, nor of what they started."""
+    """So many, as a context; nothing of them is left after it, nor of what they started. latency: seconds of each frame."""
 
-    def __init__(self, number: int) -> None:
-        self._tag = f"lm{os.getpid() % 100_000}x{next(NUMBERS)}"
-        self._hosts = [
-            Host(f"{self._tag}-{index}", f"{self._tag}p{index}", f"{NET}.{index + 1}")
-            for index in range(number)
-        ]
+    def __init__(self, number: int, latency: float = LATENCY) -> None:
+        self._number, self._latency = number, latency
+        self._tag = f"lm{os.getpid()}x{next(NUMBERS)}"
+        self._hosts: list[Host] = []
 
     def __enter__(self) -> list[Host]:
+        sweep()
+        OWN.mkdir(exist_ok=True)
+        net = free_net()
+        self._switch = Switch(self._latency)
         try:
-            ip("link", "add", self._tag, "type", "bridge")
-            ip("address", "add", f"{NET}.254/24", "dev", self._tag)
+            self._switch.plug_in(self._tag)
+            ip("address", "add", f"{net}.254/24", "dev", self._tag)
             ip("link", "set", self._tag, "up")
-            for host in self._hosts:
-                self._connect(host)
+            for index in range(self._number):
+                self._connect(f"{self._tag}-{index}", net, index)
         except BaseException:
             self.close()
             raise
@@ -103,23 +105,47 @@ class Hosts:
         self.close()
 
     def close(self) -> None:
-        for process in (process for host in self._hosts for process in host.processes):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
-            process.kill()
-            process.wait()
+        self._switch.close()
         for host in self._hosts:
-            subprocess.run(["ip", "netns", "delete", host.name], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "delete", self._tag], check=False, capture_output=True)
+            remove(host.name)
+            for process in host.processes:
+                process.kill()
+                process.wait()
+                if process.stdout:
+                    process.stdout.close()
 
-    def _connect(self, host: Host) -> None:
-        ip("netns", "add", host.name)
-        ip("link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", host.name)
-        ip("link", "set", host.port, "master", self._tag, "up")
-        ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
+    def _connect(self, name: str, net: str, index: int) -> None:
+        port = self._switch.plug_in(f"{self._tag}p{index}")
+        ip("netns", "add", name)
+        self._hosts.append(Host(name, f"{net}.{index + 1}", port))
+        ip("link", "set", f"{self._tag}p{index}", "netns", name, "name", "eth0")
+        ip("-n", name, "address", "add", f"{net}.{index + 1}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
-            ip("-n", host.name, "link", "set", device, "up")
-        tc = ["tc", "-n", host.name, "qdisc", "add", "dev", "eth0", "root", "netem", "delay", LATENCY]
-        # Kernels without netem have none.
-        subprocess.run(tc, check=False, capture_output=True)
+            ip("-n", name, "link", "set", device, "up")
+        ip("-n", name, "route", "add", "default", "via", f"{net}.254")
+
+
+def free_net() -> str:
+    """The first three numbers of addresses that nobody has here."""
+    taken = ip("-4", "-o", "address")
+    nets = (f"10.{200 + number // 256 % 50}.{number % 256}" for number in itertools.count(os.getpid()))
+    return next(net for net in nets if f" {net}." not in taken)
+
+
+def sweep() -> None:
+    """Remove hosts of processes that were killed."""
+    for line in ip("netns", "list").splitlines():
+        name = line.split()[0]
+        if (match := NAME.fullmatch(name)) and not psutil.pid_exists(int(match[1])):
+            remove(name)
+
+
+def remove(host: str) -> None:
+    """End all that runs on it, what others start meanwhile too."""
+    with contextlib.suppress(subprocess.CalledProcessError):
+        while pids := [int(pid) for pid in ip("netns", "pids", host).split()]:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        ip("netns", "delete", host)

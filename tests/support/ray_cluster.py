@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20}
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 os.environ.update(ENVIRONMENT)  # before Ray reads them: no token is written, nobody is told
 
 pytest.importorskip("ray")

@@ -7,10 +7,11 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 from tests.support.hosts import Host, Hosts, can_have_hosts
 from tests.support.launching import ROOT, SMALL_TOY, environment
 from tests.support.raw.archive import write_tar
+from tests.support.ray_cluster import ENVIRONMENT
 
 UNITS, ROWS = 40, 6
 CUT = 30.0  # seconds
@@ -59,12 +61,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[str, byt
     return {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
 
 
-@pytest.fixture
-def hosts() -> Iterator[list[Host]]:
-    with Hosts(3) as made:
-        yield made
-
-
 class Store:
     """A server of moto on a host, and a client of it from outside."""
 
@@ -97,6 +93,33 @@ class Store:
     def files(self) -> dict[str, bytes]:
         """Contents by name, and nothing else is there."""
         return {name.removeprefix("out/"): self.read(name) for name in self.names()}
+
+
+class Nodes:
+    """A cluster of Ray with its head on a host. environment: of the head."""
+
+    def __init__(self, head: Host, environment: dict[str, str]) -> None:
+        self._address = f"{head.address}:6379"
+        flags = ("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false", "--block")
+        head.start("sh", "-c", f"exec {self._start(head, *flags)}", env={**ENVIRONMENT, **environment})
+
+    def join(self, host: Host) -> None:
+        """Make a node of a host, and again whenever it ends."""
+        start = self._start(host, f"--address={self._address}", "--num-cpus=1", "--block")
+        host.start("sh", "-c", f"while sleep 1; do {start}; done", env=ENVIRONMENT)
+
+    def run(self, host: Host, command: list[str]) -> subprocess.Popen[str]:
+        """Run a driver on a host that is a node without room for work."""
+        start = self._start(host, f"--address={self._address}", "--num-cpus=0")
+        script = f"until {start}; do sleep 1; done; exec {shlex.join(command)}"
+        env = {**ENVIRONMENT, "RAY_ADDRESS": self._address}
+        return host.start("sh", "-c", script, env=env, into=subprocess.PIPE)
+
+    def _start(self, host: Host, *flags: str) -> str:
+        ray = str(Path(sys.executable).with_name("ray"))
+        return shlex.join(
+            [ray, "start", f"--node-ip-address={host.address}", f"--object-store-memory={80 << 20}", *flags]
+        )
 
 
 def until(there: Callable[[], Any], seconds: float = 200.0) -> None:
@@ -135,14 +158,41 @@ def cut_for_a_while(host: Host) -> None:
     host.mend()
 
 
-def test_plain_processes_and_a_cut_cable(data: Path, plain: dict[str, bytes], hosts: list[Host]) -> None:
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it said until its good end."""
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_plain_processes_and_a_cut_cable(data: Path, plain: dict[str, bytes]) -> None:
     """One is cut off from the store and from the other, which takes over what it was at."""
-    one, two, place = hosts
-    store = Store(place)
-    processes = [host.start(*command(data, store), into=subprocess.PIPE) for host in (one, two)]
-    until(lambda: store.at_work() == {one.name, two.name})
-    cut_for_a_while(one)
-    for process in processes:
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    check(store, plain)
+    with Hosts(3) as (one, two, place):
+        store = Store(place)
+        processes = [host.start(*command(data, store), into=subprocess.PIPE) for host in (one, two)]
+        until(lambda: store.at_work() == {one.name, two.name})
+        cut_for_a_while(one)
+        for process in processes:
+            finish(process)
+        check(store, plain)
+
+
+@pytest.mark.parametrize("threshold", [None, 5])
+def test_ray_and_a_cut_cable(data: Path, plain: dict[str, bytes], threshold: int | None) -> None:
+    """Head, two workers, driver and store on hosts of their own; a worker is cut off from all others.
+
+    threshold: of Ray's checks, of 1 to 3 s each, that its node must miss to be taken for dead; it then ends when it is back. By
+    default Ray waits for longer than the cable is cut.
+    """
+    health = {"initial_delay_ms": 0, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": threshold}
+    strict = {f"RAY_health_check_{name}": f"{value}" for name, value in health.items()} if threshold else {}
+    with Hosts(5) as (head, one, two, driver, place):
+        store, nodes = Store(place), Nodes(head, strict)
+        nodes.join(one)
+        nodes.join(two)
+        process = nodes.run(driver, command(data, store, "--engine", "ray", "--ray-workers", "2"))
+        until(lambda: store.at_work() == {one.name, two.name})
+        cut_for_a_while(one)
+        said = finish(process)
+        assert f"a worker on {one.name} was lost" in said or not threshold, said
+        check(store, plain)
