@@ -122,10 +122,16 @@ class Claims:
             for file in known.keys() - versions.keys():
                 known.pop(file, None)
         self._elsewhere.intersection_update(versions)
-        turns, unknown = {}, 0
+        turns, unknown, now = {}, 0, self._clock.now()
         for name, (turn, file) in newest_of(versions).items():
-            unknown += file not in self._owners
-            turns[name] = Turn(turn, self._is_alive(file, versions[file], unknown <= READS))
+            version = versions[file]
+            before, since = self._seen.get(file, (None, now))
+            if before == version and file in self._elsewhere:  # most of them, where there are many
+                alive = version is not None and now - since < self.timeout
+            else:
+                unknown += file not in self._owners
+                alive = self._is_alive(file, version, unknown <= READS)
+            turns[name] = Turn(turn, alive)
         return turns
 
     def living(self) -> set[str]:

@@ -21,6 +21,9 @@ SIZES = [
     tuple(map(int, size.split("x"))) for size in os.environ.get("LATENTMILL_SIMULATE", "50x600").split(",")
 ]
 
+if "LATENTMILL_SIMULATE" in os.environ:
+    pytestmark = pytest.mark.timeout(0)
+
 
 class Workers:
     """So many workers at so many units, each a process that holds two leases at a time, as the pipeline does."""
