@@ -1,9 +1,12 @@
 """The files under examples/cluster/: every command of ours in them is one that our own command line takes."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,34 @@ def test_flags_are_ours(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".sh")])
 def test_scripts_parse(name: str) -> None:
     subprocess.run(["bash", "-n", FOLDER / name], check=True)
+
+
+def test_the_hubs_own_command_takes_the_jobs(tmp_path: Path) -> None:
+    """`hf jobs run --dry-run`, of a file that calls it without."""
+    hf = shutil.which("hf", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if hf is None:
+        pytest.skip("needs hf, of huggingface_hub")
+    short = tmp_path / "hf"
+    short.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.quote(hf)} jobs run --dry-run "$@"\n')
+    short.chmod(0o755)
+    given = {"USER": "you", "PACKAGE": "latentmill", "HF_TOKEN": "hf_made_up", "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, **given, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", FOLDER / "hf_jobs.sh"], env=env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for parts in ("0-543", "544-1087", "1088-1631", "1632-2175"):
+        assert f"parts={parts}" in done.stdout, done.stdout
+    assert "a100-large" in done.stdout and "hf_made_up" not in done.stdout + done.stderr
+
+
+def test_skypilots_own_parser_takes_the_task() -> None:
+    """Its schema, and what it makes of it."""
+    sky = pytest.importorskip("sky", reason="needs skypilot")
+    task = sky.Task.from_yaml(str(FOLDER / "skypilot.yaml"))
+    (resources,) = task.resources
+    assert resources.use_spot and resources.accelerators == {"A100": 8}
+    assert set(task.envs) == {"PARTS"} and set(task.secrets) == {"HF_TOKEN"}
 
 
 def test_runtime_environment_is_one(tmp_path: Path) -> None:

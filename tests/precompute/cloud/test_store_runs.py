@@ -1,15 +1,18 @@
 """`precompute/run.py --output s3://...` on a server of moto: the files are those of a plain run to a folder, whatever fails."""
 
+import io
 import json
 import os
 import random
 import signal
+import tarfile
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -254,6 +257,19 @@ def test_accelerate_launches_two_processes_to_a_store(
     done = run_precompute("builders/webdataset", *place, *toy, *sizes, *words, processes=2, launcher=True)
     assert not any(value in done.stdout + done.stderr for value in KEYS.values())
     check(store, "launched/run", plain)
+    # What boto3 lists and Python's tarfile reads of it: each good row once, with its caption and its arrays.
+    captions, shapes = [], set()
+    for name, contents in sorted(store.objects("launched/run").items()):
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(contents)) as tar:
+                members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+            captions += [text.decode() for member, text in members.items() if member.endswith(".txt")]
+            arrays = [data for member, data in members.items() if member.endswith(".moments_64.npy")]
+            shapes |= {np.load(io.BytesIO(data)).shape for data in arrays}
+    assert captions == [
+        f"caption {row} of {unit}" for unit in range(UNITS) for row in range(ROWS) if row != 2
+    ]
+    assert shapes == {(8, 8, 8)}
 
 
 def keys(store: FaultyStore, prefix: str) -> list[str]:
