@@ -117,8 +117,9 @@ def lacks(config: Config, recipe: MakeRecipe) -> Iterator[str]:
         yield from writing_lacks("--push-to", config.push_to)
     if any("openclip:" in word for word in recipe.run_flags(config.flags)) and find_spec("open_clip") is None:
         yield 'openclip: not installed; pip install "latentmill[openclip]", or from a checkout pip install -e ".[openclip]"'
-    if is_url(str(config.latents)):
-        yield f"--latents {config.latents}: a URL, and make writes to a folder; run its steps by hand, with --output"
+    for flag, folder in (("--raw", config.raw), ("--latents", config.latents)):
+        if is_url(str(folder)):
+            yield f"{flag} {folder}: a URL, and make writes to folders; name one"
     launcher = shlex.split(config.launch)[:1]
     if not launcher or shutil.which(executable(launcher)[0]) is None:
         yield f"--launch {config.launch}: no such command"

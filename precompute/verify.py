@@ -234,7 +234,10 @@ def run(config: Config) -> int:
     if "://" not in config.output:
         keep_verdict(Path(config.output).expanduser(), report.verdict, mode)
     if is_store(config.output) and any("emove" in finding.cure for finding in report.findings):
-        report.notes.append(f"remove there: `{removal(config.output)}`, or by any other client of the store")
+        how = f"remove there: `{removal(config.output)}`, or by any other client of the store"
+        report.notes.append(
+            f"{how}; with a marker its unit's tars and parquets too, which are not written over"
+        )
     if config.json:
         print(json.dumps({"whole": not report.findings, **dataclasses.asdict(report)}, indent=1))
         return report.exit_code

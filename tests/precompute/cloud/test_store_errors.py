@@ -92,12 +92,13 @@ def test_a_flag_for_another_kind_of_place(
     assert [path.name for path in tmp_path.iterdir()] == ["latents"]
 
 
-def test_make_writes_to_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_writes_to_folders(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["make.py", "micro_budget", "--latents", "s3://bucket/x", "--small"])
     with pytest.raises(SystemExit) as stopped, pytest.MonkeyPatch.context() as patch:
         patch.setattr(make, "run", lambda step: pytest.fail(f"{step} was run"))
         make.main()
     assert stopped.value.code == 2
+    assert "error: --latents s3:/bucket/x: a URL, and make writes to folders" in capsys.readouterr().err
 
 
 def test_a_scratch_that_is_full_is_named(

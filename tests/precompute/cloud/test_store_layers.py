@@ -20,6 +20,7 @@ from loader import make_loader
 from loader.format import MANIFEST, Manifest
 from precompute import pack, push, run, verify
 from precompute.cloud import opening
+from precompute.cloud.place import options_for
 from precompute.errors import RecipeMismatch, SourceError, UsageError
 from tests.precompute.cloud.test_store_runs import check, config, write_raw
 from tests.precompute.hub.test_push import REPO
@@ -223,6 +224,32 @@ def test_names_that_are_taken_in_base_and_layer(
     pack.run(pack.Config((base, url), tmp_path / "packed", store_option=store.options))
     packed = batches(store, tmp_path / "packed")
     assert sorted(key for batch in packed for key in batch["key"]) == keys
+
+
+def test_what_is_damaged_is_removed_as_verify_says_and_made_again(
+    store: FaultyStore, raw: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under its old names: a layer beside it stays good."""
+    base, url = store.upload(plain, "mended/base"), "s3://bucket/mended/layer"
+    layer(url, raw, base, store_option=store.options)
+    leave(store, "mended/base", "train-00001-02.tar", "train-00004-01.parquet")
+    assert verify.run(verify.Config(base, store_option=store.options)) == 1
+    told = capsys.readouterr().out
+    assert f"`aws s3 rm {base}/NAME`" in told and "with a marker its unit's tars and parquets too" in told
+    for stem in ("train-00001", "train-00004"):
+        assert f"Remove {stem}.json and run" in told
+        for name in [name for name in store.objects("mended/base") if name.startswith(stem)]:
+            store.client.delete_object(Bucket="bucket", Key=f"mended/base/{name}")
+    run.run(config(base, raw, store_option=store.options))
+    check(store, "mended/base", plain)
+    assert not findings(store, url, base)
+
+
+def test_options_are_for_stores_of_the_outputs_kind() -> None:
+    given = ("endpoint=x",)
+    for output in ("s3://a/b", "latents"):
+        assert options_for("s3://c/d", output, given) == given
+    assert options_for("gs://c/d", "s3://a/b", given) == () == options_for("latents", "s3://a/b", given)
 
 
 def test_rows_that_are_tried_again(store: FaultyStore, raw: Path, plain: Path, made: Path) -> None:

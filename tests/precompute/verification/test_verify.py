@@ -140,10 +140,13 @@ def test_a_marker_without_its_file(shards: Path, suffix: str, quick: bool) -> No
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_tar_without_marker(shards: Path, quick: bool) -> None:
-    shutil.copy(shards / "train-00001.tar", shards / "train-00007.tar")
+@pytest.mark.parametrize("name", ["train-00007", "train-00001-07"])
+def test_a_tar_without_marker(shards: Path, quick: bool, name: str) -> None:
+    """Of a unit that is finished it is no use to run again."""
+    shutil.copy(shards / "train-00001.tar", shards / f"{name}.tar")
     finding = only(shards, quick=quick)
-    assert finding.shard == "train-00007" and "no marker lists train-00007.tar" in finding.what
+    assert finding.shard == name and f"no marker lists {name}.tar" in finding.what
+    assert finding.cure.startswith("remove it") and ("again" in finding.cure) == (name == "train-00007")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "train.tar", "train-00001.tar.partial", "extra.json"])
