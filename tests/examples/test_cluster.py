@@ -72,13 +72,19 @@ def test_the_hubs_own_command_takes_the_jobs(tmp_path: Path) -> None:
     assert "a100-large" in done.stdout and "hf_made_up" not in done.stdout + done.stderr
 
 
-def test_skypilots_own_parser_takes_the_task() -> None:
-    """Its schema, and what it makes of it."""
+def test_skypilots_own_parser_takes_the_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its schema, and what it makes of it with what `sky jobs launch` is told beside."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     sky = pytest.importorskip("sky", reason="needs skypilot")
-    task = sky.Task.from_yaml(str(FOLDER / "skypilot.yaml"))
+    config = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
+    told = {"env_overrides": [("PARTS", "544-1087")], "secrets_overrides": [("HF_TOKEN", "made-up")]}
+    task = sky.Task.from_yaml_config(config, **told)
     (resources,) = task.resources
     assert resources.use_spot and resources.accelerators == {"A100": 8}
-    assert set(task.envs) == {"PARTS"} and set(task.secrets) == {"HF_TOKEN"}
+    assert task.envs == {"PARTS": "544-1087"} and set(task.secrets) == {"HF_TOKEN"}
+    with pytest.raises(ValueError):
+        sky.Task.from_yaml_config({**yaml.safe_load((FOLDER / "skypilot.yaml").read_text()), "made_up": 1})
 
 
 def test_runtime_environment_is_one(tmp_path: Path) -> None:
