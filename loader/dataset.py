@@ -1,5 +1,6 @@
 """LatentDataset: batches of latents from one or several datasets, those that its sampler deals to this rank."""
 
+import copy
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, Unpack
@@ -82,10 +83,18 @@ class LatentDataset(IterableDataset[Batch]):
     def epoch(self) -> int:
         return self.sampler.epoch
 
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.sampler.epoch = epoch
+
     @property
     def position(self) -> int:
         """Position of the epoch at which the next batch begins, on all ranks together."""
         return self.sampler.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self.sampler.position = position
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`, unless it is the present one.
@@ -162,4 +171,4 @@ class LatentDataset(IterableDataset[Batch]):
         return sorted(self._assembly.cache.busy)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_reader": None}
+        return {**self.__dict__, "_reader": None, "sampler": copy.copy(self.sampler)}

@@ -126,5 +126,5 @@ RULES: dict[str, Rule] = {
 FINISHED = {
     **RULES,
     "parquet_sha256": (_like(SHA256.pattern), HASH),
-    "bucket": (_like(r"([0-9]{1,6}x[0-9]{1,6}(\+[0-9]{1,6}x[0-9]{1,6}){0,9})?"), "like '1024x768'"),
+    "bucket": (_like(r"([0-9]{1,6}x[0-9]{1,6}(\+[0-9]{1,6}x[0-9]{1,6}){0,9})?", 140), "like '1024x768'"),
 }

@@ -114,7 +114,8 @@ def run(config: Config) -> str:
     started = time.monotonic()
     condition = Condition(config.where, config.keys, config.subset)
     try:
-        sources = open_sources(config)
+        cache = Cache(cache_folder(), None)
+        sources = open_sources(config, cache)
         chosen = [chosen_rows(source, condition) for source in sources]
         if not any(len(samples) for parts in chosen for samples in parts):
             raise UsageError(f"--where {config.where}, --keys, --subset: no sample fulfils them; loosen one")
@@ -137,7 +138,8 @@ def run(config: Config) -> str:
                 bar.refresh()
 
             fields, most = sources[0].fields, config.samples_per_shard
-            Packer(output, packing, fields, (recipe, plan), most, keeper, show).work(leases)
+            packer = Packer(output, packing, fields, (recipe, plan), most, keeper, show, cache.stop.set)
+            packer.work(leases)
         split = keeper.refresh().splits[config.split]
     size = sum(shard.bytes for shard in split.shards)
     return (
@@ -146,11 +148,11 @@ def run(config: Config) -> str:
     )
 
 
-def open_sources(config: Config) -> list[Shards]:
-    """The inputs, each with its layers. Raises UsageError where they do not go together, and what opening them raises."""
+def open_sources(config: Config, cache: Cache) -> list[Shards]:
+    """The inputs, each with its layers, remote ones by the cache. Raises UsageError where they do not go together; and OSError."""
     folder = cache_folder()
     options = store_options(config.inputs, config.store_option)
-    files = [open_files(path, Cache(folder, None), PATIENCE, options) for path in config.inputs]
+    files = [open_files(path, cache, PATIENCE, options) for path in config.inputs]
     alone = [open_dataset(one, config.split, folder) for one in files]
     groups: list[list[int]] = []
     for number, source in enumerate(alone):

@@ -234,7 +234,7 @@ def run(config: Config) -> int:
     if "://" not in config.output:
         keep_verdict(Path(config.output).expanduser(), report.verdict, mode)
     if is_store(config.output) and any("emove" in finding.cure for finding in report.findings):
-        how = f"remove there: `{removal(config.output)}`, or by any other client of the store"
+        how = f"remove there: `{removal(config.output, config.store_option)}`, or by any other client of the store"
         report.notes.append(
             f"{how}; with a marker its unit's tars and parquets too, which are not written over"
         )

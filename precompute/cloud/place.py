@@ -1,6 +1,7 @@
 """`--output`: a folder, or a place in an object store; what neither is, is refused before any work."""
 
 import re
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,15 +130,30 @@ def options_for(url: str, output: Path | str, options: Sequence[str]) -> Sequenc
     return options if not is_store(output) or _store_of(url) == _store_of(output) else ()
 
 
-def removal(url: str) -> str:
-    """The command that removes a file NAME of a place in a store, by the cloud's own tool."""
+def removal(url: str, options: Sequence[str]) -> str:
+    """The command that removes a file NAME of a place in a store, by the cloud's own tool. options: `--store-option`."""
     scheme, _, rest = url.rstrip("/").partition("://")
     bucket, _, prefix = rest.partition("/")
-    return {
-        "s3": f"aws s3 rm s3://{rest}/NAME",
-        "gs": f"gcloud storage rm gs://{rest}/NAME",
-        "az": f"az storage blob delete --container-name {bucket} --name {prefix}/NAME",
+    given = dict(option.partition("=")[::2] for option in options)
+    words = {
+        "s3": ["aws", "s3", "rm", f"s3://{rest}/NAME"],
+        "gs": ["gcloud", "storage", "rm", f"gs://{rest}/NAME"],
+        "az": [
+            *"az storage blob delete --container-name".split(),
+            bucket,
+            "--name",
+            f"{prefix}/NAME".lstrip("/"),
+        ],
     }[scheme]
+    more = {
+        ("s3", "endpoint"): "--endpoint-url",
+        ("s3", "profile"): "--profile",
+        ("az", "account_name"): "--account-name",
+    }
+    for (store, name), flag in more.items():
+        if store == scheme and name in given:
+            words += [flag, given[name]]
+    return shlex.join(words)
 
 
 def store_options(paths: Sequence[str], options: Sequence[str]) -> dict[str, Any]:

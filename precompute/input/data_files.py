@@ -13,5 +13,5 @@ def bytes_of(paths: Sequence[str]) -> int | None:
         return None
     try:
         return sum(xgetsize(path) for path in paths) or None
-    except OSError:
+    except Exception:  # noqa: BLE001  a wish of the progress bar ends no run, whatever a client raises
         return None

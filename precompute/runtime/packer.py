@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from builders.archives import backoff
 from loader.format import Field, FormatError
 from loader.recipe import Plan, Recipe
 from precompute.errors import LostLease, SourceError
@@ -24,7 +25,8 @@ AT_ONCE = 4  # units, where there are as many cores
 
 
 class Packer:
-    """output: where the units go. made_by: recipe and plan. most: samples of a tar. on_unit: is told when one is finished."""
+    """output: where the units go. made_by: recipe and plan. most: samples of a tar. on_unit: is told when one is finished.
+    stop_reading: ends what waits for an input."""
 
     def __init__(
         self,
@@ -35,10 +37,12 @@ class Packer:
         most: int,
         keeper: ManifestKeeper,
         on_unit: Callable[[], None],
+        stop_reading: Callable[[], None],
     ) -> None:
         self._output, self._packing, self._fields = output, packing, fields
         self._recipe, self._plan = made_by
-        self._most, self._keeper, self._on_unit = most, keeper, on_unit
+        self._most, self._keeper, self._on_unit, self._stop_reading = most, keeper, on_unit, stop_reading
+        self._at_once = min(AT_ONCE, default_threads(), len(packing))
         self._threads, self._dealing, self._telling = Threads(), threading.Lock(), threading.Lock()
 
     def work(self, leases: Leases) -> None:
@@ -53,17 +57,25 @@ class Packer:
                     return
                 try:
                     self._write(lease)
+                except BaseException as error:
+                    self._fail(error)
+                    raise
                 finally:
                     leases.release(lease)
 
-        for _ in range(min(AT_ONCE, default_threads(), len(leases.units))):
-            self._threads.start(write_some)
-        try:
-            self._threads.join()
-        except BaseException as error:  # noqa: BLE001  raised again below
-            self._threads.fail(error)
-            self._threads.join()
+        with backoff.until(self._threads.failed):
+            for _ in range(self._at_once):
+                self._threads.start(write_some)
+            try:
+                self._threads.join()
+            except BaseException as error:  # noqa: BLE001  raised again below
+                self._fail(error)
+                self._threads.join()
         self._threads.raise_failure()
+
+    def _fail(self, error: BaseException) -> None:
+        self._threads.fail(error)
+        self._stop_reading()
 
     def _write(self, lease: Lease) -> None:
         """Write one unit, unless another process takes it over meanwhile, or all are to stop."""
@@ -76,7 +88,7 @@ class Packer:
             lease.check()
             names = [*(field.name for field in self._fields), *TEXTS]
             writer = UnitWriter(self._output, unit, names, self._most, lease.owner)
-            rows, pieces = self._packing.rows(unit, self._fields)
+            rows, pieces = self._packing.rows(unit, self._fields, self._at_once)
             extensions = [*(field.member for field in self._fields), *TEXTS]
             writer.copy(rows, extensions, self._threads.each(pieces), group)
             lease.check()

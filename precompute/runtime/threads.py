@@ -19,18 +19,22 @@ class Threads:
     def __init__(self) -> None:
         self.failed = threading.Event()
         self._failure: BaseException | None = None
-        self._threads: list[threading.Thread] = []
+        self._ended: list[threading.Event] = []
 
     def start(self, work: Callable[..., None], *arguments: Any) -> None:
+        ended = threading.Event()
+
         def guarded() -> None:
             try:
                 work(*arguments)
             except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
                 self.fail(error)
+            finally:
+                ended.set()
 
         thread = threading.Thread(target=copy_context().run, args=(guarded,), name=work.__name__)
         thread.start()
-        self._threads.append(thread)
+        self._ended.append(ended)
 
     def fail(self, error: BaseException) -> None:
         """Stop all. The first failure is the one that counts."""
@@ -40,8 +44,9 @@ class Threads:
             backoff.give_up()
 
     def join(self) -> None:
-        for thread in self._threads:
-            thread.join()
+        """Wait until all have ended. Thread.join, once interrupted, takes a thread that works for one that has ended (bpo-45274)."""
+        for ended in self._ended:
+            ended.wait()
 
     def raise_failure(self) -> None:
         if self._failure is not None:

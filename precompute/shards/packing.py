@@ -6,6 +6,7 @@ The index has one record batch a shard, mapped into memory and not read, so that
 import functools
 import json
 import os
+import resource
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,12 +22,13 @@ from loader.joined import JoinedSource
 from loader.sidecar import I64
 from loader.sidecar_schema import sidecar_schema, tokens_column
 from loader.source import ManifestSource
+from precompute.errors import SourceError
 from precompute.shards.shared_keys import find_shared_key
 from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.unit_writer import Piece
 
 PACKED = 4  # what the hash is for; the loader's order has 1 to 3
-OPEN = 128  # tars open at once
+OPEN = 512  # tars open at once, where the system lets a process have twice as many files
 TEXTS = ("txt", "json")  # members that a base has beside its fields
 
 Shards = ManifestSource | JoinedSource
@@ -80,6 +82,8 @@ class Packing:
             for turns in [-(-group.samples // most)]
             for turn in range(turns)
         ]
+        files = min(OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._most_open = files // max(len(source.parts) for source in sources)
 
     def __len__(self) -> int:
         """Number of units."""
@@ -98,9 +102,10 @@ class Packing:
         """The bucket of all samples of a unit; empty where there are none."""
         return self._groups[self._units[unit][0]].bucket
 
-    def rows(self, unit: int, fields: Sequence[Field]) -> tuple[pa.Table, Pieces]:
+    def rows(self, unit: int, fields: Sequence[Field], at_once: int) -> tuple[pa.Table, Pieces]:
         """What the sidecar keeps of the samples of a unit, in order, places aside, which are others now; and where the members of
-        each lie, those of the fields, then txt and json. Raises FormatError where extras are no JSON."""
+        each lie, those of the fields, then txt and json. at_once: units that are read meanwhile, this one among them.
+        Raises FormatError where extras are no JSON."""
         number, first, last = self._units[unit]
         group = self._groups[number]
         turns = np.arange(first, last)
@@ -118,15 +123,17 @@ class Packing:
             for name in members
         }
         kept = [name for name in table.column_names if not name.startswith(("offset_", "size_"))]
-        return table.select(kept), self._pieces(batches.tolist(), places)
+        return table.select(kept), self._pieces(batches.tolist(), places, self._most_open // at_once)
 
-    def _pieces(self, batches: Sequence[int], places: Mapping[str, Sequence[tuple[int, int]]]) -> Pieces:
+    def _pieces(
+        self, batches: Sequence[int], places: Mapping[str, Sequence[tuple[int, int]]], most: int
+    ) -> Pieces:
         """Of each sample its members: descriptor of a tar, which is open until the next is asked for, offset and size, in bytes."""
         opened = OrderedDict[int, dict[str, int]]()
         try:
             for place, batch in enumerate(batches):
                 if batch not in opened:
-                    while len(opened) >= OPEN:
+                    while opened and len(opened) >= most:
                         _close(opened.popitem(last=False)[1])
                     opened[batch] = self._open(batch)
                 opened.move_to_end(batch)
@@ -142,7 +149,11 @@ class Packing:
         tars: dict[str, int] = {}
         try:
             for part in reversed(self._sources[number].parts):
-                tars |= dict.fromkeys((*(field.name for field in part.fields), *TEXTS), part.open_tar(shard))
+                try:
+                    tar = part.open_tar(shard)
+                except OSError as error:
+                    raise SourceError(f"{part.files.url}: {error}") from error
+                tars |= dict.fromkeys((*(field.name for field in part.fields), *TEXTS), tar)
         except BaseException:
             _close(tars)
             raise

@@ -20,6 +20,7 @@ from precompute.verification.caption_check import distance
 from precompute.verification.check_folder import READING, Finding, redo
 from precompute.verification.source_check import source_pixels
 
+LONGEST = 1000  # longer edge over the shorter one of a crop
 UNLIKE = 0.5  # of its norm: what a full decode and another precision change is a tenth of it
 
 Tokens = npt.NDArray[np.float32]
@@ -35,9 +36,11 @@ class Crops:
     def of(self, sample: Sample) -> Sequence[float] | None:
         """left, top, right, bottom in pixels of the source; None where nothing here says it."""
         crop = sample.facts.get("crop") or self._in_base(sample)
-        if crop or self._recipe.get("bucket_step") or self._recipe.get("crop", "center") != "center":
-            return crop
-        width, height = (float(sample.facts.get(name) or 0) for name in ("width", "height"))
+        if crop:
+            return _within(crop, sample.facts)
+        if self._recipe.get("bucket_step") or self._recipe.get("crop", "center") != "center":
+            return None
+        width, height = _size(sample.facts)
         edge = min(width, height)
         left, top = (width - edge) / 2, (height - edge) / 2
         return (left, top, left + edge, top + edge) if edge else None
@@ -51,6 +54,28 @@ class Crops:
             except (FormatError, *READING):
                 return None
         return self._known[sample.stem].get(sample.key)
+
+
+def _size(facts: Mapping[str, Any]) -> tuple[float, float]:
+    """Width and height as the sample's own facts have them; zeros where they are no numbers."""
+    try:
+        width, height = float(facts.get("width") or 0), float(facts.get("height") or 0)
+    except (TypeError, ValueError):
+        return 0.0, 0.0
+    return width, height
+
+
+def _within(crop: Any, facts: Mapping[str, Any]) -> Sequence[float] | None:
+    """The crop, which may be a stranger's, as numbers; None where it is no part of its picture, or a hair of it."""
+    try:
+        left, top, right, bottom = (float(edge) for edge in crop)
+    except (TypeError, ValueError):
+        return None
+    width, height = _size(facts)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        return None
+    ratio = (right - left) / (bottom - top)
+    return (left, top, right, bottom) if 1 / LONGEST < ratio < LONGEST else None
 
 
 def _crops_of(base: Store, stem: str) -> dict[str, list[int]]:

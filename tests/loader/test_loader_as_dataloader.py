@@ -135,3 +135,12 @@ def test_options_are_visible_and_have_defaults(shards: Path) -> None:
     assert settings - {"batch_size"} <= {name for head in heads for name in head.strip().split(", ")}
     with pytest.raises(TypeError, match="flip is no option of a loader; did you mean flip_prob"):
         make_loader(shards, 10, flip=0.5)  # type: ignore[call-arg]
+
+
+def test_a_copy_has_a_place_of_its_own(shards: Path) -> None:
+    dataset = LatentDataset(shards, 10, **OPTIONS)
+    dataset.epoch = 3
+    other = copy.copy(dataset)
+    other.set_epoch(7)
+    next(iter(other))
+    assert (dataset.epoch, dataset.position) == (3, 0) and (other.epoch, other.position) == (7, 10)

@@ -1,9 +1,11 @@
 """`pack`: shards and layers as one dataset; the same members byte for byte, each sample once, in an order that only the seed decides."""
 
+import errno
 import hashlib
 import io
 import itertools
 import json
+import os
 import random
 import shutil
 import tarfile
@@ -18,11 +20,13 @@ import pytest
 import torch
 
 from loader import make_loader
+from loader.folders import LocalFolder
 from loader.format import MANIFEST, NULL_CAPTION, Manifest
 from precompute import pack, run, verify
 from precompute.errors import PrecomputeError, RecipeMismatch, SourceError, UsageError
-from precompute.shards import shared_keys
+from precompute.shards import packing, shared_keys
 from precompute.shards.shared_keys import find_shared_key
+from precompute.shards.tar_writer import TarWriter
 from precompute.shards.unit_writer import UnitWriter
 from tests.loader import test_captions as kinds
 from tests.support.launching import leftovers, tars
@@ -110,6 +114,42 @@ def test_base_and_layer_packed_are_what_is_made_at_once(folder: Path, tmp_path: 
         assert one["key"] == other["key"] and torch.equal(
             one["caption_latents_second"], other["caption_latents_second"]
         )
+
+
+def test_tars_open_at_once_are_bounded_however_many_shards_a_shuffle_touches(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel lists them, over all units that are written at once."""
+    many = [packed(tmp_path / name, folder / name, samples_per_shard=1) for name in ("whole",)]
+    opened, copy = [], TarWriter.copy
+
+    def counting(self: TarWriter, *arguments: Any) -> int:
+        links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        opened.append(sum(link.startswith(str(many[0])) for link in links if link.endswith(".tar")))
+        return copy(self, *arguments)
+
+    monkeypatch.setattr(TarWriter, "copy", counting)
+    monkeypatch.setattr(packing, "OPEN", 6)
+    out = packed(tmp_path / "out", *many, shuffle=3, samples_per_shard=6)
+    assert samples(out) == samples(folder / "whole")
+    assert 1 < max(opened) <= 6
+
+
+def test_an_input_that_cannot_be_opened_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the place of the output, where nothing is wrong."""
+
+    opened = LocalFolder.open
+
+    def fail(self: LocalFolder, name: str, *expected: Any) -> int:
+        if name.endswith(".tar"):
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return opened(self, name, *expected)
+
+    monkeypatch.setattr(LocalFolder, "open", fail)
+    with pytest.raises(SourceError, match=rf"{folder / 'base'}: .*Permission denied"):
+        packed(tmp_path / "out", folder / "base")
 
 
 def test_shuffled_by_a_seed_over_all_shards(folder: Path, tmp_path: Path) -> None:

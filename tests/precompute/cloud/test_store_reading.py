@@ -109,7 +109,7 @@ def test_damage_is_what_it_is_in_a_folder(
     local, there = verified(capsys, copy), verified(capsys, url, store_option=store.options)
     (note,) = there[1].pop("notes")
     assert local[0] == 1 and local[1].pop("notes") == [] and there == local
-    assert f"`aws s3 rm {url}/NAME`" in note
+    assert f"`aws s3 rm {url}/NAME --endpoint-url {store.endpoint}`" in note
 
 
 def of(name: str, answer: str) -> Callable[[dict[str, Any]], str | None]:
