@@ -92,15 +92,10 @@ class LatentDataset(IterableDataset[Batch]):
         """Position of the epoch at which the next batch begins, on all ranks together."""
         return self.sampler.position
 
-    @position.setter
-    def position(self, position: int) -> None:
-        self.sampler.position = position
-
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`, unless it is the present one.
 
-        Only a plain DataLoader with workers needs this: it makes new copies of the dataset, which know of no past, for each
-        epoch. With persistent_workers the copies stay, and count by themselves.
+        Only a plain DataLoader with workers needs this: for each epoch it makes copies that know of no past.
         """
         self.sampler.set_epoch(epoch)
 
