@@ -1,10 +1,10 @@
 """`--output`: a folder, or a place in an object store; what neither is, is refused before any work."""
 
 import re
-import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import tyro
@@ -135,25 +135,15 @@ def removal(url: str, options: Sequence[str]) -> str:
     scheme, _, rest = url.rstrip("/").partition("://")
     bucket, _, prefix = rest.partition("/")
     given = dict(option.partition("=")[::2] for option in options)
-    words = {
-        "s3": ["aws", "s3", "rm", f"s3://{rest}/NAME"],
-        "gs": ["gcloud", "storage", "rm", f"gs://{rest}/NAME"],
-        "az": [
-            *"az storage blob delete --container-name".split(),
-            bucket,
-            "--name",
-            f"{prefix}/NAME".lstrip("/"),
-        ],
-    }[scheme]
-    more = {
-        ("s3", "endpoint"): "--endpoint-url",
-        ("s3", "profile"): "--profile",
-        ("az", "account_name"): "--account-name",
+    commands = {
+        "s3": f"aws s3 rm {quote(f's3://{rest}/NAME')}",
+        "gs": f"gcloud storage rm {quote(f'gs://{rest}/NAME')}",
+        "az": f"az storage blob delete --container-name {bucket} --name {quote(f'{prefix}/NAME'.lstrip('/'))}",
     }
-    for (store, name), flag in more.items():
-        if store == scheme and name in given:
-            words += [flag, given[name]]
-    return shlex.join(words)
+    flags = {"endpoint": "--endpoint-url", "profile": "--profile"} if scheme == "s3" else {}
+    flags = {"account_name": "--account-name"} if scheme == "az" else flags
+    more = [f"{flag} {quote(given[name])}" for name, flag in flags.items() if name in given]
+    return " ".join([commands[scheme], *more])
 
 
 def store_options(paths: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
