@@ -19,7 +19,7 @@ from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
 from loader.joined import rows_hash
 from loader.recipe import BASE, Plan
 from loader.state import unit_of
-from precompute.errors import SourceError, UsageError
+from precompute.errors import OutputError, SourceError, UsageError
 from precompute.input.faults import may_pass
 from precompute.shards.destination import stem_of
 from precompute.shards.store import Store
@@ -40,7 +40,7 @@ class Base:
             self._store = opening(url)
             self.manifest = Manifest.from_json(self._store.read(MANIFEST))
         except (OSError, FormatError) as error:
-            raise UsageError(f"--beside {url}: its {MANIFEST} cannot be read ({describe(error)})") from error
+            raise UsageError(f"--beside {url}: its {MANIFEST} cannot be read ({_said(error)})") from error
         except UsageError as error:
             raise UsageError(f"--beside {error}") from error
         self.recipe = self.manifest.recipe
@@ -117,7 +117,7 @@ class Base:
             try:
                 data = self._store.read(name)
             except OSError as error:
-                what = f"--beside {self.url}: {name} cannot be read ({describe(error)})"
+                what = f"--beside {self.url}: {name} cannot be read ({_said(error)})"
                 if not may_pass(error) or not patience.wait(what):
                     raise SourceError(f"{what}. Mend that and run again") from error
                 continue
@@ -127,3 +127,8 @@ class Base:
                     "Run again, with another --output"
                 )
             return data
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in one line: a store's own error is told already, and its cause is not."""
+    return str(error) if isinstance(error, OutputError) else describe(error)
