@@ -2,10 +2,13 @@
 
     cd EMPTY && ENVIRONMENT/bin/python -P tests/cures.py
 
-A message's command stands between backticks. What only its reader knows, the flags of the run, is added.
+A message's command stands between backticks. What only its reader knows, the flags of the run, is added. What provokes messages, and a
+command that was typed before, runs in a process forked from one that has imported the package: in a tenth of the time.
 """
 
+import atexit
 import html
+import multiprocessing
 import os
 import re
 import shlex
@@ -24,16 +27,43 @@ MILL = str(Path(sys.executable).with_name("latentmill"))
 HERE = {**os.environ, "COLUMNS": "200", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
+FORKS = multiprocessing.get_context("forkserver")
+SAID = Path("../said.txt")
+typed: set[str] = set()
+
+
 def start(*words: str, code: int = 0) -> str:
     """What a command says. Its exit code has to be `code`."""
     done = subprocess.run([*words], env=HERE, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode != code or "Traceback" in done.stdout:
-        sys.exit(f"{shlex.join(words)}: exit code {done.returncode} where {code} was expected\n{done.stdout}")
-    return done.stdout
+    return _checked(words, done.returncode, done.stdout, code)
 
 
 def mill(*words: str, code: int = 0) -> str:
-    return start(MILL, *words, code=code)
+    """The same of `latentmill` and words, forked."""
+    SAID.write_bytes(b"")
+    process = FORKS.Process(target=_become, args=(words, str(SAID.absolute())))
+    process.start()
+    process.join()
+    return _checked(("latentmill", *words), process.exitcode, SAID.read_text(encoding="utf-8"), code)
+
+
+def _become(words: tuple[str, ...], said: str) -> None:
+    from precompute.__main__ import main
+
+    out = os.open(said, os.O_WRONLY | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.argv = ["latentmill", *words]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _checked(words: tuple[str, ...], exit_code: int | None, said: str, code: int) -> str:
+    if exit_code != code or "Traceback" in said:
+        sys.exit(f"{shlex.join(words)}: exit code {exit_code} where {code} was expected\n{said}")
+    return said
 
 
 def cures(told: str) -> list[str]:
@@ -49,6 +79,9 @@ def take(told: str, begin: str, *more: str, code: int = 0) -> str:
     (cure,) = found
     print(f"    {cure} {shlex.join(more)}", flush=True)
     first, *rest = shlex.split(cure)
+    if cure in typed and "precompute.run" in rest:
+        return mill("run", *rest[rest.index("precompute.run") + 1 :], *more, code=code)
+    typed.add(cure)
     # The scripts of the environment, whatever the PATH is; accelerate's own may lie where the tested set is installed.
     module = [sys.executable, "-P", "-m", "accelerate.commands.accelerate_cli"]
     program = {"latentmill": [MILL], "accelerate": module, "python": [sys.executable]}[first]
@@ -151,6 +184,10 @@ def main() -> None:
     with LoopbackHub() as hub:
         HERE.update(
             HF_ENDPOINT=hub.url, HF_TOKEN="hf_owner", HF_HUB_OFFLINE="0", HF_HOME=str(Path("hf").absolute())
+        )
+        os.environ.update(HERE)  # which the forked read as they import
+        FORKS.set_forkserver_preload(
+            ["precompute.__main__", "precompute.run", "precompute.verify", "precompute.push"]
         )
         for case in CASES:
             print(f"{case.__name__.replace('_', ' ')}:", flush=True)
