@@ -4,7 +4,6 @@ webdataset's own `.decode()` unpickles `KEY.pyd`, `KEY.pickle` and `KEY.pth`, wh
 Here only the members that the shard contract knows are decoded.
 """
 
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from loader.cache import Cache, cache_folder
 from loader.folders import Files
 from loader.joined import JoinedSource, open_dataset
+from loader.npy import npy_array
 from loader.options import Layered, Path_
 from loader.printable import printable
 from loader.remote import RemoteFolder, open_files
@@ -52,7 +52,7 @@ def as_webdataset(
             for place, tars in zip(files[1:], urls[1:], strict=True)
         ]
         dataset = dataset.compose(_Join(layers, options))
-    return dataset.map(decode_members)
+    return dataset.map(decode_members, **{name: options[name] for name in ("handler",) if name in options})
 
 
 def _stream(files: Files, urls: list[str], options: dict[str, Any]) -> Any:
@@ -137,7 +137,12 @@ def decode_members(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _decode(name: str, value: Any) -> Any:
     if name.endswith(".npy"):
-        return np.load(io.BytesIO(value), allow_pickle=False)
+        return npy_array(bytearray(value))
     if name == "txt":
         return value.decode("utf-8")
-    return json.loads(value) if name == "json" else value
+    if name != "json":
+        return value
+    try:
+        return json.loads(value)
+    except RecursionError:
+        raise ValueError("a .json that is nested too deep") from None

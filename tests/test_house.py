@@ -197,3 +197,15 @@ def test_readmes_tree_has_every_room_and_nothing_else() -> None:
         assert re.search(rf"^ *{room.replace('.', '/')}/ ", tree, re.M), f"{room} is not in README's tree"
     for name in re.findall(r"\b[\w/]+\.(?:py|sh|toml|md)\b", tree):
         assert list(ROOT.glob(f"**/{name}")), f"README's tree has {name}, the repository not"
+
+
+def test_nothing_that_people_copy_unpickles_what_a_tar_holds() -> None:
+    """webdataset's own `.decode()` does, of a member called `.pyd` or `.pickle`."""
+    written = [
+        ROOT / "README.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("examples/**/*.py"),
+        *sources("precompute"),
+    ]
+    for path in written:
+        assert not re.search(r"WebDataset\([^\n]*\)\.decode\(", path.read_text(encoding="utf-8")), path

@@ -9,11 +9,14 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import webdataset
 
 from loader import as_webdataset, make_loader
 from loader.format import FormatError, Manifest
+from loader.npy import npy_bytes
 from tests.support.faulty_server import serve
 from tests.support.keyed_shards import write_shards
 
@@ -89,3 +92,35 @@ def test_a_hash_is_a_hash_before_it_is_a_file_name(
         next(iter(make_loader(server.url, 2, resolution=256, patience=1)))
     assert precious.read_text() == "mine"
     assert {path.name for path in cache.parent.iterdir()} <= {"cache", "shards", "precious"}
+
+
+def header_of(shape: tuple[int, ...]) -> bytes:
+    """A .npy that ends behind its header, as numpy writes it."""
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return out.getvalue()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # webdataset leaves tars open
+@pytest.mark.parametrize(
+    "extension, data",
+    [
+        ("big.npy", header_of((2 * 10**13,))),
+        ("short.npy", npy_bytes(np.zeros(4, np.float16))[:-1]),
+        ("none.npy", b""),
+        ("zip.npy", b"PK\x03\x04" + bytes(60)),
+        ("json", b"[" * 100_000),
+        ("json", b"{"),
+    ],
+)
+def test_a_member_that_claims_what_it_is_not_is_an_error_that_a_handler_may_skip(
+    tmp_path: Path, extension: str, data: bytes
+) -> None:
+    folder = write_shards(tmp_path / "shards", [3])
+    add_member(folder / "train-00000.tar", extension, data)
+    with pytest.raises(ValueError):
+        list(as_webdataset(folder))
+    assert not list(as_webdataset(folder, handler=webdataset.ignore_and_continue))
+    gc.collect()

@@ -19,6 +19,7 @@ def names_of(tar: Path) -> list[str]:
 
 
 def test_the_snippets(store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
     import duckdb
     import webdataset
 
@@ -34,6 +35,7 @@ def test_the_snippets(store: FaultyStore, tmp_path: Path, monkeypatch: pytest.Mo
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # the store is on this machine
     monkeypatch.setitem(webdataset.gopen_schemes, "s3", None)
     seen: dict[str, Any] = {}
     exec(code.replace("BUCKET", "bucket").replace("https://HOST", store.endpoint), seen)
