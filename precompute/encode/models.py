@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ ABOUT_LIBRARIES = (
     "torch_dtype",
     "dtype",
 )  # besides what begins with _, as _diffusers_version
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# NAME:ID of a package that is installed here, openclip's among them; local-dir is what OpenCLIP calls a folder.
+PACKAGED = re.compile(r"[A-Za-z0-9_-]+:(?!local-dir)[A-Za-z0-9][\w.:/-]*", re.ASCII)
 PANGRAM = "Zwölf Boxkämpfer jagen Viktor: 1,234 don't-stop (café) 猫 in a cup!"
 
 
@@ -70,6 +74,19 @@ class Location:
         """Hash what its `config.json` says of the model, and not of the libraries that wrote it."""
         about = {k: v for k, v in self.config.items() if not k.startswith("_") and k not in ABOUT_LIBRARIES}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def recorded_name(spec: Mapping[str, Any]) -> str | None:
+    """What to open of a model that a recipe, maybe a stranger's, names: `toy`, NAME:ID of a package, or a Hub id at its commit.
+
+    None for all else: a folder, of which a recipe has the last name alone, or an address; only the user names those.
+    """
+    model, revision = spec.get("model"), spec.get("revision", "")
+    if not isinstance(model, str) or not isinstance(revision, str):
+        return None
+    if not revision:
+        return model if model == "toy" or (PACKAGED.fullmatch(model) and ".." not in model) else None
+    return f"{model}@{revision}" if HUB_ID.fullmatch(model) and COMMIT.fullmatch(revision) else None
 
 
 def locate_model(flag: str, name: str, subfolders: Sequence[str]) -> Location:

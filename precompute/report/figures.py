@@ -18,6 +18,7 @@ from builders.core.images import UndecodableImage, decode_rgb
 from loader.format import Field, FormatError, Manifest, Marker
 from loader.npy import stored_dtype
 from loader.sidecar_schema import tokens_column
+from precompute.encode.models import recorded_name
 from precompute.errors import PrecomputeError
 from precompute.input.recorded_source import Where, open_recorded
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
@@ -153,10 +154,12 @@ def _tokenizer(spec: dict[str, Any]) -> Any:
     if spec["model"] == "toy":
         return lambda caption: b"<" + caption.encode() + b">"
     subfolder = str(spec.get("subfolder") or "").replace("text_encoder", "tokenizer")
-    if spec.get("revision", "") is None:  # what the Hub has under a folder's name is another's
+    if recorded_name(spec) is None or not spec.get(
+        "revision"
+    ):  # what the Hub has under a folder's name is another's
         raise ValueError(f"its model came from a folder, {spec['model']!r}")
     loaded = transformers.AutoTokenizer.from_pretrained(
-        spec["model"], subfolder=subfolder, revision=spec.get("revision") or "main", trust_remote_code=False
+        spec["model"], subfolder=subfolder, revision=spec["revision"], trust_remote_code=False
     )
     return lambda caption: loaded(caption).input_ids
 

@@ -9,6 +9,7 @@ import torch
 from loader.recipe import Recipe
 from precompute.encode.features import FeatureEncoder, features_value, open_feature_encoder
 from precompute.encode.image import UNSHIFTED, ImageEncoder, open_image_encoder
+from precompute.encode.models import recorded_name
 from precompute.encode.stored import store_of
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.encode.text_spec import split_value, text_encoder_value
@@ -101,11 +102,12 @@ def with_recipe(
 def hub_name(flag: str, spec: dict[str, Any]) -> str:
     """Name and commit of a recipe's model. Raises ModelError where it came from a folder, of which only the name is known:
     what the Hub has under that name is another's."""
-    if spec.get("revision", "") is None:
+    name = recorded_name(spec)
+    if name is None:
         raise ModelError(
-            f"{flag}: the shards were made with a model from a folder, {str(spec['model'])!r}; give that folder as {flag}"
+            f"{flag}: the shards were made with a model from a folder, {str(spec.get('model'))!r}; give that folder as {flag}"
         )
-    return f"{spec['model']}@{spec['revision']}" if spec.get("revision") else str(spec["model"])
+    return name
 
 
 def dtype_of(spec: dict[str, Any]) -> str:
