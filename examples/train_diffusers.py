@@ -26,6 +26,12 @@ from torch import Tensor
 from loader import make_loader
 
 
+def captions_of(text: str) -> str | dict[str, float]:
+    """Weights where they are given as JSON. Raises ValueError where it is none."""
+    weights: dict[str, float] | None = json.loads(text) if text.startswith("{") else None
+    return text if weights is None else weights
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a diffusers model on latent shards.")
     parser.add_argument("shards", help="folder of shards, or hf://datasets/USER/REPO")
@@ -45,6 +51,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=16, help="samples per step, over all processes")
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument(
+        "--captions",
+        type=captions_of,
+        default="first",
+        help='which of several is drawn: first, random, or weights by kind, as in \'{"llava": 0.7, "alt": 0.3}\'',
+    )
     parser.add_argument("--caption-drop-prob", type=float, default=0.1, help="for classifier-free guidance")
     parser.add_argument(
         "--dropped", choices=("null", "zeros"), default="null", help="what stands for a dropped caption"
@@ -167,6 +179,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     options: dict[str, Any] = {
         "resolution": args.resolution,
         "where": args.where,
+        "captions": args.captions,
         "pooled": True,
         "extras": ["size_conditioning"] if is_unet else [],
         "seed": args.seed,

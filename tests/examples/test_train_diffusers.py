@@ -10,6 +10,7 @@ from typing import Any
 
 import accelerate
 import diffusers
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -51,7 +52,7 @@ Train = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Twenty-four pictures with one text encoder, and a second one as a layer."""
+    """Twenty-four pictures with two kinds of captions, llava's first, one text encoder, and a second one as a layer."""
     raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("shards")
     members = [
         part
@@ -59,6 +60,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         for part in ((f"{row:02d}.jpg", jpeg(row, (256, 256))), (f"{row:02d}.txt", f"caption {row}".encode()))
     ]
     write_tar(raw / "00000.tar", members)
+    added = [{"key": f"00000-{row:02d}", "caption": f"a longer one of picture {row}"} for row in range(24)]
+    (raw / "llava.jsonl").write_text("".join(json.dumps(row) + "\n" for row in added))
     toys: dict[str, Any] = {"dtype": "float32", "num_threads": 1}
     base = folder / "base"
     run.run(
@@ -68,6 +71,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             data_dir=raw,
             vae="toy",
             text_encoder=("toy",),
+            captions=(f"llava={raw / 'llava.jsonl'}",),
+            max_captions=2,
             resolutions=(64,),
             **toys,
         )
@@ -122,6 +127,24 @@ def test_loss_falls_and_a_run_is_resumed(train: Train, tmp_path: Path, config: d
     family = getattr(diffusers, config["_class_name"])
     weights = family.from_pretrained(output / "model").state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_captions_are_drawn_as_told(train: Train, shards: tuple[Path, Path], tmp_path: Path) -> None:
+    """The first are llava's, so that its weight alone gives the same losses as they do, and no other draw."""
+    kinds = pq.read_table(next(shards[0].glob("*.parquet")))["caption_kinds"].to_pylist()
+    assert {kind[0] for kind in kinds} == {"llava"} != {kind[1] for kind in kinds}
+    (tmp_path / "model.json").write_text(json.dumps(UNET))
+
+    def losses(captions: str) -> tuple[str, ...]:
+        output = tmp_path / re.sub(r"\W", "", captions)
+        flags = ("--captions", captions, "--steps", 3, "--log-every", 1, "--save-every", 3)
+        said = train("--model", tmp_path / "model.json", "--output", output, *flags)
+        return tuple(re.findall(r"(?:loss|held out) +(\d+\.\d+)", said))
+
+    first, random = losses("first"), losses("random")
+    assert len(first) == 4
+    assert losses('{"llava": 1}') == first
+    assert len({first, random, losses(json.dumps({kinds[0][1]: 1}))}) == 3
 
 
 def test_what_cannot_be(train: Train, tmp_path: Path) -> None:

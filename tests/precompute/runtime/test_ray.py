@@ -167,6 +167,22 @@ def test_same_bytes_as_a_plain_run(
     cluster.remove_node(node)
 
 
+def test_a_worker_a_gpu_where_none_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    data: Path,
+    plain: Path,
+    cluster: Cluster,
+) -> None:
+    """Where there is no GPU, Ray is told of one all the same; the worker that gets it encodes on the CPU."""
+    node = cluster.add_node(**SMALL, num_gpus=1)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    run_here(monkeypatch, capsys, *arguments(data, tmp_path), "--engine", "ray")
+    check(tmp_path, plain)
+    cluster.remove_node(node)
+
+
 @long
 def test_a_node_is_killed_and_one_joins(tmp_path: Path, data: Path, plain: Path, cluster: Cluster) -> None:
     """Of two, while it is at its units."""
