@@ -20,6 +20,7 @@ from precompute.verification.caption_check import distance
 from precompute.verification.check_folder import READING, Finding, redo
 from precompute.verification.source_check import source_pixels
 
+MOST = 2.0**31  # pixels of an edge that nothing tells
 LONGEST = 1000  # longer edge over the shorter one of a crop
 UNLIKE = 0.5  # of its norm: what a full decode and another precision change is a tenth of it
 
@@ -71,7 +72,7 @@ def _within(crop: Any, facts: Mapping[str, Any]) -> Sequence[float] | None:
         left, top, right, bottom = (float(edge) for edge in crop)
     except (TypeError, ValueError):
         return None
-    width, height = _size(facts)
+    width, height = (size or MOST for size in _size(facts))
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         return None
     ratio = (right - left) / (bottom - top)

@@ -177,6 +177,8 @@ THEIRS = {
     "train_dit.py": {"--steps"},
     "Midjourney": {"--no"},
     "tar": {"--sort", "--sparse", "--hard-dereference"},
+    "aws": {"--endpoint-url", "--profile"},
+    "az": {"--container-name", "--name", "--account-name"},
 }
 
 

@@ -235,7 +235,10 @@ def test_what_is_damaged_is_removed_as_verify_says_and_made_again(
     leave(store, "mended/base", "train-00001-02.tar", "train-00004-01.parquet")
     assert verify.run(verify.Config(base, store_option=store.options)) == 1
     told = capsys.readouterr().out
-    assert f"`aws s3 rm {base}/NAME`" in told and "with a marker its unit's tars and parquets too" in told
+    assert (
+        f"`aws s3 rm {base}/NAME --endpoint-url {store.endpoint}`" in told
+        and "with a marker its unit's tars and parquets too" in told
+    )
     for stem in ("train-00001", "train-00004"):
         assert f"Remove {stem}.json and run" in told
         for name in [name for name in store.objects("mended/base") if name.startswith(stem)]:
