@@ -167,10 +167,11 @@ def run(step: Step) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """Says of one sample: bytes in the shards, and images a second of one process; None where it could not be measured."""
+    """Says of one sample: bytes in the shards, images a second of one process (None: not measured), and where both are from."""
 
     bytes: float
     images_per_second: float | None
+    how: str = "measured"
 
 
 def measure(config: Config, recipe: MakeRecipe) -> Measured:
@@ -184,7 +185,8 @@ def measure(config: Config, recipe: MakeRecipe) -> Measured:
         if recipe.sample_bytes is None:
             raise
         print(f"not measured, for the sample could not be encoded ({error})", file=sys.stderr)
-        return Measured(recipe.sample_bytes, None)
+        own = ", for its own flags without --flags" if config.flags else ""
+        return Measured(recipe.sample_bytes, None, f"as the recipe states it{own}")
 
 
 def _measure(config: Config, recipe: MakeRecipe) -> Measured:
@@ -221,9 +223,9 @@ def plan(recipe: MakeRecipe, measured: Measured, raw: bool) -> str:
     lines.append(_line("all", total))
     size, speed = f"{measured.bytes / 1024:,.1f} KiB a sample", measured.images_per_second
     lines.append(
-        f"measured: {size}, {speed:,.1f} images/s on one process"
+        f"{measured.how}: {size}, {speed:,.1f} images/s on one process"
         if speed
-        else f"by the shapes of its fields: {size}; device hours are known once a sample can be encoded"
+        else f"{measured.how}: {size}; device hours are known once a sample can be encoded"
     )
     return "\n".join(lines)
 

@@ -48,7 +48,8 @@ def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
     destination = open_output(config.output, config.split, config.scratch, config.store_option)
-    if is_main() and (config.for_model or config.model):
+    bare = not (config.vae or config.text_encoder or config.beside)
+    if is_main() and (config.for_model or config.model or bare):
         print(f"--for {config.for_model or DEFAULT}:\n{models_of(config)}", flush=True)
     with backoff.until(threading.Event()), opened(config, destination) as session:
         if is_main():

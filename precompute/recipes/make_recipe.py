@@ -32,7 +32,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class MakeRecipe:
-    """flags: of the run, each with its values. sample_bytes: of one sample, by the shapes of its fields; None where unknown."""
+    """flags: of the run, each with its values. sample_bytes: of one sample made with them; None where unknown."""
 
     name: str
     flags: tuple[tuple[str, ...], ...]

@@ -19,6 +19,7 @@ from loader.format import Field, FormatError, Manifest, Marker
 from loader.npy import stored_dtype
 from loader.sidecar_schema import tokens_column
 from precompute.encode.models import recorded_name
+from precompute.encode.text_spec import PADDINGS
 from precompute.errors import PrecomputeError
 from precompute.input.recorded_source import Where, open_recorded
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
@@ -46,7 +47,7 @@ class Reject:
 class Figures:
     """rows: sidecar rows looked at; all others are over those or, of latents, over `latents_of` samples.
 
-    speed: images/s by unit. edges: shorter edges, pixels. aspects: width / height. words, tokens: lengths of captions,
+    speed: images/s by unit. edges: shorter edges, pixels. aspects: width / height. characters, tokens: lengths of captions,
     tokens by text field. channels: (mean, std) of the scaled latents' channels by image field. twins: samples of nearly equal
     images. repeated: captions of several samples, and of how many; twice: samples
     whose caption another has too.
@@ -60,7 +61,7 @@ class Figures:
     speed: list[float] = field(default_factory=list)
     edges: Array = field(default_factory=lambda: np.zeros(0))
     aspects: Array = field(default_factory=lambda: np.zeros(0))
-    words: Array = field(default_factory=lambda: np.zeros(0))
+    characters: Array = field(default_factory=lambda: np.zeros(0))
     tokens: dict[str, Array] = field(default_factory=dict)
     channels: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
@@ -117,7 +118,7 @@ def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], man
     if len(width) == len(height):
         figures.edges, figures.aspects = np.minimum(width, height), width / np.maximum(height, 1)
     captions = [caption or "" for caption in good["caption"].to_pylist()]
-    figures.words = np.array([len(caption.split()) for caption in captions])
+    figures.characters = np.array([len(caption) for caption in captions])
     counts = Counter(captions)
     figures.repeated = [(caption, count) for caption, count in counts.most_common(8) if count > 1]
     figures.twice = sum(count for count in counts.values() if count > 1)
@@ -125,7 +126,7 @@ def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], man
         if spec.kind == "caption_latents" and spec.shape[0] is None:
             figures.tokens[spec.name] = _stored_lengths(good, spec)
     for encoder in manifest.recipe.get("text_encoders", ()):
-        if encoder.get("padding") == "max_length":
+        if encoder.get("padding") in (PADDINGS["full"], PADDINGS["masked"]):
             name = f"caption_latents_{encoder['name']}" if encoder.get("name") else "caption_latents"
             if name in {spec.name for spec in manifest.fields}:
                 _count_tokens(figures, name, encoder, captions[:20_000])
@@ -146,7 +147,9 @@ def _count_tokens(figures: Figures, field_name: str, spec: dict[str, Any], capti
     except (OSError, ValueError) as error:
         figures.notes.append(f"no token lengths of {field_name}: {str(error).splitlines()[0]}")
         return
-    figures.tokens[field_name] = np.array([len(tokenizer(caption)) for caption in captions])
+    template, skip = spec.get("template", "{}"), spec.get("skip", 0)
+    counts = [len(tokenizer(template.replace("{}", caption))) - skip for caption in captions]
+    figures.tokens[field_name] = np.array(counts)
 
 
 def _tokenizer(spec: dict[str, Any]) -> Any:

@@ -74,7 +74,7 @@ def _row_charts(figures: Figures, recipe: Recipe) -> list[tuple[str, str]]:
         ("Aspect ratio, width over height", charts.histogram(figures.aspects, "")),
     ]
     if not figures.tokens:
-        panels.append(("Caption length, words", charts.histogram(figures.words, "words")))
+        panels.append(("Caption length, characters", charts.histogram(figures.characters, "characters")))
     for name, lengths in figures.tokens.items():
         limit = limits.get(name.removeprefix("caption_latents").removeprefix("_"))
         cut = sum(lengths > limit) / max(len(lengths), 1) if limit else 0

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
 import builders
+from builders.core import cache_key
 from builders.core.account import REASONS
 from builders.core.base import make_key
 from builders.core.errors import BuilderError, MissingSourceError, NoRecordsError, UnknownBuilderError
@@ -223,6 +225,19 @@ def test_a_change_of_code_is_a_new_cache(monkeypatch: pytest.MonkeyPatch) -> Non
     assert datasets.load_dataset_builder("builders/demo").cache_dir == before
     monkeypatch.setattr("builders.core.base.code_hash", lambda builder: "other")
     assert datasets.load_dataset_builder("builders/demo").cache_dir != before
+
+
+def test_code_is_the_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path(inspect.getfile(builders)).parent == cache_key.PACKAGE
+    copy = tmp_path / "builders"
+    shutil.copytree(cache_key.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache_key, "PACKAGE", copy)
+    hashes = {cache_key.code_hash(BuilderError)}
+    edited = [copy / "__init__.py", copy / "core" / "gate.py", copy / "archives" / "members.py"]
+    for path in edited:
+        path.write_text(path.read_text() + "# edited\n")
+        hashes.add(cache_key.code_hash(BuilderError))
+    assert len(hashes) == 1 + len(edited)
 
 
 def test_keys_are_legal_and_stay_apart() -> None:

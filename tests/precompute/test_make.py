@@ -240,11 +240,14 @@ def test_plan_is_measured(recipe: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "latents").exists()
 
 
-def test_plan_without_a_model_counts_by_the_shapes(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", ["", "--resolutions 1024"])
+def test_plan_without_a_model_takes_what_the_recipe_states(recipe: Path, tmp_path: Path, flags: str) -> None:
     recipe.write_text("sample_bytes = 250_000\n" + DEMO.replace('vae = "toy"', f'vae = "{tmp_path}/none"'))
-    done = run_make(recipe, "--plan", "--raw", tmp_path / "raw", "--latents", tmp_path / "latents")
+    folders = ("--raw", tmp_path / "raw", "--latents", tmp_path / "latents")
+    done = run_make(recipe, "--plan", *folders, f"--flags={flags}")
     assert done.returncode == 0 and "not measured" in done.stderr
-    assert "by the shapes of its fields: 244.1 KiB a sample" in done.stdout
+    whose = ", for its own flags without --flags" if flags else ""
+    assert f"as the recipe states it{whose}: 244.1 KiB a sample" in done.stdout
 
 
 def test_plan_is_arithmetic() -> None:

@@ -3,16 +3,19 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from loader.format import Field
 from loader.printable import one_line
 from precompute import preview, run, verify
 from precompute.errors import ModelError, UsageError
 from precompute.report import sheet
-from precompute.report.figures import near_pairs, perceptual_hash
+from precompute.report.figures import Figures, _describe_rows, near_pairs, perceptual_hash
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
 from precompute.report.tiles import Card, Tile
 from precompute.shards import sample_reader
@@ -180,6 +183,19 @@ def test_a_model_from_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path) -> N
     assert "no token lengths of caption_latents: its model came from a folder" in page
     with pytest.raises(ModelError, match="--vae: the shards were made with a model from a folder, 'gpt2'"):
         list(verify.verify(verify.Config(str(output), decode=1), verify.Report("", "")))
+
+
+@pytest.mark.parametrize("padding", ["max_length", "masked"])
+def test_a_caption_without_spaces_has_its_length(padding: str) -> None:
+    """In tokens of the template and it, where the tokenizer is at hand, and in characters."""
+    encoder = {"model": "toy", "name": "", "padding": padding, "template": "a {}", "skip": 2}
+    spec = Field("caption_latents", "caption_latents", "float16", (77, 6))
+    manifest: Any = SimpleNamespace(fields=[spec], recipe={"text_encoders": [encoder]})
+    row = {"status": "ok", "width": 64, "height": 64, "caption": "一只猫坐在窗台上"}
+    figures = Figures()
+    _describe_rows(figures, [(0, pa.Table.from_pylist([row]))], manifest)
+    assert figures.characters.tolist() == [8]
+    assert figures.tokens["caption_latents"].tolist() == [8 * 3 + len("<a >") - 2]
 
 
 def test_similar_images_are_paired_and_others_are_not() -> None:

@@ -14,7 +14,8 @@ from precompute import verify
 from precompute.encode.presets import PRESETS, Model, choose_models
 from precompute.encode.text import open_text_encoder
 from precompute.encode.text_spec import parse_text_encoder
-from precompute.errors import UsageError
+from precompute.errors import ModelError, UsageError
+from precompute.runtime.session import Session
 from tests.support import encoders_page, tiny_models
 from tests.support.launching import few_of_demo, run_here
 from tests.support.tiny_pipelines import PARTS
@@ -70,6 +71,28 @@ def test_what_is_printed_says_the_same_run(
 
     printed = shlex.split(said.partition("\n")[2].partition(" -> ")[0].rpartition("\n")[0])
     assert "1 of 1 units finished before" in run_here(monkeypatch, capsys, *flags, *printed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "printed"),
+    [((), True), (("--for", "sdxl"), True), (("--vae", "toy", "--text-encoder", "toy"), False)],
+)
+def test_the_default_preset_is_printed_as_flags(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: Any,
+    printed: bool,
+) -> None:
+    def absent(*args: Any) -> None:
+        raise ModelError("no model here")
+
+    monkeypatch.setattr(Session, "open", absent)
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, capsys, *few_of_demo(3, tmp_path / "out"), *flags)
+    said = capsys.readouterr()
+    preset = f"--for sdxl:\n{choose_models('sdxl', None, None, ())}\n"
+    assert said.out == (preset if printed else "") and "no model here" in said.err
 
 
 def test_flags_override_a_preset() -> None:

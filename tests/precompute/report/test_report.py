@@ -56,7 +56,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         speed=[1.0, 2.0],
         edges=np.array([256, 512, 512]),
         aspects=np.array([1.0, 1.5, 0.7]),
-        words=np.array([3, 5, 9]),
+        characters=np.array([3, 5, 9]),
         tokens={ATTACK: np.array([5, 9])},
         channels={ATTACK: [(0.0, 1.0), (0.1, 0.9)]},
         rejected={ATTACK: 2},
@@ -79,6 +79,11 @@ def test_an_attack_stays_text(attacked: Path) -> None:
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.text.count("document.title='owned'") >= 12
     assert page.text.count("{{recipe}}") >= 12  # nor is anything filled into what was filled in
+
+
+def test_without_tokens_captions_are_measured_in_characters() -> None:
+    page = render("t", "s", [], [], Figures(rows=1, characters=np.array([8])), RECIPE)
+    assert "Caption length, characters" in page
 
 
 def test_the_page_asks_for_nothing(attacked: Path) -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from loader.format import MANIFEST, NULL_CAPTION, Manifest, npy_bytes
 from precompute import verify
+from precompute.commands import VERBS
 from precompute.shards import sidecar_table
 from precompute.shards.sample_reader import pick_samples
 from precompute.shards.store import Store
@@ -202,18 +205,29 @@ def test_control_characters_reach_no_terminal() -> None:
     assert line.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("verb", "where"),
+    [
+        ("verify", "precompute.shards.store.Store.open"),
+        ("preview", "precompute.shards.store.Store.read"),
+        ("bench", "loader.bench.make_loader"),
+        ("download", "builders.download.__main__.datasets.load_dataset_builder"),
+    ],
+)
 def test_ctrl_c_ends_in_one_line(
-    shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, where: str
 ) -> None:
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Store, "open", interrupted)
-    monkeypatch.setattr("sys.argv", ["precompute/verify.py", str(shards)])
+    what = ["coco", "--data-dir"] if verb == "download" else []
+    module = importlib.import_module(VERBS[verb][0])
+    monkeypatch.setattr(where, interrupted)
+    monkeypatch.setattr("sys.argv", [f"latentmill {verb}", *what, str(shards)])
     with pytest.raises(SystemExit) as ended:
-        verify.main()
-    told = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 130 and told[-1].startswith("interrupted")
+        sys.exit(module.main())
+    (told,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 130 and told.startswith("interrupted")
 
 
 def test_a_sidecar_that_unpacks_to_gigabytes_is_a_fault_and_takes_no_memory(
