@@ -205,7 +205,9 @@ def test_half_precision_is_the_library_s(name: str, dtype: str, tmp_path: Path) 
         expected = raw(model, (pixels().float() / 127.5 - 1).to(torch_dtype))
     for ours, theirs in zip(encoder.encode(pixels()), expected, strict=True):
         if ours is not None:
-            torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=0)
+            # Kernels of some processors round otherwise for another layout in memory: by one rounding of the dtype at most.
+            most = torch.finfo(torch_dtype).eps * float(theirs.abs().max())
+            torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=most)
 
 
 def test_recipe_tells_other_weights_apart(tmp_path: Path) -> None:
