@@ -52,7 +52,8 @@ def as_webdataset(
             for place, tars in zip(files[1:], urls[1:], strict=True)
         ]
         dataset = dataset.compose(_Join(layers, options))
-    return dataset.map(decode_members, **{name: options[name] for name in ("handler",) if name in options})
+    handler = {"handler": options["handler"]} if "handler" in options else {}
+    return dataset.map(decode_members, **handler)
 
 
 def _stream(files: Files, urls: list[str], options: dict[str, Any]) -> Any:

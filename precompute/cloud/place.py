@@ -122,7 +122,7 @@ def open_shards(url: str, options: Sequence[str] = (), patience: float | None = 
         from precompute.cloud.store_reader import StoreReader
     except ImportError as error:
         raise _missing(url, error) from error
-    return Store(url, StoreReader(url, options, *([patience] if patience is not None else [])))
+    return Store(url, StoreReader(url, options, patience))
 
 
 def options_for(url: str, output: Path | str, options: Sequence[str]) -> Sequence[str]:

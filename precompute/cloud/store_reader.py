@@ -17,8 +17,8 @@ class StoreReader:
 
     local = False
 
-    def __init__(self, url: str, options: Iterable[str], patience: float = PATIENCE) -> None:
-        self._objects = Objects.open("", url, options, patience)
+    def __init__(self, url: str, options: Iterable[str], patience: float | None = None) -> None:
+        self._objects = Objects.open("", url, options, PATIENCE if patience is None else patience)
 
     def list(self) -> tuple[dict[str, File], list[str]]:
         return {found.key: File(found.size) for found in self._objects.list()}, []

@@ -11,6 +11,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -242,17 +243,15 @@ def test_a_zip_that_claims_an_absurd_place_is_damaged(
         for read in () if what == "member" else (all_members, zip_names, lambda file: [count_zip(file)]):
             with pytest.raises(ArchiveError):
                 list(read(file))
-    rows = build(
-        "coco",
-        split="validation",
-        data_dir=str(tmp_path / "raw"),
-        streaming=True,
-        keep_rejected=True,
-        min_image_size=1,
-        cache_dir=str(tmp_path / "cache"),
-    )
+    rows = streamed_coco(build, tmp_path, min_image_size=1)
     rejects = [row["reject"] for row in rows if row["source"].startswith("val2014.zip")]
     assert None not in rejects and ("undecodable" if what == "member" else "bad_archive") in rejects
+
+
+def streamed_coco(build: Build, tmp_path: Path, **more: Any) -> list[dict[str, Any]]:
+    """All rows, the rejected ones too."""
+    where = {"data_dir": str(tmp_path / "raw"), "cache_dir": str(tmp_path / "cache")}
+    return build("coco", split="validation", streaming=True, keep_rejected=True, **where, **more)
 
 
 def test_a_build_of_damaged_zips_ends(build: Build, tmp_path: Path) -> None:
@@ -261,15 +260,7 @@ def test_a_build_of_damaged_zips_ends(build: Build, tmp_path: Path) -> None:
     whole = (tmp_path / "raw/val2014.zip").read_bytes()
     for seed in range(MUTATIONS // 4):
         (tmp_path / "raw/val2014.zip").write_bytes(mutated(whole, seed))
-        rows = build(
-            "coco",
-            split="validation",
-            data_dir=str(tmp_path / "raw"),
-            streaming=True,
-            keep_rejected=True,
-            cache_dir=str(tmp_path / "cache"),
-        )
-        assert rows
+        assert streamed_coco(build, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

@@ -120,17 +120,17 @@ def test_tars_open_at_once_are_bounded_however_many_shards_a_shuffle_touches(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the kernel lists them, over all units that are written at once."""
-    many = [packed(tmp_path / name, folder / name, samples_per_shard=1) for name in ("whole",)]
+    many = packed(tmp_path / "many", folder / "whole", samples_per_shard=1)
     opened, copy = [], TarWriter.copy
 
     def counting(self: TarWriter, *arguments: Any) -> int:
         links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        opened.append(sum(link.startswith(str(many[0])) for link in links if link.endswith(".tar")))
+        opened.append(sum(link.startswith(str(many)) for link in links if link.endswith(".tar")))
         return copy(self, *arguments)
 
     monkeypatch.setattr(TarWriter, "copy", counting)
     monkeypatch.setattr(packing, "OPEN", 6)
-    out = packed(tmp_path / "out", *many, shuffle=3, samples_per_shard=6)
+    out = packed(tmp_path / "out", many, shuffle=3, samples_per_shard=6)
     assert samples(out) == samples(folder / "whole")
     assert 1 < max(opened) <= 6
 

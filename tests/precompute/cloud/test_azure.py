@@ -13,23 +13,11 @@ from loader import make_loader
 from precompute import choose, run, verify
 from precompute.cloud.place import open_output
 from precompute.cloud.trouble import StoreError
-from tests.precompute.cloud.test_store_runs import check, config, write_raw
+from tests.precompute.cloud.test_store_runs import check, config
 from tests.support.azurite import KEY, Azurite, azurite  # noqa: F401  a fixture
 from tests.support.batches import all_same
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="flock is POSIX's")
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_raw(tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, raw: Path) -> Path:
-    output = tmp_path_factory.mktemp("plain")
-    run.run(config(output, raw))
-    return output
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from precompute import pack, push, run, verify
 from precompute.cloud import opening
 from precompute.cloud.place import options_for
 from precompute.errors import RecipeMismatch, SourceError, UsageError
-from tests.precompute.cloud.test_store_runs import check, config, write_raw
+from tests.precompute.cloud.test_store_runs import check, config
 from tests.precompute.hub.test_push import REPO
 from tests.support.batches import all_same
 from tests.support.faulty_store import KEYS, FaultyStore
@@ -38,19 +38,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGSTOP and flock are P
 
 def layer(output: Path | str, raw: Path, base: Path | str, **more: Any) -> None:
     run.run(config(output, raw, beside=str(base), **{**NEW, **more}))
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_raw(tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, raw: Path) -> Path:
-    """The base, in a folder."""
-    output = tmp_path_factory.mktemp("plain")
-    run.run(config(output, raw))
-    return output
 
 
 @pytest.fixture(scope="module")

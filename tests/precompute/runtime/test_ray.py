@@ -151,6 +151,9 @@ def test_cluster_without_room_is_told(
         assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("resources", "flags"), [({}, ("--ray-workers", "1")), ({"num_gpus": 1}, ())], ids=["told", "one a GPU"]
+)
 def test_same_bytes_as_a_plain_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -158,28 +161,15 @@ def test_same_bytes_as_a_plain_run(
     data: Path,
     plain: Path,
     cluster: Cluster,
-) -> None:
-    node = cluster.add_node(**SMALL)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    said = run_here(monkeypatch, capsys, *ray_arguments(data, tmp_path, 1))
-    check(tmp_path, plain)
-    assert f"0 of {UNITS} units finished before" in said and "device waited" in said
-    cluster.remove_node(node)
-
-
-def test_a_worker_a_gpu_where_none_are_told(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    data: Path,
-    plain: Path,
-    cluster: Cluster,
+    resources: dict[str, int],
+    flags: tuple[str, ...],
 ) -> None:
     """Where there is no GPU, Ray is told of one all the same; the worker that gets it encodes on the CPU."""
-    node = cluster.add_node(**SMALL, num_gpus=1)
+    node = cluster.add_node(**SMALL, **resources)
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    run_here(monkeypatch, capsys, *arguments(data, tmp_path), "--engine", "ray")
+    said = run_here(monkeypatch, capsys, *arguments(data, tmp_path), "--engine", "ray", *flags)
     check(tmp_path, plain)
+    assert f"0 of {UNITS} units finished before" in said and "device waited" in said
     cluster.remove_node(node)
 
 
