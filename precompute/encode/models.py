@@ -106,6 +106,12 @@ def locate_model(flag: str, name: str, subfolders: Sequence[str]) -> Location:
             f"{flag} {name}: no model in that folder; looked for {looked}. Name a folder that has one"
         )
     repository, _, revision = name.partition("@")
+    # diffusers and transformers would open it under the Hub's name.
+    if repository and Path(repository).exists():
+        raise ModelError(
+            f"{flag} {name}: a folder {repository} lies in the working directory and would be taken for it; give {flag} "
+            f"./{repository}, or start in another directory"
+        )
     unreachable: Exception | None = None
     for subfolder in (*subfolders, ""):
         try:

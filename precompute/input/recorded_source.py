@@ -5,6 +5,7 @@ What neither recipe nor plan knows, where the raw files lie on this machine, com
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,11 @@ class Where:
     def is_named(self) -> bool:
         """Whether the user says where it is, so that not to find it is an error."""
         return self.dataset is not None or self.data_dir is not None or bool(self.options)
+
+
+def tell_opened(what: str) -> None:
+    """Tell in a line what is opened because a recipe, maybe a stranger's, names it."""
+    print(printable(f"opened, as the recipe of the shards names it: {what}"), file=sys.stderr, flush=True)
 
 
 def open_recorded(manifest: Manifest, split: str, where: Where) -> Records:

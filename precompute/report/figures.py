@@ -18,10 +18,10 @@ from builders.core.images import UndecodableImage, decode_rgb
 from loader.format import Field, FormatError, Manifest, Marker
 from loader.npy import stored_dtype
 from loader.sidecar_schema import tokens_column
-from precompute.encode.models import recorded_name
+from precompute.encode.models import Location, recorded_name
 from precompute.encode.text_spec import PADDINGS
 from precompute.errors import PrecomputeError
-from precompute.input.recorded_source import Where, open_recorded
+from precompute.input.recorded_source import Where, open_recorded, tell_opened
 from precompute.shards.sample_reader import Sample, iter_samples, per_channel, raw_latents
 from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.store import Store
@@ -161,9 +161,10 @@ def _tokenizer(spec: dict[str, Any]) -> Any:
         "revision"
     ):  # what the Hub has under a folder's name is another's
         raise ValueError(f"its model came from a folder, {spec['model']!r}")
-    loaded = transformers.AutoTokenizer.from_pretrained(
-        spec["model"], subfolder=subfolder, revision=spec["revision"], trust_remote_code=False
-    )
+    tell_opened(f"tokenizer of {recorded_name(spec)}")
+    # Out of the Hub's cache: by its id a folder of that name in the working directory would be opened.
+    place = Location(spec["model"], subfolder, spec["revision"], {}).tokenizer_place(subfolder)
+    loaded = transformers.AutoTokenizer.from_pretrained(place, subfolder=subfolder, trust_remote_code=False)
     return lambda caption: loaded(caption).input_ids
 
 

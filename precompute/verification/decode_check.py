@@ -18,7 +18,7 @@ from loader.format import Field, Manifest, Marker
 from loader.recipe import Recipe
 from precompute.encode.image import ImageEncoder
 from precompute.errors import PrecomputeError
-from precompute.input.recorded_source import Where, open_recorded
+from precompute.input.recorded_source import Where, open_recorded, tell_opened
 from precompute.shards.sample_reader import Sample, per_channel, pick_samples, raw_latents
 from precompute.shards.store import Store
 from precompute.verification.caption_check import check_caption_states, check_null, check_texts
@@ -127,7 +127,10 @@ def source_records(
     for sample in samples:
         wanted.setdefault(sample.unit, set()).add(sample.key)
     try:
-        return find_records(open_recorded(manifest, split, where), wanted)
+        opened = open_recorded(manifest, split, where)
+        if not where.is_named:
+            tell_opened(f"--source {opened.source.dataset}, split {split}")
+        return find_records(opened, wanted)
     except (PrecomputeError, OSError, IndexError) as error:
         if where.is_named:
             raise

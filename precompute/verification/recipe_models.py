@@ -14,6 +14,7 @@ from precompute.encode.stored import store_of
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.encode.text_spec import split_value, text_encoder_value
 from precompute.errors import ModelError, PrecomputeError, UsageError
+from precompute.input.recorded_source import tell_opened
 
 Encoder = TypeVar("Encoder")
 ValueOf = Callable[
@@ -107,6 +108,8 @@ def hub_name(flag: str, spec: dict[str, Any]) -> str:
         raise ModelError(
             f"{flag}: the shards were made with a model from a folder, {str(spec.get('model'))!r}; give that folder as {flag}"
         )
+    if name != "toy":
+        tell_opened(f"{flag} {name}")
     return name
 
 

@@ -10,6 +10,8 @@ from precompute.errors import ModelError
 from precompute.report.figures import _tokenizer
 from precompute.verification import recipe_models
 from precompute.verification.recipe_models import Models, recipe_image_encoder, recipe_text_encoders
+from tests.support import hub_cache, tiny_models
+from tests.support.hub_cache import cached
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 HOSTILE: list[dict[str, Any]] = [
@@ -69,3 +71,26 @@ def test_what_a_recipe_of_ours_names(spec: dict[str, Any], name: str) -> None:
 def test_the_one_that_the_user_names_is_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(recipe_models, "open_image_encoder", lambda name, *_: name)
     assert recipe_image_encoder({"image_encoder": HOSTILE[0]}, Models(vae=str(tmp_path))) == str(tmp_path)  # type: ignore[comparison-overlap]
+
+
+def test_no_folder_of_the_working_directory_passes_for_a_hub_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny_models.save_word_tokenizer(tmp_path / "owner" / "name", end=True)
+    cached(tmp_path / "cache", "owner/name", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    spec = {"model": "owner/name", "revision": hub_cache.COMMIT}
+    with pytest.raises(ModelError, match=r"--vae owner/name@\w+: a folder owner/name lies"):
+        recipe_image_encoder({"image_encoder": spec}, Models())
+    with pytest.raises((OSError, ValueError)):
+        _tokenizer(spec)
+
+
+def test_what_is_opened_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(recipe_models, "open_image_encoder", lambda name, *_: name)
+    spec = {"model": "owner/name", "revision": COMMIT}
+    recipe_image_encoder({"image_encoder": spec}, Models())
+    assert f"--vae owner/name@{COMMIT}\n" in capsys.readouterr().err
+    recipe_image_encoder({"image_encoder": spec}, Models(vae="mine"))
+    recipe_image_encoder({"image_encoder": {"model": "toy"}}, Models())
+    assert not capsys.readouterr().err
