@@ -1,6 +1,5 @@
 """What `--beside` names: shards that lie there already, here or on the Hub, and what they say of their rows."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.archives.backoff import Patience
+from builders.archives.backoff import Patience, follow
 from builders.archives.read_errors import describe
 from builders.core.record import Record
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
@@ -88,16 +87,19 @@ class Base:
         return {field.name for field in self.manifest.fields}
 
     def sources_then(self, units: Collection[int]) -> dict[int, dict[str, Any]]:
-        """What the source files of these units looked like when the base was made, as far as it says."""
-        with ThreadPoolExecutor(MARKERS_AT_ONCE) as pool:
+        """What the source files of these units looked like when the base was made, as far as it says. Raises SourceError."""
+        with ThreadPoolExecutor(MARKERS_AT_ONCE, "marker", initializer=follow()) as pool:
             found = dict(zip(units, pool.map(self._sources_of, units), strict=True))
         return {unit: sources for unit, sources in found.items() if isinstance(sources, dict)}
 
     def _sources_of(self, unit: int) -> Any:
-        with contextlib.suppress(OSError, FormatError):
-            return Marker.from_json(self._store.read(f"{stem_of(self.split, unit)}.json")).timings.get(
-                "sources"
-            )
+        name = f"{stem_of(self.split, unit)}.json"
+        if name not in self._store.files:
+            return None
+        try:
+            return Marker.from_json(self._read(name)).timings.get("sources")
+        except FormatError as error:
+            raise SourceError(f"--beside {self.url}: {name} is damaged ({error})") from error
 
     def shards(self, unit: int) -> list[str]:
         """Names of the shards of a unit, in the order of the manifest."""
@@ -112,21 +114,25 @@ class Base:
                 yield replace(Record.of_columns(values, None, extras), reject=reject, shard=shard.name)
 
     def _sidecar(self, shard: Shard) -> bytes:
-        name, patience = f"{shard.name}.parquet", Patience()
+        name = f"{shard.name}.parquet"
+        data = self._read(name)
+        if hashlib.sha256(data).hexdigest() != shard.parquet_sha256:
+            raise SourceError(
+                f"--beside {self.url}: {name} is not the one that its {MANIFEST} lists: the base has changed meanwhile. "
+                "Run again, with another --output"
+            )
+        return data
+
+    def _read(self, name: str) -> bytes:
+        """A file of the base; an outage is waited out. Raises SourceError."""
+        patience = Patience()
         while True:
             try:
-                data = self._store.read(name)
+                return self._store.read(name)
             except OSError as error:
                 what = f"--beside {self.url}: {name} cannot be read ({_said(error)})"
                 if not may_pass(error) or not patience.wait(what):
                     raise SourceError(f"{what}. Mend that and run again") from error
-                continue
-            if hashlib.sha256(data).hexdigest() != shard.parquet_sha256:
-                raise SourceError(
-                    f"--beside {self.url}: {name} is not the one that its {MANIFEST} lists: the base has changed meanwhile. "
-                    "Run again, with another --output"
-                )
-            return data
 
 
 def _said(error: Exception) -> str:

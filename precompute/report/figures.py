@@ -157,11 +157,11 @@ def _tokenizer(spec: dict[str, Any]) -> Any:
     if spec["model"] == "toy":
         return lambda caption: b"<" + caption.encode() + b">"
     subfolder = str(spec.get("subfolder") or "").replace("text_encoder", "tokenizer")
-    if recorded_name(spec) is None or not spec.get(
-        "revision"
-    ):  # what the Hub has under a folder's name is another's
+    name = recorded_name(spec)
+    if name is None or not spec.get("revision"):
+        # What the Hub has under a folder's name is another's.
         raise ValueError(f"its model came from a folder, {spec['model']!r}")
-    tell_opened(f"tokenizer of {recorded_name(spec)}")
+    tell_opened(f"tokenizer of {name}")
     # Out of the Hub's cache: by its id a folder of that name in the working directory would be opened.
     place = Location(spec["model"], subfolder, spec["revision"], {}).tokenizer_place(subfolder)
     loaded = transformers.AutoTokenizer.from_pretrained(place, subfolder=subfolder, trust_remote_code=False)

@@ -300,3 +300,21 @@ def test_a_copy_of_the_source_is_told_of_and_serves_a_layer(
     for path in photos.iterdir():
         later(path)
     assert "taken to be the same" in run_layer(photos, tmp_path / "base", tmp_path / "layer")
+
+
+def test_a_base_whose_markers_cannot_be_read_is_not_taken_to_agree(
+    photos: Path, tmp_path: Path, run: Run, run_layer: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is not there, as on the Hub of another version, says nothing, and is passed over."""
+    base, layer = tmp_path / "base", tmp_path / "layer"
+    run(photos, base)
+    marker = next(base.glob("train-*.json"))
+    whole = marker.read_bytes()
+    marker.write_bytes(whole[:50])
+    with pytest.raises(SystemExit):
+        run_layer(photos, base, layer)
+    assert f"--beside {base}: {marker.name} is damaged" in capsys.readouterr().err
+    assert not list(layer.glob("*.tar"))
+    marker.unlink()
+    run_layer(photos, base, layer)
+    assert list(layer.glob("*.tar"))
