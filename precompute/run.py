@@ -27,16 +27,17 @@ from precompute.cloud.place import open_output
 from precompute.commands import parse
 from precompute.config import Config, check, check_repeats
 from precompute.encode.devices import is_main, processes_here
-from precompute.encode.presets import DEFAULT
+from precompute.encode.presets import Chosen
 from precompute.errors import PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
 from precompute.input.caption_files import CaptionFiles
 from precompute.input.open_records import open_records
+from precompute.runtime.beside import image_encoder_of, names_models
 from precompute.runtime.disk_budget import DiskBudget
 from precompute.runtime.joined import told_of_captions
 from precompute.runtime.leases import Gate, Leases
 from precompute.runtime.progress import ProgressBar, summary
-from precompute.runtime.session import Session, models_of, source_of
+from precompute.runtime.session import Session, source_of, told_of_models
 from precompute.runtime.stats import Stats
 from precompute.shards.destination import Destination
 
@@ -48,13 +49,15 @@ def run(config: Config) -> None:
     """The whole job of one process. Raises PrecomputeError; another run can then take up the folder as it is."""
     check(config)
     destination = open_output(config.output, config.split, config.scratch, config.store_option)
-    bare = not (config.vae or config.text_encoder or config.beside)
-    if is_main() and (config.for_model or config.model or bare):
-        print(f"--for {config.for_model or DEFAULT}:\n{models_of(config)}", flush=True)
+    if is_main() and (models := told_of_models(config)):
+        print(models, flush=True)
     with backoff.until(threading.Event()), opened(config, destination) as session:
         if is_main():
-            done = session.keeper.manifest().splits[config.split].units_done
+            manifest = session.keeper.manifest()
+            done = manifest.splits[config.split].units_done
             what = config.beside or config.dataset
+            if config.beside and not names_models(config):
+                print(f"--beside {what}:\n{Chosen(image_encoder_of(manifest.recipe), ())}")
             print(f"{what} {config.split} -> {config.output}, on {session.device}: {done} of ", end="")
             print(f"{len(session.units)} units finished before", end="")
             print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)

@@ -63,10 +63,14 @@ def like_base(config: Config, base: Base) -> Config:
     crop = cast(Literal["center", "random"], recipe.get("crop", "center"))
     step = recipe.get("bucket_step")
     seed = int(recipe.get("seed") or 0) if crop == "random" else config.seed
-    named = config.vae or config.text_encoder or config.features or config.for_model or config.model
-    vae = config.vae if named else _image_encoder(base)
+    vae = config.vae if names_models(config) else image_encoder_of(base.recipe)
     captions = config.max_captions if adds else int(cast(dict[str, Any], recipe).get("max_captions", 1))
     return replace(config, crop=crop, buckets=step, seed=seed, vae=vae, max_captions=captions)
+
+
+def names_models(config: Config) -> bool:
+    """Whether any flag names a model: without one, a layer is of the base's own autoencoder."""
+    return bool(config.vae or config.text_encoder or config.features or config.for_model or config.model)
 
 
 def adds_captions(config: Config) -> bool:
@@ -186,9 +190,9 @@ def _check_encoders(recipe: Recipe, base: Base) -> None:
             )
 
 
-def _image_encoder(base: Base) -> str:
-    """The `--vae` that the base was made with."""
-    about = base.recipe.get("image_encoder") or {}
+def image_encoder_of(recipe: Recipe) -> str:
+    """The `--vae` that shards of a recipe were made with. Raises UsageError where it is none that can be had by its name."""
+    about = recipe.get("image_encoder") or {}
     model, revision = about.get("model"), about.get("revision")
     if not isinstance(model, str) or not (model == "toy" or revision):
         raise UsageError(

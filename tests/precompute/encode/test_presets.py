@@ -1,6 +1,9 @@
 """`--for MODEL`: the table is whole, what it stands for is printed, and every flag overrides it."""
 
 import inspect
+import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -17,8 +20,9 @@ from precompute.encode.text_spec import parse_text_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.runtime.session import Session
 from tests.support import encoders_page, tiny_models
+from tests.support.hub_cache import COMMIT, cached
 from tests.support.launching import few_of_demo, run_here
-from tests.support.tiny_pipelines import PARTS
+from tests.support.tiny_pipelines import PARTS, sdxl_parts
 
 
 @pytest.mark.parametrize("name", get_args(Model))
@@ -60,17 +64,75 @@ def test_the_widths_on_the_page_are_those_that_the_model_takes(name: str) -> Non
     assert {argument: takes[argument].default for argument in said} == said
 
 
-def test_what_is_printed_says_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A folder whose name needs quotes, by --for and then by the flags that were printed."""
-    folder = tiny_models.save_clip(tiny_models.save_kl(tmp_path / "a model, 'mine'"))
-    flags = few_of_demo(3, tmp_path / "out")
-    said = run_here(monkeypatch, capsys, *flags, "--for", "sd15", "--model", folder)
-    import shlex
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SDXL's parts, tiny, in a folder whose name needs quotes."""
+    folder = tiny_models.save_kl(tmp_path_factory.mktemp("models") / "a model, 'mine'")
+    sdxl_parts(folder)
+    return folder
 
+
+# Flags that name some of the models; M is a folder. The others are SDXL's, from a cache of the Hub.
+PARTLY = [
+    (),
+    ("--vae", "toy"),
+    ("--vae", "M?shift=0"),
+    ("--text-encoder", "toy"),
+    ("--text-encoder", "?length=20"),
+    ("--vae", "toy", "--text-encoder", "g=?layer=-1&norm"),
+    ("--model", "M"),
+    ("--model", "M", "--vae", "toy"),
+    ("--model", "M", "--text-encoder", "t=M?layer=-2&template=a picture of {}"),
+    ("--model", "M", "--vae", "toy", "--text-encoder", "toy"),
+    ("--for", "sd15", "--model", "M"),
+    ("--for", "sd15", "--model", "M", "--vae", "toy", "--text-encoder", "?template=a \\n+{}"),
+]
+
+
+# diffusers 0.42 gives huggingface_hub 2 an argument that it no longer takes.
+of_a_cache = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")
+
+
+@of_a_cache
+@pytest.mark.parametrize("given", PARTLY, ids=" ".join)
+def test_what_is_printed_is_whole_and_says_the_same_run(
+    given: tuple[str, ...],
+    sdxl: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(sdxl, cached(tmp_path, PRESETS["sdxl"].model, monkeypatch), dirs_exist_ok=True)
+    flags = few_of_demo(1, tmp_path / "out")
+    said = run_here(monkeypatch, capsys, *flags, *(word.replace("M", str(sdxl)) for word in given))
     printed = shlex.split(said.partition("\n")[2].partition(" -> ")[0].rpartition("\n")[0])
+    recipe = json.loads((tmp_path / "out" / "manifest.json").read_text())["recipe"]
+    assert printed.count("--vae") == 1 and printed.count("--text-encoder") == len(recipe["text_encoders"])
     assert "1 of 1 units finished before" in run_here(monkeypatch, capsys, *flags, *printed)
+
+
+@of_a_cache
+def test_the_autoencoder_that_a_layer_has_of_its_base_is_printed(
+    sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(sdxl, cached(tmp_path, "org/tiny", monkeypatch), dirs_exist_ok=True)
+    base = few_of_demo(1, tmp_path / "base")
+    run_here(monkeypatch, capsys, *base, "--vae", "org/tiny?shift=0", "--text-encoder", "toy")
+    layer = (
+        "--beside",
+        tmp_path / "base",
+        "--output",
+        tmp_path / "layer",
+        "--resolutions",
+        "32",
+        "--dtype",
+        "float32",
+    )
+    said = run_here(monkeypatch, capsys, *layer)
+    assert f"--beside {tmp_path / 'base'}:\n  --vae 'org/tiny@{COMMIT}?shift=0'\n" in said
+    printed = shlex.split(said.partition("\n")[2].partition("\n")[0])
+    again = run_here(monkeypatch, capsys, *layer, *printed)
+    assert "1 of 1 units finished before" in again and "--vae" not in again
 
 
 @pytest.mark.parametrize(
