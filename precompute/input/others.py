@@ -18,9 +18,10 @@ from precompute.errors import UsageError
 from precompute.input.caption_files import CaptionFiles
 from precompute.input.data_files import bytes_of
 from precompute.input.faults import innermost
+from precompute.input.local_files import LocalFiles
 from precompute.input.options import portable
 from precompute.input.records import Records, SourceOptions
-from precompute.input.row_values import image_bytes, jsonable, short_hash, unit_key
+from precompute.input.row_values import image_bytes, jsonable, unit_key
 from precompute.input.units import Unit
 
 CAPTION_KIND = "caption"  # of whatever a dataset that is not ours has in its caption column
@@ -56,6 +57,7 @@ class OtherRecords(Records):
         return {}
 
     def _checked(self, dataset: Any) -> Any:
+        self._arguments = {} if self.source.prepare else dataset._ex_iterable.kwargs
         dataset = dataset if self.source.prepare else self._typed(dataset)
         names = dataset.column_names or []
         for flag, column in (
@@ -82,26 +84,21 @@ class OtherRecords(Records):
             raise UsageError(f"{self.source.dataset}: split {self.source.split} has no rows") from None
 
     def _identify_sources(self, builder: Any) -> str | None:
-        """A hash of the names and sizes of local files; None for the Hub's, whose commit is in the recipe."""
-        split, published = self.source.split, builder.info.splits or {}
+        """A hash of the names of local files, and where rows of one may come to stand in another unit of their sizes; None for the
+        Hub's, whose commit is in the recipe."""
+        source, published = self.source, builder.info.splits or {}
         # What its publisher says of the split; options may name a part of it.
-        whole = not self.source.options and self.source.data_dir is None and split in published
-        self._published = (published[split].num_examples or None) if whole else None
-        self._data_files = (builder.config.data_files or {}).get(split, ())
+        whole = not source.options and source.data_dir is None and source.split in published
+        self._published = (published[source.split].num_examples or None) if whole else None
+        self._data_files = (builder.config.data_files or {}).get(source.split, ())
         self._holds_images = isinstance(builder, FolderBasedBuilder)
-        folder = self.source.data_dir or Path(self.source.dataset)
-        self._files: list[str] = []
-        if not folder.is_dir():
-            return None
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        self._files = [str(path) for path in files]
-        return short_hash(
-            repr([(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files])
-        )
+        files = LocalFiles(source.data_dir or Path(source.dataset), self._data_files)
+        self._files, self._by_shard = files.paths, None if source.prepare else files.by_shard(self._arguments)
+        return files.identity(with_sizes=source.limit is not None or self._by_shard is None)
 
     def files(self, unit: Unit) -> Sequence[str]:
-        """All files of the folder: which of them a unit is read from, only `datasets` knows."""
-        return self._files
+        """Local files that a unit is read from: all of them, where `datasets` does not say which."""
+        return self._files if self._by_shard is None else self._by_shard[unit.shard]
 
     def _recipe(self, builder: Any) -> dict[str, Any]:
         source = self.source

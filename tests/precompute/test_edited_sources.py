@@ -1,6 +1,7 @@
 """A folder whose files were edited, copied or added to between two runs of the same command."""
 
 import gc
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -116,19 +117,39 @@ def test_a_folder_that_grew_goes_on_in_a_second_one(
     )
 
 
-def as_tar(photos: Path, captions: list[str]) -> None:
-    members = [(f"{n}.png", (photos / f"{n}.png").read_bytes()) for n in range(8)]
-    members += [(f"{n}.txt", caption.encode()) for n, caption in enumerate(captions)]
-    write_tar(photos.with_name("tars") / "0.tar", sorted(members))
+HALVES = (range(4), range(4, 8))
 
 
-def as_parquet(photos: Path, captions: list[str]) -> None:
-    photos.with_name("table").mkdir(exist_ok=True)
-    images = [{"bytes": (photos / f"{n}.png").read_bytes(), "path": None} for n in range(8)]
-    table = datasets.Dataset.from_dict({"image": images, "text": captions}).cast_column(
-        "image", datasets.Image()
-    )
-    table.to_parquet(photos.with_name("table") / "0.parquet")
+def as_tars(photos: Path, captions: list[str]) -> None:
+    for half, numbers in enumerate(HALVES):
+        members = [(f"{n}.png", (photos / f"{n}.png").read_bytes()) for n in numbers]
+        members += [(f"{n}.txt", captions[n].encode()) for n in numbers]
+        replace(photos.with_name("tars") / f"{half}.tar", write_tar, sorted(members))
+
+
+def as_parquets(photos: Path, captions: list[str]) -> None:
+    for half, numbers in enumerate(HALVES):
+        images = [{"bytes": (photos / f"{n}.png").read_bytes(), "path": None} for n in numbers]
+        rows = datasets.Dataset.from_dict({"image": images, "text": [captions[n] for n in numbers]})
+        rows = rows.cast_column("image", datasets.Image())
+        replace(photos.with_name("table") / f"{half}.parquet", lambda path, rows: rows.to_parquet(path), rows)
+
+
+def as_lines(photos: Path, captions: list[str]) -> None:
+    for half, numbers in enumerate(HALVES):
+        rows = [json.dumps({"image": str(photos / f"{n}.png"), "text": captions[n]}) for n in numbers]
+        replace(photos.with_name("lines") / f"{half}.jsonl", Path.write_text, "\n".join(rows))
+
+
+def replace(path: Path, write: Callable[[Path, Any], Any], value: Any) -> None:
+    """Write a file where its bytes are others than those that lie there."""
+    new = path.with_suffix(".new")
+    path.parent.mkdir(exist_ok=True)
+    write(new, value)
+    if path.exists() and path.read_bytes() == new.read_bytes():
+        new.unlink()
+    else:
+        new.replace(path)
 
 
 def as_text(photos: Path, captions: list[str]) -> None:
@@ -142,54 +163,79 @@ def as_table(photos: Path, captions: list[str]) -> None:
     (photos / "metadata.csv").write_text("\n".join(["file_name,text", *lines]))
 
 
-# How it is written, what is edited, and the flags that read it.
-READ: dict[str, tuple[Callable[[Path, list[str]], None], str, tuple[str, ...]]] = {
-    "prepared": (as_text, "photos/0.txt", ("builders/folder", "--prepare", "--data-dir", "photos")),
-    "our webdataset": (as_tar, "tars/0.tar", ("builders/webdataset", "--data-dir", "tars")),
-    "imagefolder": (as_table, "photos/metadata.csv", ("imagefolder", "--data-dir", "photos")),
-    "webdataset": (as_tar, "tars/0.tar", ("webdataset", "--data-dir", "tars", "--image-column", "png", "--caption-column", "txt")),
-    "parquet": (as_parquet, "table/0.parquet", ("table",)),
-    "parquet, prepared": (as_parquet, "table/0.parquet", ("table", "--prepare")),
+PNG, TEXT = ("--image-column", "png", "--caption-column", "txt"), ("--caption-column", "text")
+EDITED, EDITED_SAME = "an entirely other caption", "pictureS0"
+# How it is written, what is edited and how, the flags that read it, and how many of its units that concerns.
+READ: dict[str, tuple[Callable[[Path, list[str]], None], str, str, tuple[str, ...], tuple[int, int]]] = {
+    "prepared": (as_text, "photos/0.txt", EDITED, ("builders/folder", "--prepare", "--data-dir", "photos"), (2, 2)),
+    "our webdataset": (as_tars, "tars/0.tar", EDITED, ("builders/webdataset", "--data-dir", "tars"), (1, 2)),
+    "our webdataset, named": (as_tars, "tars/0.tar", EDITED, ("builders/webdataset", "data_files=tars/*.tar"), (1, 2)),
+    "imagefolder": (as_table, "photos/metadata.csv", EDITED, ("imagefolder", "--data-dir", "photos", *TEXT), (1, 1)),
+    "webdataset": (as_tars, "tars/0.tar", EDITED, ("webdataset", "--data-dir", "tars", *PNG), (1, 2)),
+    "parquet, prepared": (as_parquets, "table/0.parquet", EDITED_SAME, ("table", "--prepare", *TEXT), (2, 2)),
+    "parquet, named": (as_parquets, "table/0.parquet", EDITED, ("parquet", "data_files=table/*.parquet", *TEXT), (1, 2)),
+    "json, named": (as_lines, "lines/1.jsonl", EDITED, ("json", 'data_files=["lines/0.jsonl", "lines/1.jsonl"]', *TEXT), (1, 2)),
 }  # fmt: skip
+
+
+@pytest.fixture
+def read_as(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The command that reads the photographs in one of these ways."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def run(kind: str, *more: str) -> str:
+        flags = READ[kind][3]
+        options = [flag for flag in flags if flag.startswith("data_files=")]
+        options += ["min_image_size=1"] if "builders" in flags[0] else []
+        given = [flag for flag in flags if flag not in options] + [*TOY, "--resolutions", "64", *more]
+        given += ["--options", *options] if options else []
+        return run_here(monkeypatch, capsys, *given, "--samples-per-shard", "4", "--output", "out")
+
+    return run
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", READ)
-def test_whatever_reads_it_an_edit_is_named_and_done_again(
-    kind: str,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_whatever_reads_it_an_edit_is_named_and_its_units_alone_are_done_again(
+    kind: str, photos: Path, tmp_path: Path, read_as: Callable[..., str]
 ) -> None:
-    """Edits that keep a file's size: others' datasets of another size are another source, and refused."""
-    write, edited, flags = READ[kind]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    column = ("--caption-column", "text") if "column" not in str(flags) and "builders" not in flags[0] else ()
-    options = ("--options", "min_image_size=1") if "builders" in flags[0] else ()
-    given = (
-        *flags,
-        *column,
-        *options,
-        *TOY,
-        "--resolutions",
-        "64",
-        "--samples-per-shard",
-        "4",
-        "--output",
-        "out",
-    )
+    write, edited, caption, _, (again, units) = READ[kind]
     was = [f"picture {number}" for number in range(8)]
     write(photos, was)
-    assert SAYS not in run_here(monkeypatch, capsys, *given) + run_here(monkeypatch, capsys, *given)
-    write(photos, ["pictureS0", *was[1:]])
+    assert SAYS not in read_as(kind) + read_as(kind)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("train-*.json")}
+    row = 4 if Path(edited).stem == "1" else 0
+    now = [*was[:row], caption, *was[row + 1 :]]
+    write(photos, now)
     later(tmp_path / edited)
-    assert f"{SAYS}: {Path(edited).name}" in run_here(monkeypatch, capsys, *given)
-    assert "done again" in run_here(monkeypatch, capsys, *given, "--redo-changed")
-    assert captions(tmp_path / "out") == sorted(["pictureS0", *was[1:]])
-    assert SAYS not in run_here(monkeypatch, capsys, *given, "--redo-changed")
+    assert f"{SAYS}: {Path(edited).name}, in {again} finished unit" in read_as(kind)
+    assert "done again" in read_as(kind, "--redo-changed")
+    assert captions(tmp_path / "out") == sorted(now)
+    assert len(written) == units and again == sum(
+        path.stat().st_mtime_ns != written[path] for path in written
+    )
+    assert SAYS not in read_as(kind, "--redo-changed")
     gc.collect()  # imagefolder leaves its table open
+
+
+@pytest.mark.parametrize("kind", ["parquet, prepared", "parquet, named"])
+def test_files_whose_rows_may_have_moved_are_another_source(
+    kind: str, photos: Path, tmp_path: Path, read_as: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another size, where units are ranges of all rows; another one, whatever reads it."""
+    was = [f"picture {number}" for number in range(8)]
+    as_parquets(photos, was)
+    read_as(kind)
+    if "prepared" in kind:
+        as_parquets(photos, [EDITED, *was[1:]])
+    else:
+        (tmp_path / "table" / "1.parquet").rename(tmp_path / "table" / "2.parquet")
+    with pytest.raises(SystemExit):
+        read_as(kind, "--redo-changed")
+    assert "plan.sources" in capsys.readouterr().err
 
 
 def test_a_layer_names_a_picture_that_was_replaced_since(
