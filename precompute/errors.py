@@ -2,6 +2,7 @@
 
 PrecomputeError
 ├── UsageError        a flag that cannot be: exit code 2
+│   └── NotListed     a place of shards that rights, a disk or a network keep from being read: exit code 3
 ├── ModelError        a model that is missing, unreadable or unfit
 ├── SourceError       reading the dataset fails: the network, a disk, a missing table; not a bad row
 ├── OutputError       writing fails: a full disk, above all
@@ -30,6 +31,12 @@ class UsageError(PrecomputeError):
     """A flag's value is impossible."""
 
     exit_code = 2
+
+
+class NotListed(UsageError):
+    """Shards lie where nothing can be read now: of rights, a disk or a network, and no fault of what was typed."""
+
+    exit_code = 3
 
 
 class ModelError(PrecomputeError):

@@ -18,7 +18,7 @@ from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
 from loader.joined import rows_hash
 from loader.recipe import BASE, Plan
 from loader.state import unit_of
-from precompute.errors import OutputError, SourceError, UsageError
+from precompute.errors import NotListed, OutputError, SourceError, UsageError
 from precompute.input.faults import may_pass
 from precompute.shards.destination import stem_of
 from precompute.shards.store import Store
@@ -38,10 +38,12 @@ class Base:
         try:
             self._store = opening(url)
             self.manifest = Manifest.from_json(self._store.read(MANIFEST))
-        except (OSError, FormatError) as error:
+        except FormatError as error:
             raise UsageError(f"--beside {url}: its {MANIFEST} cannot be read ({_said(error)})") from error
+        except OSError as error:
+            raise NotListed(f"--beside {url}: its {MANIFEST} cannot be read ({_said(error)})") from error
         except UsageError as error:
-            raise UsageError(f"--beside {error}") from error
+            raise type(error)(f"--beside {error}") from error
         self.recipe = self.manifest.recipe
         if BASE in self.recipe:
             raise UsageError(f"--beside {url}: it is a layer itself; name what it was made beside")

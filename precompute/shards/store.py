@@ -4,19 +4,35 @@ The markers are the truth about what is there; the manifest only repeats them. p
 but the Hub takes no more than 10,000 in one: a split of many units lies there in folders of a hundred units each.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 from fsspec.core import url_to_fs
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from loader.format import MANIFEST, SHARD_NAME, Manifest, Marker, Split
-from precompute.errors import OutputError, UsageError
+from precompute.errors import NotListed, OutputError, UsageError
+from precompute.shards.hub_client import bound_silence
 from precompute.shards.markers import manifest_of
 
 UNITS = 100  # in a folder: with buckets a unit may be a hundred files
+NOT_THERE = (
+    FileNotFoundError,
+    NotADirectoryError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    OfflineModeIsEnabled,
+)
 IN_FOLDER = re.compile(r"(?P<split>[A-Za-z0-9_-]+)/\d{4,}/(?P=split)-\d{5,}(-\d{2,})?\.(tar|parquet|json)")
 
 
@@ -57,7 +73,7 @@ class Reader(Protocol):
 class Store:
     """files: name -> size, and sha256 where the Hub knows it. copies: paths of files whose name another has, nearer to the
     manifest. strays: folders that hold no units. reader: by default of the folder, or what fsspec opens. Raises UsageError
-    where there is nothing to read.
+    where there is nothing to read, and its kind NotListed where nobody can say.
     """
 
     def __init__(self, url: str, reader: Reader | None = None) -> None:
@@ -65,7 +81,7 @@ class Store:
         try:
             self._reader = reader or FsspecReader(url)
             entries, empty = self._reader.list()
-        except (OSError, ValueError, ImportError, HfHubHTTPError) as error:
+        except (OSError, ValueError, ImportError) as error:
             self._refuse(error)
         self.local = self._reader.local
         folders = {path.partition("/")[0] for path in entries if "/" in path and not path.startswith(".")}
@@ -98,43 +114,62 @@ class Store:
     def _refuse(self, error: Exception) -> NoReturn:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, OutputError):
-            raise UsageError(first) from error
-        cure = (
-            "Check the path"
-            if "://" not in self.url
-            else "Check the name; for a private or gated one run `hf auth login`"
-        )
-        raise UsageError(f"{self.url}: cannot list it ({first}). {cure}") from error
+            raise NotListed(first) from error
+        told, remote = f"{self.url}: cannot list it ({first}).", "://" in self.url
+        if isinstance(error, NOT_THERE) or not isinstance(error, OSError):
+            name = "Check the name; for a private or gated one run `hf auth login`"
+            raise UsageError(f"{told} {name if remote else 'Check the path'}") from error
+        denied = isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
+        login = "Run `hf auth login` with an account that may read it"
+        raise NotListed(
+            f"{told} {login if denied else 'See to rights, disk and network'}, and try again"
+        ) from error
 
 
 class FsspecReader:
-    """A folder here, or whatever fsspec opens, the Hub above all. Raises what its file system raises."""
+    """A folder here, or whatever fsspec opens, the Hub above all. Raises what its file system raises; a stream, what the Hub's
+    client raises too."""
 
     def __init__(self, url: str) -> None:
         self.local = "://" not in url
+        if url.startswith("hf://"):
+            bound_silence()
         self._fs, self._root = url_to_fs(os.path.expanduser(url) if self.local else url)
 
     def list(self) -> tuple[dict[str, File], list[str]]:
-        found = {os.path.basename(entry["name"]): entry for entry in self._fs.ls(self._root, detail=True)}
-        files = {name: _file(entry) for name, entry in found.items() if entry["type"] == "file"}
-        empty = []
-        for folder, entry in found.items():
-            if entry["type"] == "directory" and not folder.startswith("."):
-                below = self._fs.find(f"{self._root}/{folder}", maxdepth=2, detail=True)
-                paths = {name.rpartition(f"/{folder}/")[2]: entry for name, entry in below.items()}
-                files |= {f"{folder}/{path}": _file(entry) for path, entry in paths.items()}
-                if not below:
-                    empty.append(folder)
+        with _told_as_os_errors():
+            found = {os.path.basename(entry["name"]): entry for entry in self._fs.ls(self._root, detail=True)}
+            files = {name: _file(entry) for name, entry in found.items() if entry["type"] == "file"}
+            empty = []
+            for folder, entry in found.items():
+                if entry["type"] == "directory" and not folder.startswith("."):
+                    below = self._fs.find(f"{self._root}/{folder}", maxdepth=2, detail=True)
+                    paths = {name.rpartition(f"/{folder}/")[2]: entry for name, entry in below.items()}
+                    files |= {f"{folder}/{path}": _file(entry) for path, entry in paths.items()}
+                    if not below:
+                        empty.append(folder)
         return files, empty
 
     def read(self, path: str, start: int | None, end: int | None) -> bytes:
         options: dict[str, Any] = {} if self.local else {"cache_type": "none"}  # no more than is asked for
-        return bytes(self._fs.cat_file(f"{self._root}/{path}", start=start, end=end, **options))
+        with _told_as_os_errors():
+            return bytes(self._fs.cat_file(f"{self._root}/{path}", start=start, end=end, **options))
 
     def open(self, path: str) -> BinaryIO:
         options: dict[str, Any] = {} if self.local else {"block_size": 16 << 20, "cache_type": "readahead"}
         stream: BinaryIO = self._fs.open(f"{self._root}/{path}", "rb", **options)
         return stream
+
+
+@contextlib.contextmanager
+def _told_as_os_errors() -> Iterator[None]:
+    """The Hub's client tells of a broken connection by errors of its own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except HTTPError as error:
+        raise ConnectionError(str(error).strip() or type(error).__name__) from error
 
 
 def _file(entry: dict[str, Any]) -> File:

@@ -66,7 +66,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Answer `status` (0: break the connection; -1: do the work, then break it) to matching requests, `times` times."""
+    """Answer `status` (0: break the connection; -1: do the work, then break it; -2: say nothing) to matching requests, `times` times."""
 
     method: str
     path: re.Pattern[str]
@@ -255,6 +255,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._break()
             return
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if fault is not None and fault.status == -2:
+            self.connection.recv(1)  # which ends when the client hangs up
+            self.close_connection = True
+            return
         if fault is not None and fault.status > 0:
             self._refuse(Refused(fault.status, "", fault.message or "out of order"), fault.headers)
             return
