@@ -95,7 +95,7 @@ class EncoderFlags:
     skipped), empty=bare (the empty caption without template), quoted (only the text in quotation marks)."""
 
     features: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=ID[?OPTIONS]")] = ()
-    """NAME=ID[@REVISION][?OPTION&OPTION...]: store the patch tokens that a vision model (CLIP, DINOv2, DINOv3, SigLIP) has of the
+    """NAME=ID[@REVISION][?OPTION&OPTION...]: store the patch tokens that a vision model (CLIP, DINOv2, DINOv3, SigLIP, SigLIP2) has of the
     same crop, as features_NAME; repeat for several. Options: layer=-1, size=224 (pixels; default: the model's own), pooled (its
     pooled vector instead), subfolder=NAME."""
 

@@ -39,6 +39,9 @@ FAMILIES = {
     "dinov3_vit": "DINOv3ViTModel",
     "siglip": "SiglipVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
+    # Of the NaFlex checkpoints; those of one size are of type siglip.
+    "siglip2": "Siglip2VisionModel",
+    "siglip2_vision_model": "Siglip2VisionModel",
 }
 
 
@@ -112,9 +115,10 @@ class FeatureEncoder:
         self.flag = f"--features {spec.name}"
         self._load: Load = load or (lambda dtype: copy.deepcopy(self._models[self.dtype]).to(dtype))
         self._models = {dtype: self._place(model)}
-        self._resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        self._resizes, self._in_patches = "interpolate_pos_encoding" in takes, "spatial_shapes" in takes
         self.patch = int(model.config.patch_size)
-        self.size = spec.size or _own_size(about)
+        self.size = spec.size or _own_size(about, self.patch)
         if self.size % self.patch:
             near = max(1, round(self.size / self.patch)) * self.patch
             raise UsageError(
@@ -174,10 +178,7 @@ class FeatureEncoder:
         if dtype not in self._models:
             self._models[dtype] = self._place(self._load(dtype))
         pixels = ((pixels_BCHW.to(torch.float32) * self._scale - self._mean) / self._std).to(dtype)
-        resize = {"interpolate_pos_encoding": True} if self._resizes else {}
-        output = self._models[dtype](
-            pixel_values=pixels, output_hidden_states=self.spec.layer != -1, **resize
-        )
+        output = self._models[dtype](**self._inputs(pixels), output_hidden_states=self.spec.layer != -1)
         if self.spec.pooled:
             pooled: torch.Tensor = output.pooler_output
             return pooled.float()[:, None]
@@ -190,6 +191,21 @@ class FeatureEncoder:
         """Free what computing in a precision that is not the encoder's own has taken."""
         if dtype != self.dtype:
             self._models.pop(dtype, None)
+
+    def _inputs(self, pixels_BCHW: torch.Tensor) -> dict[str, Any]:
+        if not self._in_patches:
+            resize = {"interpolate_pos_encoding": True} if self._resizes else {}
+            return {"pixel_values": pixels_BCHW, **resize}
+        # SigLIP2 of any shape: patches, channels innermost. All of a batch have one shape, so that none is padding. The model
+        # looks at the shapes on the host.
+        batch, channels, height, width = pixels_BCHW.shape
+        down, across, patch = height // self.patch, width // self.patch, self.patch
+        patches = pixels_BCHW.view(batch, channels, down, patch, across, patch).permute(0, 2, 4, 3, 5, 1)
+        return {
+            "pixel_values": patches.reshape(batch, down * across, -1),
+            "pixel_attention_mask": torch.ones(batch, down * across, dtype=torch.int32, device=self.device),
+            "spatial_shapes": torch.tensor([[down, across]] * batch),
+        }
 
     def _place(self, model: Any) -> Any:
         return model.to(self.device).eval().requires_grad_(False)
@@ -260,8 +276,10 @@ def _processor(spec: FeatureSpec, location: Location) -> dict[str, Any]:
     )
 
 
-def _own_size(about: dict[str, Any]) -> int:
-    """The edge in pixels that an image processor makes: of its crop, else of its size."""
+def _own_size(about: dict[str, Any], patch: int) -> int:
+    """The edge in pixels that an image processor makes: of its crop, else of its size, else of the square of its patches."""
+    if isinstance(most := about.get("max_num_patches"), int):
+        return math.isqrt(most) * patch
     for value in (about.get("crop_size") if about.get("do_center_crop") else None, about.get("size")):
         if isinstance(value, int):
             return value

@@ -52,6 +52,12 @@ FAMILIES: dict[str, tuple[Any, Any, Any, int]] = {
         transformers.SiglipImageProcessorPil,
         0,
     ),
+    "siglip2": (
+        transformers.Siglip2VisionModel,
+        transformers.Siglip2VisionConfig,
+        transformers.Siglip2ImageProcessorPil,
+        0,
+    ),
 }
 
 
@@ -62,10 +68,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (model, config, processor, _) in FAMILIES.items():
         torch.manual_seed(1)
         more = {"num_register_tokens": 4} if name == "dinov3" else {}
-        model(config(**SIZES, **more)).save_pretrained(folder / name)
+        sizes = {**SIZES, "num_patches": 16} if name == "siglip2" else SIZES
+        model(config(**sizes, **more)).save_pretrained(folder / name)
         edges = {"height": 28, "width": 28} if name == "siglip" else {"shortest_edge": 32}
         crop = {} if name == "siglip" else {"crop_size": {"height": 28, "width": 28}, "do_center_crop": True}
-        processor(size=edges, **crop).save_pretrained(folder / name)
+        asked = {"patch_size": 7, "max_num_patches": 17} if name == "siglip2" else {"size": edges, **crop}
+        processor(**asked).save_pretrained(folder / name)
     return folder
 
 
@@ -83,7 +91,8 @@ def test_tokens_are_those_of_the_library(models: Path, name: str, layer: int) ->
     with torch.no_grad():
         output = family.from_pretrained(models / name)(**inputs, output_hidden_states=True)
     states = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-    torch.testing.assert_close(encoder.tokens(pixels), states[:, ahead:], rtol=1e-4, atol=1e-5)
+    # Behind the patches of SigLIP2 is padding.
+    torch.testing.assert_close(encoder.tokens(pixels), states[:, ahead : ahead + 16], rtol=1e-4, atol=1e-5)
     assert encoder.tokens(pixels).shape == (2, 16, 16)
     pooled = open_feature_encoder(f"x={models / name}?pooled").tokens(pixels)
     torch.testing.assert_close(pooled[:, 0], output.pooler_output, rtol=1e-4, atol=1e-5)
@@ -196,18 +205,28 @@ def told(folder: Path, **options: Any) -> list[str]:
     ]
 
 
-def test_features_are_of_the_crop_and_turn_with_the_picture(models: Path, raw: Path, tmp_path: Path) -> None:
-    made(tmp_path / "out", raw, features=(f"dino={models / 'dinov2'}",), flip=True)
-    encoder = open_feature_encoder(f"dino={models / 'dinov2'}")
-    picture = read_picture(jpeg(0, (256, 256)), [112], features={"dino": encoder.size_of})
-    upright = torch.from_numpy(picture.pixels["dino"].copy()).permute(2, 0, 1)[None]
-    found = {}
+@pytest.mark.parametrize(("name", "buckets"), [("dinov2", None), ("siglip2", None), ("siglip2", 16)])
+@torch.no_grad()
+def test_features_are_those_that_the_library_has_of_the_crop_and_turn_with_the_picture(
+    models: Path, raw: Path, tmp_path: Path, name: str, buckets: int | None
+) -> None:
+    made(tmp_path / "out", raw, features=(f"dino={models / name}",), flip=True, buckets=buckets)
+    family, _, processors, ahead = FAMILIES[name]
+    given = {"max_num_patches": 20} if name == "siglip2" else {}
+    processor = processors.from_pretrained(models / name, do_resize=False, do_center_crop=False, **given)
+    model = family.from_pretrained(models / name)
+    size_of, shapes = open_feature_encoder(f"dino={models / name}").size_of, set()
     for flip in (0.0, 1.0):
         for batch in batches(tmp_path / "out", flip_prob=flip):
-            found |= {(key, flip): row for key, row in zip(batch["key"], batch["features_dino"], strict=True)}
-    for flip, pixels in ((0.0, upright), (1.0, upright.flip(-1))):
-        expected = encoder.tokens(pixels)[0].to(torch.float16)
-        torch.testing.assert_close(found["00000-00", flip], expected, rtol=1e-2, atol=1e-3)
+            for key, found in zip(batch["key"], batch["features_dino"], strict=True):
+                number = int(key[-1])
+                source = jpeg(4 * int(key[:5]) + number, (512, 256) if number == 3 else (256, 256))
+                pixels = read_picture(source, [112], buckets, features={"dino": size_of}).pixels["dino"]
+                shapes.add(pixels.shape)
+                turned = pixels[:, ::-1].copy() if flip else pixels
+                states = model(**processor([turned], return_tensors="pt")).last_hidden_state[0, ahead:]
+                torch.testing.assert_close(found.float(), states[: len(found)], rtol=1e-2, atol=1e-3)
+    assert len(shapes) == (2 if buckets else 1)
 
 
 def test_the_loader_says_what_there_is(models: Path, raw: Path, tmp_path: Path) -> None:
