@@ -1,6 +1,6 @@
 """docs/encoders.md: what each preset stores, and how far it was off its pipeline when the suite was last asked to write it.
 
-LATENTMILL_DOCS=1 bash tests/run.sh tests/precompute/encode/test_pipelines.py
+LATENTMILL_DOCS=1 bash tests/run.sh tests/precompute/encode/test_pipelines.py tests/precompute/encode/test_autoencoders.py
 """
 
 from math import prod
@@ -12,6 +12,7 @@ from loader.format import Field, text_field_name
 from precompute.encode.presets import PRESETS
 from precompute.encode.text_spec import TextSpec, parse_text_encoder
 
+AGAIN = (__doc__ or "").splitlines()[-1]
 PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
 EDGE = 512
 # Of the published weights: each repository's config.json, of which most are the defaults of its transformer in diffusers, by which
@@ -39,6 +40,28 @@ WIDTHS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
     "micro-diffusion": ((4, 8), (1024,)),
 }
 DETERMINISTIC = ("sana",)
+# Those that no preset has: the class, the pipeline that takes it, its repository, and what is stored of a picture, by the published
+# config.json.
+AUTOENCODERS = {
+    "taesd": (
+        "AutoencoderTiny",
+        "StableDiffusionXLImg2ImgPipeline",
+        "madebyollin/taesd",
+        Field(f"latents_{EDGE}", "latents", "float16", (4, EDGE // 8, EDGE // 8)),
+    ),
+    "qwen-image-2.1": (
+        "AutoencoderKLQwenImage21",
+        "QwenImage21Pipeline",
+        "Qwen/Qwen-Image-2.1",
+        Field(f"moments_{EDGE}", "moments", "float16", (2 * 64, EDGE // 16, EDGE // 16)),
+    ),
+    "playground-2.5": (
+        "AutoencoderKL",
+        "StableDiffusionXLImg2ImgPipeline",
+        "playgroundai/playground-v2.5-1024px-aesthetic",
+        Field(f"moments_{EDGE}", "moments", "float16", (2 * 4, EDGE // 8, EDGE // 8)),
+    ),
+}
 HEAD = f"""# What each `--for` stores
 
 Written by the tests (see CONTRIBUTING, "Add a preset"), which run each preset through `precompute/run.py`, shards and loader, on tiny
@@ -50,6 +73,13 @@ for pictures again when they are read) is a failure.
 **MB**: of these arrays in float16, captions at their longest, text + picture. M is the repository or `--model`, … the model's template.
 
 | `--for` | pipeline | `--text-encoder`, and a `--vae` that is not M | stored | MB a sample | off by |
+|---|---|---|---|---|---|
+"""
+
+ALONE = """
+Autoencoders that no preset has, given by `--vae`, and held against the pipeline that takes them in the same way:
+
+| autoencoder | class | pipeline | stored | MB a picture | off by |
 |---|---|---|---|---|---|
 """
 
@@ -107,19 +137,30 @@ def _short(value: str, elsewhere: str) -> str:
     return front.replace("{}", "M") + (f"?{query}" if query else "")
 
 
+def row_alone(name: str) -> str:
+    """All of the line of an autoencoder without a preset but what is measured."""
+    family, pipeline, model, field = AUTOENCODERS[name]
+    shown = f"`{field.name}` ({', '.join(map(str, field.shape))})"
+    link = f"[{model}](https://huggingface.co/{model})"
+    size = 2 * prod(n or 0 for n in field.shape) / 1e6
+    return f"| `{name}`: {link} | `{family}` | {pipeline} | {shown} | {size:.2f} |"
+
+
 def measured(page: str) -> dict[str, str]:
-    """The last column by preset."""
+    """The last column by preset, or by autoencoder."""
     lines = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    cells = {first.strip("|` "): last.removesuffix(" |") for first, *_, last in lines}
-    return {name: cell for name, cell in cells.items() if name in PRESETS}
+    cells = {first.split("`")[1]: last.removesuffix(" |") for first, *_, last in lines}
+    return {name: cell for name, cell in cells.items() if name in (*PRESETS, *AUTOENCODERS)}
 
 
 def render(differences: dict[str, str]) -> str:
-    """The page, with what was measured by preset."""
-    return HEAD + "".join(f"{row(name)} {differences.get(name, 'no pipeline')} |\n" for name in PRESETS)
+    """The page, with what was measured by preset and by autoencoder."""
+    presets = "".join(f"{row(name)} {differences.get(name, 'no pipeline')} |\n" for name in PRESETS)
+    alone = "".join(f"{row_alone(name)} {differences.get(name, '')} |\n" for name in AUTOENCODERS)
+    return HEAD + presets + ALONE + alone
 
 
 def write(name: str, difference: str) -> None:
-    """The committed page again, with this preset's difference; those of the others stay."""
+    """The committed page again, with this line's difference; those of the others stay."""
     before = measured(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
     PAGE.write_text(render(before | {name: difference}), encoding="utf-8")

@@ -4,7 +4,6 @@ verified.
 Models are tiny and random; what works, dies and proves is the command.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from loader import make_loader
 from precompute import verify
 from precompute.encode.presets import PRESETS
 from precompute.encode.text_spec import parse_text_encoder, split_value
-from tests.precompute.encode.test_image import FAMILIES
+from tests.precompute.encode.test_autoencoders import AUTOENCODERS
 from tests.precompute.encode.test_pipelines import FLUX_KL, PICTURES
-from tests.support import tiny_models
 from tests.support.launching import leftovers, run_here
 from tests.support.tiny_pipelines import PARTS
 from tests.support.worker import DEAD
@@ -27,13 +25,6 @@ from tests.support.worker import DEAD
 UNITS = 4  # of a picture each
 LENGTH = 64  # tokens
 CHANGES = 30  # to the disk: a run makes more
-OTHERS: dict[str, Callable[[Path], Path]] = {
-    "tiny": FAMILIES["tiny"][0],
-    "qwen 2.1": FAMILIES["qwen 2.1"][0],
-    "playground 2.5": lambda folder: tiny_models.save_kl(
-        folder, latents_mean=[-1.6, 0.4, -0.3, -2.1], latents_std=[8.4, 5.9, 5.4, 5.3], scaling_factor=0.5
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +40,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save(name: str, folder: Path) -> dict[str, Any]:
     """Save its models; returns what of run.Config names them."""
-    if name in OTHERS:
-        OTHERS[name](folder)
+    if name in AUTOENCODERS:
+        AUTOENCODERS[name][0](folder)
         flags: dict[str, Any] = {"vae": str(folder), "text_encoder": ("toy",)}
     else:
         PICTURES.get(name, FLUX_KL)[0](folder)
@@ -65,7 +56,7 @@ def save(name: str, folder: Path) -> dict[str, Any]:
     for key, tensor in tensors.items():
         if key.startswith("decoder."):
             # A TAESD decodes to 0 .. 1, all others to -1 .. 1.
-            tensor.fill_(0.5 if name == "tiny" and tensor.shape == (3,) else 0.0)
+            tensor.fill_(0.5 if name == "taesd" and tensor.shape == (3,) else 0.0)
     save_file(tensors, weights, {"format": "pt"})
     return flags
 
@@ -76,7 +67,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize(("index", "name"), list(enumerate([*PARTS, *OTHERS])))
+@pytest.mark.parametrize(("index", "name"), list(enumerate([*PARTS, *AUTOENCODERS])))
 def test_a_run_is_killed_shared_repeated_and_verified(
     index: int,
     name: Any,

@@ -27,6 +27,17 @@ from tests.support.tiny_pipelines import PARTS, make_pipeline
 
 Rows = dict[str, torch.Tensor]
 EDGE = 64
+TINY_RUN = [
+    "--caption-cleaning",
+    "none",
+    "--options",
+    "min_image_size=1",
+    "--resolutions",
+    str(EDGE),
+    "--dtype",
+    "float32",
+]
+TINY_RUN += ["--num-threads", "1"]
 CAPTIONS = [
     "two cats sleeping on a red sofa",
     "two cats sleeping on a red sofa",
@@ -252,25 +263,7 @@ def test_shards_hold_what_the_pipeline_computes(
     save(tmp_path / "model")
     vae = getattr(diffusers, family).from_pretrained(tmp_path / "model" / "vae").eval()
     pipeline = as_called(make_pipeline(name, PRESETS[name].pipeline, tmp_path / "model", vae))
-    flags = [
-        "builders/folder",
-        "--data-dir",
-        photos,
-        "--output",
-        tmp_path / "shards",
-        "--caption-cleaning",
-        "none",
-    ]
-    flags += [
-        "--options",
-        "min_image_size=1",
-        "--resolutions",
-        EDGE,
-        "--dtype",
-        "float32",
-        "--num-threads",
-        1,
-    ]
+    flags = ["builders/folder", "--data-dir", photos, "--output", tmp_path / "shards", *TINY_RUN]
     said = run_here(monkeypatch, capsys, *flags, "--for", name, "--model", tmp_path / "model")
     assert f"--for {name}" in said and said.count("--text-encoder") == len(PRESETS[name].text_encoders)
 
@@ -347,6 +340,8 @@ def same(
 def test_the_page_has_every_preset_as_the_table_has_it() -> None:
     page = encoders_page.PAGE.read_text(encoding="utf-8")
     found = encoders_page.measured(page)
-    again = "LATENTMILL_DOCS=1 bash tests/run.sh tests/precompute/encode/test_pipelines.py"
+    again = encoders_page.AGAIN
     assert page == encoders_page.render(found), f"docs/encoders.md is older than the presets: {again}"
-    assert all(re.fullmatch(r"\d\.\de-\d\d / \d\.\de-\d\d", found[name]) for name in PARTS), again
+    number = r"\d\.\de-\d\d"
+    assert all(re.fullmatch(f"{number} / {number}", found[name]) for name in PARTS), again
+    assert all(re.fullmatch(number, found[name]) for name in encoders_page.AUTOENCODERS), again
