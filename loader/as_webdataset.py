@@ -6,7 +6,7 @@ Here only the members that the shard contract knows are decoded.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,7 +17,12 @@ from loader.npy import npy_array
 from loader.options import Layered, Path_
 from loader.printable import printable
 from loader.remote import RemoteFolder, open_files
+from loader.source import ManifestSource
+from loader.tar_source import TarSource
+from loader.tar_stream import check_plain, open_stream
 from loader.transport import FsspecTransport
+
+Tars = dict[str, tuple[str, int]]  # by URL: name in the folder, bytes
 
 
 def as_webdataset(
@@ -43,45 +48,51 @@ def as_webdataset(
     source = open_dataset(files[0], split, folder, files[1:])
     parts = source.parts if isinstance(source, JoinedSource) else [source]
     numbers = np.flatnonzero(source.samples([], [])).tolist()
-    urls = [[place.address(part.paths[n]) for n in numbers] for place, part in zip(files, parts, strict=True)]
-    dataset = _stream(files[0], urls[0], options)
+    tars = [
+        {place.address(part.paths[n]): (part.paths[n], _size(part, n)) for n in numbers}
+        for place, part in zip(files, parts, strict=True)
+    ]
+    dataset = _stream(files[0], tars[0], options)
     if len(parts) > 1:
-        bases = [printable(url) for url in urls[0]]
+        bases = [printable(url) for url in tars[0]]
         layers = [
-            (place, dict(zip(bases, tars, strict=True)))
-            for place, tars in zip(files[1:], urls[1:], strict=True)
+            (place, {base: {url: tar} for base, (url, tar) in zip(bases, mine.items(), strict=True)})
+            for place, mine in zip(files[1:], tars[1:], strict=True)
         ]
         dataset = dataset.compose(_Join(layers, options))
     handler = {"handler": options["handler"]} if "handler" in options else {}
     return dataset.map(decode_members, **handler)
 
 
-def _stream(files: Files, urls: list[str], options: dict[str, Any]) -> Any:
+def _size(part: ManifestSource | TarSource, number: int) -> int:
+    """Bytes of a tar that a manifest knows; 0 of others, which lie here."""
+    return part.sizes[number] if isinstance(part, ManifestSource) else 0
+
+
+def _stream(files: Files, tars: Tars, options: dict[str, Any]) -> Any:
     """Samples of some tars, members undecoded."""
     try:
         import webdataset
     except ImportError as error:
         raise ImportError("as_webdataset needs the package webdataset: pip install webdataset") from error
 
-    dataset = webdataset.WebDataset(urls, **{"shardshuffle": False, "empty_check": False, **options})
-    if isinstance(files, RemoteFolder) and isinstance(files.transport, FsspecTransport):
-        stages = dataset.pipeline
-        (stage,) = [n for n, one in enumerate(stages) if isinstance(one, webdataset.cache.StreamingOpen)] or [
-            -1
-        ]
-        if stage < 0:
-            raise ValueError(f"cache_dir: {files.url} is read in place; leave cache_dir out")
-        stages[stage] = _Open(files.transport, options.get("handler", webdataset.reraise_exception))
+    dataset = webdataset.WebDataset(list(tars), **{"shardshuffle": False, "empty_check": False, **options})
+    stages = dataset.pipeline
+    opening = [n for n, one in enumerate(stages) if isinstance(one, webdataset.cache.StreamingOpen)]
+    if opening:
+        stages[opening[0]] = _Open(files, tars, options.get("handler", webdataset.reraise_exception))
+    elif isinstance(files, RemoteFolder) and isinstance(files.transport, FsspecTransport):
+        raise ValueError(f"cache_dir: {files.url} is read in place; leave cache_dir out")
     return dataset
 
 
 class _Join:
     """Adds the members of layers to samples of the base; those that are not in every layer are left out.
 
-    layers: of each its files, and its tars by the URLs of the base's. A layer's samples are of the base's, in the same order.
+    layers: of each its files, and its tar by the URL of the base's. A layer's samples are of the base's, in the same order.
     """
 
-    def __init__(self, layers: list[tuple[Files, dict[str, str]]], options: dict[str, Any]) -> None:
+    def __init__(self, layers: list[tuple[Files, dict[str, Tars]]], options: dict[str, Any]) -> None:
         kept = {
             name: value for name, value in options.items() if name in ("handler", "cache_dir", "cache_size")
         }
@@ -94,9 +105,7 @@ class _Join:
         for sample in samples:
             if sample["__url__"] != url:
                 url = sample["__url__"]
-                streams = [
-                    iter(_stream(f, [tars[printable(url)]], self._options)) for f, tars in self._layers
-                ]
+                streams = [iter(_stream(f, tars[printable(url)], self._options)) for f, tars in self._layers]
                 ahead = [next(stream, None) for stream in streams]
             found = [
                 one if one is not None and one["__key__"] == sample["__key__"] else None for one in ahead
@@ -111,21 +120,33 @@ class _Join:
 
 
 class _Open:
-    """Opens each URL through fsspec, where webdataset itself knows no such protocol. handler: of errors, as webdataset's."""
+    """Opens each tar: here, or as long as its manifest says and no further. handler: of errors, as webdataset's."""
 
-    def __init__(self, transport: FsspecTransport, handler: Callable[[Exception], bool]) -> None:
-        self._transport, self._handler, self._root = transport, handler, transport.address("")
+    def __init__(self, files: Files, tars: Tars, handler: Callable[[Exception], bool]) -> None:
+        self._files, self._tars, self._handler = files, tars, handler
 
     def __call__(self, urls: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for sample in urls:
             try:
-                stream = self._transport.open(sample["url"].removeprefix(self._root))
-            except OSError as error:
+                stream = self._opened(sample["url"])
+            except (OSError, ValueError) as error:
                 if self._handler(error):
                     continue
                 return
             # What webdataset says of a sample's place holds no login.
-            yield {**sample, "url": printable(sample["url"]), "stream": stream}
+            place = {} if isinstance(self._files, RemoteFolder) else {"local_path": sample["url"]}
+            with stream:
+                yield {**sample, "url": printable(sample["url"]), **place, "stream": stream}
+
+    def _opened(self, url: str) -> BinaryIO:
+        files = self._files
+        stream = open_stream(files, *self._tars[url]) if isinstance(files, RemoteFolder) else open(url, "rb")
+        try:
+            check_plain(stream)
+        except (OSError, ValueError):
+            stream.close()
+            raise
+        return stream
 
 
 def decode_members(sample: dict[str, Any]) -> dict[str, Any]:

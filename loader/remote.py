@@ -11,7 +11,7 @@ import random
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class RemoteFolder:
     def read(self, name: str, limit: int = LARGEST_MANIFEST) -> bytes:
         """Raises FormatError where there is no end within `limit` bytes, FileNotFoundError where there is no such file."""
         data = bytearray()
-        for chunk in self._stream(name, data.__len__):
+        for chunk in self.stream(name, data.__len__):
             if not chunk:
                 data.clear()
             data += chunk
@@ -137,7 +137,7 @@ class RemoteFolder:
 
     def _fetch_rest(self, part: Part, name: str, size: int) -> None:
         """Add all that is not here; whatever there is where the size is not known."""
-        for chunk in self._stream(name, lambda: part.size, size):
+        for chunk in self.stream(name, lambda: part.size, size):
             if not chunk:
                 part.clear()
                 continue
@@ -153,7 +153,7 @@ class RemoteFolder:
         part.add(data)
         self.cache.counts.add("fetched_bytes", len(data))
 
-    def _stream(self, name: str, have: Callable[[], int], end: int = 0) -> Iterator[bytes]:
+    def stream(self, name: str, have: Callable[[], int], end: int = 0) -> Generator[bytes]:
         """The bytes after those that the caller has, over as many connections as it takes; b"" means: begin anew.
 
         end: size of the file; 0: it is not known.

@@ -1,7 +1,9 @@
 """Servers that lie, never end or are not there, and addresses that hold secrets: bounded bytes, bounded time, nothing told."""
 
+import gzip
 import json
 import logging
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -9,13 +11,24 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import webdataset
 
 import loader.remote
 import loader.transport
-from loader import DataError, FormatError, make_loader
+from loader import DataError, FormatError, as_webdataset, make_loader
 from loader.printable import printable
-from tests.support.faulty_server import Fault, Handler, Server, serve, status
+from tests.support.faulty_server import (
+    Fault,
+    Handler,
+    Server,
+    close_after,
+    ignore_range,
+    reset_after,
+    serve,
+    status,
+)
 from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.waiting import Clock
 
@@ -64,6 +77,34 @@ def test_a_tar_without_an_end_is_read_to_its_own(server: Server, folder: Path, c
     largest = max(path.stat().st_size for path in folder.glob("*.tar"))
     assert max(path.stat().st_size for path in (cache / "files").iterdir()) <= largest
     assert sum(SENT) < 32 << 20
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[], [endless], [reset_after(5000), close_after(3000)], [reset_after(20_000), ignore_range]],
+)
+def test_webdataset_reads_a_tar_to_its_end_and_no_further(
+    server: Server, folder: Path, faults: list[Fault]
+) -> None:
+    SENT.clear()
+    server.faults["/train-00000.tar"] = list(faults)
+    found, expected = (list(as_webdataset(place)) for place in (server.url, folder))
+    assert [sample["__key__"] for sample in found] == [sample["__key__"] for sample in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one["moments_256.npy"], other["moments_256.npy"])
+    assert sum(SENT) < 32 << 20 and server.faults["/train-00000.tar"] == []
+
+
+def test_webdataset_unpacks_no_tar(server: Server, folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    packed = gzip.compress((folder / "train-00000.tar").read_bytes())
+    server.texts["/train-00000.tar"] = packed
+    (copy / "train-00000.tar").write_bytes(packed)
+    for place in (server.url, copy):
+        with pytest.raises(ValueError, match="a compressed tar"):
+            list(as_webdataset(place))
+        found = list(as_webdataset(place, handler=webdataset.ignore_and_continue))
+        assert len(found) == 10, "of the other shard"
 
 
 def test_a_sidecar_without_an_end_costs_substitutes(
