@@ -172,6 +172,15 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         raise SystemExit(
             f"--batch-size {args.batch_size}: not divisible by {accelerator.num_processes} processes"
         )
+    saved = sorted(
+        args.output.glob("checkpoints/checkpoint_*"), key=lambda path: int(path.name.split("_")[1])
+    )
+    if args.resume and not saved:
+        raise SystemExit(f"--resume: no checkpoint in {args.output}; leave it out")
+    if saved and not args.resume:
+        raise SystemExit(
+            f"--output {args.output}: there are checkpoints of an earlier run; go on with --resume, or name another folder"
+        )
     model = open_model(args.model)
     config, is_unet = model.config, isinstance(model, diffusers.UNet2DConditionModel)
     loss_of = unet_loss if is_unet else flow_loss
@@ -203,12 +212,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     )
     progress = Progress()
     accelerator.register_for_checkpointing(batches, progress)
-    saved = sorted(
-        args.output.glob("checkpoints/checkpoint_*"), key=lambda path: int(path.name.split("_")[1])
-    )
-    if args.resume:
-        if not saved:
-            raise SystemExit(f"--resume: no checkpoint in {args.output}; leave it out")
+    if saved:
         accelerator.load_state(str(saved[-1]))
         accelerator.project_configuration.iteration = int(saved[-1].name.split("_")[1]) + 1
     generator = torch.Generator(accelerator.device)

@@ -205,7 +205,7 @@ class UnitWriter:
         left_out: Mapping[str, int] | None = None,
     ) -> Marker:
         """Make the unit visible: shards first, marker last. Raises an OSError that `is_gone` once `revoke` has taken
-        our files.
+        our files, OutputError where a row of a layer is of no shard of the base.
 
         left_out: files of the source that belong to no row, by reason.
         """
@@ -216,8 +216,13 @@ class UnitWriter:
         fields = tuple(fields)
         bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
         if self._beside:
-            order = {name: number for number, name in enumerate(self._beside)}
-            self._closed.sort(key=lambda one: order[one[0].shard or ""])
+            order: dict[str | None, int] = {name: number for number, name in enumerate(self._beside)}
+            for place, _, _ in self._closed:
+                if place.shard not in order:
+                    raise OutputError(
+                        f"{self._output}: {self.stem}: a row of shard {place.shard}, which the base has not"
+                    )
+            self._closed.sort(key=lambda one: order[one[0].shard])
         shards, files = list[Shard](), set[str]()
         for number, (place, writer, synced) in enumerate(self._closed, start=1):
             shard = synced()

@@ -119,6 +119,11 @@ def test_loss_falls_and_a_run_is_resumed(train: Train, tmp_path: Path, config: d
     held_out = [float(value) for value in re.findall(r"held out (\d+\.\d+)", said)]
     assert len(losses) == len(held_out) == 2
     assert losses[1] < losses[0] and held_out[1] < held_out[0]
+    with pytest.raises(
+        SystemExit,
+        match=r"^--output .*run: there are checkpoints of an earlier run; go on with --resume, or name another",
+    ):
+        train("--model", model, "--output", output, "--steps", 40)
     said = train(
         "--model", model, "--output", output, "--steps", 60, "--log-every", 20, "--save-every", 20, "--resume"
     )

@@ -46,6 +46,19 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize("shard", [None, "train-00000-02"])
+def test_a_row_of_a_layer_that_is_of_no_shard_of_the_base_is_named(tmp_path: Path, shard: str | None) -> None:
+    writer = UnitWriter(
+        OutputFolder(tmp_path), 0, ["latents_8"], 2, "1-ab", ["train-00000-00", "train-00000-01"]
+    )
+    writer.write(SidecarRow("a"), {"latents_8.npy": LATENTS}, shard="train-00000-01")
+    writer.write(SidecarRow("b"), {"latents_8.npy": LATENTS}, shard=shard)
+    with pytest.raises(OutputError, match=rf"train-00000: a row of shard {shard}, which the base has not"):
+        writer.commit({"vae": "x"}, [], {"units": 1}, {})
+    writer.discard()
+    assert files(tmp_path) == {}
+
+
 # --- tars ---
 
 
