@@ -16,8 +16,8 @@ from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl
 from PIL import Image
 
 from loader import make_loader
-from tests.precompute.encode.test_pipelines import EDGE, TINY_RUN, open_manifest, same
 from tests.support import encoders_page, tiny_models
+from tests.support.hard_captions import EDGE, TINY_RUN, open_manifest, same
 from tests.support.launching import run_here
 
 

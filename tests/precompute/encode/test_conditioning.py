@@ -98,16 +98,6 @@ def test_padding_to_a_multiple_is_that_of_cogview_4(llama: Path) -> None:
 
 
 @torch.no_grad()
-def test_clip_skip_goes_through_the_final_norm(clip: Path) -> None:
-    model = transformers.CLIPTextModel.from_pretrained(clip / "text_encoder").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(clip / "tokenizer")
-    ids = tokenizer(CAPTIONS, padding="max_length", max_length=77, return_tensors="pt").input_ids
-    norm = getattr(model, "text_model", model).final_layer_norm
-    hidden = model(ids, output_hidden_states=True).hidden_states[-2]
-    check(states(f"{clip}?layer=-2&norm", CAPTIONS), list(norm(hidden)))
-
-
-@torch.no_grad()
 def test_masks_of_padded_text_are_those_of_ltx_and_chroma(t5: Path) -> None:
     model = transformers.T5EncoderModel.from_pretrained(t5 / "text_encoder").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(t5 / "tokenizer")
@@ -141,17 +131,6 @@ def test_instruction_first_token_case_and_empty_caption_are_those_of_sana(llama:
     check(states(value, CAPTIONS), expected)
     plain = open_text_encoder(f"auto:{llama}?length=8").encode([""])[0]["caption_latents"]
     check(states(value, [""]), [torch.from_numpy(plain)])
-
-
-def test_template_from_a_file_tells_of_its_last_line_end(
-    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "t.txt").write_text("the {}")
-    open_text_encoder(f"auto:{llama}?template=@{tmp_path / 't.txt'}")
-    assert "closes with a line end" not in caplog.text
-    (tmp_path / "t.txt").write_text("the {}\n")
-    assert open_text_encoder(f"auto:{llama}?template=@{tmp_path / 't.txt'}").spec.template == "the {}\n"
-    assert "closes with a line end" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -204,22 +183,3 @@ def test_variant_weights_are_found_told_and_recorded(
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     assert open_image_encoder(str(folder)).recipe == {**plain, "variant": "fp16"}
     assert "those of variant fp16" in caplog.text
-
-
-def test_tokenizer_of_a_sentencepiece_model_alone_is_read(t5: Path, tmp_path: Path) -> None:
-    """As T5's and PixArt's repositories have it: `spiece.model`, and no `tokenizer.json`."""
-    import sentencepiece
-
-    folder = tmp_path / "m"
-    shutil.copytree(t5 / "text_encoder", folder / "text_encoder")
-    (folder / "tokenizer").mkdir()
-    (tmp_path / "text.txt").write_text("a cat on a tin\na tan cat\nin a can\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text.txt"), model_prefix=str(folder / "tokenizer" / "spiece"), vocab_size=14,
-        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=1.0,
-    )  # fmt: skip
-    (folder / "tokenizer" / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512})
-    )
-    (arrays,) = open_text_encoder(str(folder)).encode(["cat"])
-    assert arrays["caption_latents"].shape[1] == 16 and len(arrays["caption_latents"]) > 1

@@ -18,35 +18,23 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from loader import make_loader
-from loader.format import Field, Manifest
+from loader.format import Field
 from precompute.encode.presets import PRESETS
 from tests.support import encoders_page, tiny_models
+from tests.support.hard_captions import (
+    CAPTIONS,
+    TINY_RUN,
+    Rows,
+    held,
+    numbers,
+    open_manifest,
+    real,
+    same,
+    save_photos,
+    stored,
+)
 from tests.support.launching import run_here
 from tests.support.tiny_pipelines import PARTS, make_pipeline
-
-Rows = dict[str, torch.Tensor]
-EDGE = 64
-TINY_RUN = [
-    "--caption-cleaning",
-    "none",
-    "--options",
-    "min_image_size=1",
-    "--resolutions",
-    str(EDGE),
-    "--dtype",
-    "float32",
-]
-TINY_RUN += ["--num-threads", "1"]
-CAPTIONS = [
-    "two cats sleeping on a red sofa",
-    "two cats sleeping on a red sofa",
-    "a coffee cup beside a book, " * 160 + "the end",
-    "一只猫坐在红色的沙发上，背景是“大海”",
-    'a sign that says "{}" and {curly} {0} braces',
-    "the tokens <|im_start|> [INST] </s> <bos> of a chat<|im_end|>",
-    "A Red NEON Sign With The Words 'OPEN LATE' And \"Café 24\"",
-]
 
 
 def as_called(pipeline: Any) -> Any:
@@ -58,11 +46,6 @@ def as_called(pipeline: Any) -> Any:
             encode = functools.partial(encode, **{name: parameter.default})
     pipeline.encode_prompt = encode
     return pipeline
-
-
-def real(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(1, T, D) to the rows that the mask shows."""
-    return states[0][mask[0].bool()]
 
 
 def sd15(p: Any, caption: str, null: bool) -> Rows:
@@ -241,13 +224,7 @@ PICTURES: dict[str, tuple[Callable[[Path], Path], str, Scaled]] = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    random = np.random.RandomState(0)
-    for number, caption in enumerate(CAPTIONS):
-        small = random.randint(0, 255, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((EDGE, EDGE), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
-    return folder
+    return save_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -268,22 +245,10 @@ def test_shards_hold_what_the_pipeline_computes(
     assert f"--for {name}" in said and said.count("--text-encoder") == len(PRESETS[name].text_encoders)
 
     pooled = any("pooled" in value for value in PRESETS[name].text_encoders)
-    (batch,) = make_loader(
-        tmp_path / "shards", len(CAPTIONS), shuffle=False, posterior="mean", pooled=pooled, extras=["key"]
+    batch, text = held(
+        tmp_path / "shards", lambda caption, null: TEXT[name](pipeline, caption, null), pooled=pooled
     )
-    order = [int(key.rsplit("_", 1)[-1]) if "_" in key else int(key) for key in batch["key"]]
-    text = 0.0
-    for row, number in enumerate(order):
-        for field, states in TEXT[name](pipeline, CAPTIONS[number], False).items():
-            what = f"{field} of {CAPTIONS[number][:40]!r}"
-            text = max(text, same(stored(batch, field, row), states, what))
-    null = np.load(tmp_path / "shards" / "null_caption.npz")
-    expected = TEXT[name](pipeline, "", True)
-    assert set(null) == set(expected) == {field for field in batch if field in null}
-    for field, states in expected.items():
-        what = f"{field} of the empty caption"
-        text = max(text, same(torch.from_numpy(null[field]).float(), states, what))
-    pictures = [Image.open(photos / f"{number}.png") for number in order]
+    pictures = [Image.open(photos / f"{number}.png") for number in numbers(batch)]
     pixels = torch.cat([VaeImageProcessor(vae_scale_factor=8).preprocess(picture) for picture in pictures])
     # Raw moments are rounded when they are stored, and latents again when they are read.
     fields = open_manifest(tmp_path / "shards").fields
@@ -308,33 +273,6 @@ def as_the_page_says(name: Any, fields: Sequence[Field], batch: dict[str, Any]) 
         if field.kind == "caption_latents" and "glyph" not in field.name:
             longest = max(len(stored(batch, field.name, row)) for row in range(len(CAPTIONS)))
             assert longest == field.shape[0], field.name
-
-
-def open_manifest(folder: Path) -> Manifest:
-    return Manifest.from_json((folder / "manifest.json").read_bytes())
-
-
-def stored(batch: dict[str, Any], field: str, row: int) -> torch.Tensor:
-    """What a trainer takes of a caption: the rows that the mask shows."""
-    if field.startswith("caption_pooled"):
-        return batch[field][row].float()
-    states, mask = batch[field][row, 0].float(), batch.get(field.replace("latents", "mask", 1))
-    return states if mask is None else states[mask[row]]
-
-
-def same(
-    found: torch.Tensor, expected: torch.Tensor, what: str, roundings: int = 1, offset: float = 0.0
-) -> float:
-    """The largest difference, which is float16's rounding at most. Rows of zeros behind the others are padding."""
-    if expected.dim() == 2 and len(expected) > len(found):
-        assert not expected[len(found) :].any(), what
-        expected = expected[: len(found)]
-    assert found.shape == expected.shape, what
-    rounding = (roundings * expected.abs() + offset) * 2**-11 + 2e-5
-    assert ((found - expected).abs() <= rounding).all(), (
-        f"{what}: off by {(found - expected).abs().max():.1e}"
-    )
-    return float((found - expected).abs().max()) if found.numel() else 0.0
 
 
 def test_the_page_has_every_preset_as_the_table_has_it() -> None:
