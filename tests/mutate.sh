@@ -29,7 +29,7 @@ cat > mutate.toml <<TOML
 [cosmic-ray]
 module-path = "$module"
 timeout = ${TIMEOUT:-120}.0
-test-command = "$python -m pytest -q -x -p no:randomly -p no:cacheprovider ${tests[*]}"
+test-command = "$python tests/support/fork_pytest.py pytest.socket -q -x -p no:randomly -p no:cacheprovider ${tests[*]}"
 
 [cosmic-ray.distributor]
 name = "local"
@@ -38,8 +38,16 @@ name = "local"
 [cosmic-ray.filters.operators-filter]
 exclude-operators = ["core/ReplaceBinaryOperator_BitOr_.*", "core/RemoveDecorator", "core/Variable.*"]
 TOML
-export HF_HUB_OFFLINE=1
-cosmic() { "$python" -m cosmic_ray.cli "$@"; }
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+# Byte code of all but the changed module is kept: once written here, no longer afterwards.
+"$python" -m pytest -q -x -p no:cacheprovider "${tests[@]}" >baseline.txt 2>&1 || { tail -30 baseline.txt; echo "the tests fail without any change" >&2; exit 1; }
+rm -f "$(dirname "$module")/__pycache__/$name."*
+export PYTHONDONTWRITEBYTECODE=1
+mkfifo server.stdin
+"$python" tests/support/fork_pytest.py pytest.socket <server.stdin &
+exec 7>server.stdin
+until [ -S pytest.socket ]; do sleep 0.2; done
+cosmic() { "$python" -B -m cosmic_ray.cli "$@"; }
 cosmic baseline mutate.toml || { echo "the tests fail without any change" >&2; exit 1; }
 cosmic init mutate.toml session.sqlite
 "$python" -m cosmic_ray.tools.filters.operators_filter session.sqlite mutate.toml
