@@ -17,7 +17,7 @@ ROWS = 24
 
 
 def photos() -> list[bytes]:
-    return [jpeg(number, (96, 96)) for number in range(ROWS)]
+    return [jpeg(number, (320, 320)) for number in range(ROWS)]
 
 
 def as_tar(folder: Path) -> None:
