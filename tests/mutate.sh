@@ -29,7 +29,7 @@ cat > mutate.toml <<TOML
 [cosmic-ray]
 module-path = "$module"
 timeout = ${TIMEOUT:-120}.0
-test-command = "$python tests/support/fork_pytest.py pytest.socket -q -x -p no:randomly -p no:cacheprovider ${tests[*]}"
+test-command = "$python tests/support/fork_server.py pytest.socket -- -m pytest -W ignore::pytest.PytestAssertRewriteWarning -q -x -p no:randomly -p no:cacheprovider ${tests[*]}"
 
 [cosmic-ray.distributor]
 name = "local"
@@ -44,7 +44,8 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 rm -f "$(dirname "$module")/__pycache__/$name."*
 export PYTHONDONTWRITEBYTECODE=1
 mkfifo server.stdin
-"$python" tests/support/fork_pytest.py pytest.socket <server.stdin &
+libraries=(torch pyarrow.parquet datasets transformers diffusers PIL.ImageCms duckdb accelerate fsspec requests webdataset hypothesis pytest)
+"$python" tests/support/fork_server.py pytest.socket "${libraries[@]}" <server.stdin >/dev/null &
 exec 7>server.stdin
 until [ -S pytest.socket ]; do sleep 0.2; done
 cosmic() { "$python" -B -m cosmic_ray.cli "$@"; }

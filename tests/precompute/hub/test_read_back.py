@@ -16,6 +16,7 @@ import pytest
 from loader import as_webdataset
 from precompute import run
 from tests.support.finished_folder import write_shards
+from tests.support.fork_server import ForkServer
 from tests.support.launching import tars
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.waiting import wait_until
@@ -38,6 +39,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub() -> Iterator[LoopbackHub]:
     with LoopbackHub() as hub:
         yield hub
+
+
+# What the commands and programs import, at whose import the Hub's client reads where the Hub is.
+PRELOADED = ["datasets", *(f"precompute.{name}" for name in ("run", "verify", "preview", "push"))]
+
+
+@pytest.fixture(scope="module")
+def forks(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with ForkServer(PRELOADED, environment(hub, tmp_path_factory.mktemp("home"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +94,21 @@ def python(
     )
 
 
-def answer(hub: LoopbackHub, home: Path, program: str, token: str | None = None) -> Any:
+def forked(
+    forks: ForkServer, home: Path, *arguments: str, token: str | None = "hf_owner"
+) -> subprocess.CompletedProcess[str]:
+    """As `python`, with what was downloaded before at hand."""
+    environment = {**forks.environment, "HOME": str(home)}
+    if token is None:
+        del environment["HF_TOKEN"]
+    else:
+        environment["HF_TOKEN"] = token
+    return forks.run(*arguments, cwd=ROOT, environment=environment)
+
+
+def answer(forks: ForkServer, home: Path, program: str, token: str | None = None) -> Any:
     """What a program prints, as JSON."""
-    done = python(hub, home, "-W", "error::ResourceWarning", "-c", textwrap.dedent(program), token=token)
+    done = forked(forks, home, "-c", textwrap.dedent(program), token=token)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -100,7 +123,7 @@ def keys_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(("repo", "streaming"), [(REPO, True), (REPO, False), (IN_FOLDERS, True)])
 def test_load_dataset_reads_the_samples(
-    pushed: LoopbackHub, demo: Path, tmp_path: Path, repo: str, streaming: bool
+    pushed: LoopbackHub, forks: ForkServer, demo: Path, tmp_path: Path, repo: str, streaming: bool
 ) -> None:
     program = f"""
     import json
@@ -108,18 +131,20 @@ def test_load_dataset_reads_the_samples(
     rows = list(load_dataset({repo!r}, split="train", streaming={streaming}))
     print(json.dumps([[row["__key__"], row["txt"], sum(map(len, row["moments_64.npy"][0]))] for row in rows]))
     """
-    rows = answer(pushed, tmp_path, program)
+    rows = answer(forks, tmp_path, program)
     assert [row[0] for row in rows] == keys_of(demo) and all(row[1] for row in rows)
     assert {row[2] for row in rows} == {8 * 8}
 
 
-def test_snapshot_download_gives_the_same_files(pushed: LoopbackHub, demo: Path, tmp_path: Path) -> None:
+def test_snapshot_download_gives_the_same_files(
+    pushed: LoopbackHub, forks: ForkServer, demo: Path, tmp_path: Path
+) -> None:
     program = f"""
     import json
     from huggingface_hub import snapshot_download
     print(json.dumps(snapshot_download({REPO!r}, repo_type="dataset", local_dir={str(tmp_path / "copy")!r})))
     """
-    copy = Path(answer(pushed, tmp_path, program))
+    copy = Path(answer(forks, tmp_path, program))
     for path in demo.iterdir():
         if path.is_file():
             assert (copy / path.name).read_bytes() == path.read_bytes()
@@ -127,21 +152,23 @@ def test_snapshot_download_gives_the_same_files(pushed: LoopbackHub, demo: Path,
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves tars open
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_snapshot_in_folders_is_read_as_any_folder(pushed: LoopbackHub, demo: Path, tmp_path: Path) -> None:
+def test_a_snapshot_in_folders_is_read_as_any_folder(
+    pushed: LoopbackHub, forks: ForkServer, demo: Path, tmp_path: Path
+) -> None:
     program = f"""
     import json
     from huggingface_hub import snapshot_download
     print(json.dumps(snapshot_download({IN_FOLDERS!r}, repo_type="dataset", local_dir={str(tmp_path / "copy")!r})))
     """
-    copy = answer(pushed, tmp_path, program)
-    assert read_by_loader(pushed, tmp_path, copy) == read_by_loader(pushed, tmp_path, str(demo))
+    copy = answer(forks, tmp_path, program)
+    assert read_by_loader(forks, tmp_path, copy) == read_by_loader(forks, tmp_path, str(demo))
     assert [sample["__key__"] for sample in as_webdataset(copy)] == keys_of(demo)
-    done = python(pushed, tmp_path, "precompute/verify.py", copy)
+    done = forked(forks, tmp_path, "precompute/verify.py", copy)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_layer_is_made_beside_the_hubs_copy_and_pushed(
-    pushed: LoopbackHub, demo: Path, tmp_path: Path
+    pushed: LoopbackHub, forks: ForkServer, demo: Path, tmp_path: Path
 ) -> None:
     base, layer = f"hf://datasets/{IN_FOLDERS}", str(tmp_path / "layer")
     flags = ["--text-encoder", "second=toy", "--dtype", "float32"]
@@ -150,7 +177,7 @@ def test_a_layer_is_made_beside_the_hubs_copy_and_pushed(
         ["precompute/verify.py", layer, "--beside", base],
         ["precompute/push.py", layer, "owner/demo-second"],
     ):
-        done = python(pushed, tmp_path, *command)
+        done = forked(forks, tmp_path, *command)
         assert done.returncode == 0, done.stdout + done.stderr
     run.run(
         run.Config(output=tmp_path / "here", beside=str(demo), text_encoder=("second=toy",), dtype="float32")
@@ -162,15 +189,15 @@ def test_a_layer_is_made_beside_the_hubs_copy_and_pushed(
     batches = make_loader(({base!r}, "hf://datasets/owner/demo-second"), 5, extras=["key"], text_encoders=["second"])
     print(json.dumps(sorted(key for batch in batches for key in batch["key"])))
     """
-    assert answer(pushed, tmp_path, program) == sorted(keys_of(demo))
+    assert answer(forks, tmp_path, program) == sorted(keys_of(demo))
 
 
 @both
 @pytest.mark.parametrize("flags", [["--quick"], [], ["--decode", "20", "--source", "builders/demo"]])
 def test_verify_finds_the_hubs_copy_whole(
-    pushed: LoopbackHub, tmp_path: Path, repo: str, flags: list[str]
+    pushed: LoopbackHub, forks: ForkServer, tmp_path: Path, repo: str, flags: list[str]
 ) -> None:
-    done = python(pushed, tmp_path, "precompute/verify.py", f"hf://datasets/{repo}", *flags, token=None)
+    done = forked(forks, tmp_path, "precompute/verify.py", f"hf://datasets/{repo}", *flags, token=None)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "whole. 20 written + 2 rejected = 22 rows" in done.stdout
 
@@ -182,29 +209,29 @@ def test_a_quick_look_at_the_hub_reads_no_tar(pushed: LoopbackHub, tmp_path: Pat
 
 
 @both
-def test_preview_of_the_hubs_copy(pushed: LoopbackHub, tmp_path: Path, repo: str) -> None:
-    done = python(
-        pushed, tmp_path, "precompute/preview.py", f"hf://datasets/{repo}", "--to", str(tmp_path / "seen")
+def test_preview_of_the_hubs_copy(pushed: LoopbackHub, forks: ForkServer, tmp_path: Path, repo: str) -> None:
+    done = forked(
+        forks, tmp_path, "precompute/preview.py", f"hf://datasets/{repo}", "--to", str(tmp_path / "seen")
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "seen" / "report.html").stat().st_size > 10_000
 
 
-def test_damage_on_the_hub_is_found(pushed: LoopbackHub, tmp_path: Path) -> None:
+def test_damage_on_the_hub_is_found(pushed: LoopbackHub, forks: ForkServer, tmp_path: Path) -> None:
     files = pushed.repos[REPO].files()
     pushed.repos["owner/damaged"] = type(pushed.repos[REPO])()
     pushed.repos["owner/damaged"].commit(
         "main", {**files, "train-00001.tar": files["train-00000.tar"]}, "damage"
     )
     for flags in ([], ["--quick"]):
-        done = python(
-            pushed, tmp_path, "precompute/verify.py", "hf://datasets/owner/damaged", "--json", *flags
+        done = forked(
+            forks, tmp_path, "precompute/verify.py", "hf://datasets/owner/damaged", "--json", *flags
         )
         shards = {finding["shard"] for finding in json.loads(done.stdout)["findings"]}
         assert done.returncode == 1 and shards == {"train-00001"}
 
 
-def read_by_loader(hub: LoopbackHub, home: Path, source: str) -> Any:
+def read_by_loader(forks: ForkServer, home: Path, source: str) -> Any:
     """Keys in their order, and a hash of all arrays."""
     program = f"""
     import hashlib, json
@@ -216,13 +243,15 @@ def read_by_loader(hub: LoopbackHub, home: Path, source: str) -> Any:
         digest.update(batch["image_latents"].numpy().tobytes() + batch["caption_latents"].numpy().tobytes())
     print(json.dumps([keys, digest.hexdigest()]))
     """
-    return answer(hub, home, program)
+    return answer(forks, home, program)
 
 
 @both
-def test_our_loader_reads_the_hubs_copy(pushed: LoopbackHub, demo: Path, tmp_path: Path, repo: str) -> None:
-    local = read_by_loader(pushed, tmp_path, str(demo))
-    remote = read_by_loader(pushed, tmp_path, f"hf://datasets/{repo}")
+def test_our_loader_reads_the_hubs_copy(
+    pushed: LoopbackHub, forks: ForkServer, demo: Path, tmp_path: Path, repo: str
+) -> None:
+    local = read_by_loader(forks, tmp_path, str(demo))
+    remote = read_by_loader(forks, tmp_path, f"hf://datasets/{repo}")
     assert remote == local and len(local[0]) == 20
 
 
@@ -250,8 +279,8 @@ def test_a_push_killed_half_way_is_finished_by_the_next(tmp_path: Path) -> None:
     ("token", "said"), [(None, "no token"), ("hf_reader", "may not write"), ("hf_x", "does not accept")]
 )
 def test_the_command_fails_in_one_line(
-    hub: LoopbackHub, demo: Path, tmp_path: Path, token: str | None, said: str
+    forks: ForkServer, demo: Path, tmp_path: Path, token: str | None, said: str
 ) -> None:
-    done = python(hub, tmp_path, "precompute/push.py", str(demo), "owner/other", token=token)
+    done = forked(forks, tmp_path, "precompute/push.py", str(demo), "owner/other", token=token)
     assert done.returncode == 1 and said in done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: owner/other: ")
