@@ -60,17 +60,25 @@ def keys(output: Path, last_step: int) -> dict[int, list[str]]:
     return found
 
 
-def test_loss_falls(shards: Path, tmp_path: Path) -> None:
-    output = run(1, shards, "--steps", 120, "--output", tmp_path / "run", *SMALL)
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nobody interrupts: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(1, shards, "--steps", 120, "--output", folder, *SMALL)
+
+
+def test_loss_falls(whole: tuple[Path, str]) -> None:
+    _, output = whole
     losses = [float(value) for value in re.findall(r"loss (\d+\.\d+)", output)]
     assert len(losses) == 6
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_killed_with_two_processes_and_resumed_with_one(shards: Path, tmp_path: Path) -> None:
-    run(1, shards, "--steps", 60, "--output", tmp_path / "whole", *SMALL)
-    whole = keys(tmp_path / "whole", 60)
-    assert sorted(whole) == list(range(1, 61))
+def test_killed_with_two_processes_and_resumed_with_one(
+    shards: Path, whole: tuple[Path, str], tmp_path: Path
+) -> None:
+    undisturbed = keys(whole[0], 120)
+    assert sorted(undisturbed) == list(range(1, 121))
     checkpoint = tmp_path / "run" / "checkpoint.pt"
     two = launch(2, shards, "--steps", 10_000, "--output", tmp_path / "run", "--save-every", 10, *SMALL)
     deadline = time.monotonic() + 200
@@ -85,8 +93,8 @@ def test_killed_with_two_processes_and_resumed_with_one(shards: Path, tmp_path: 
     last = saved + 15
     run(1, shards, "--steps", last, "--output", tmp_path / "run", "--resume", *SMALL)
     both = keys(tmp_path / "run", saved)
-    steps = range(1, min(last, 60) + 1)
-    assert [both[step] for step in steps] == [whole[step] for step in steps]
+    steps = range(1, min(last, 120) + 1)
+    assert [both[step] for step in steps] == [undisturbed[step] for step in steps]
     assert torch.load(checkpoint, weights_only=True)["step"] == last
 
 

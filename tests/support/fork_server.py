@@ -150,7 +150,7 @@ def _become(arguments: list[str]) -> int:
             return (end.code or 0) & 0xFF
         print(end.code, file=sys.stderr)
         return 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001  as Python itself ends
         traceback.print_exc()
         return 1
     finally:
