@@ -1,4 +1,4 @@
-"""Memory is flat in the number of rows: what 20,000 take at most is what 1,000 do, but for a little."""
+"""Memory is flat in the number of rows: what 12,000 take at most is what 1,000 do, but for a little."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ from tests.support.raw.photos import jpeg
 resource = pytest.importorskip("resource")
 
 ROWS = 500  # of a unit
-FEW, MANY = 1_000, 20_000
-BOUND = 20.0  # MB: a kilobyte a row would not pass
+FEW, MANY = 1_000, 12_000
+BOUND = 11.0  # MB: a kilobyte a row would not pass
 
 
 class Rows:
