@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from loader.format import FormatError
 from loader.parquet_pages import read_columns
 from loader.printable import printable
-from loader.sidecar_schema import described_columns, sidecar_schema
+from loader.sidecar_schema import PHASH, described_columns, sidecar_schema
 
 I64 = npt.NDArray[np.int64]
 Derived = TypeVar("Derived")
 
 NUMBERS = pa.list_(pa.int32())
-COLUMNS, DESCRIBED = sidecar_schema([]), described_columns([])
+COLUMNS, DESCRIBED = sidecar_schema([]), {*described_columns([]), PHASH}
 
 LARGEST_TABLE = 1 << 29  # bytes in memory of the columns that are read: a shard of 4,096 rows has a few MB
 ROWS = 16384  # decoded at a time
@@ -82,14 +82,21 @@ def ragged(table: Table, column: str) -> tuple[I64, npt.NDArray[Any]]:
     return table.derived(f"ragged {column}", make)
 
 
-def read_sidecar(file: Any, members: Sequence[str], columns: Sequence[str], rows: int, end: int) -> Table:
+def read_sidecar(
+    file: Any,
+    members: Sequence[str],
+    columns: Sequence[str],
+    rows: int,
+    end: int,
+    most: int = LARGEST_TABLE,
+) -> Table:
     """The ok rows of a sidecar. rows: that it has; end: bytes of the tar, in which all members lie. columns: further ones.
 
     Raises OSError where it is no parquet, FormatError where its columns are not those of the contract, claim other rows, places
-    outside the tar, or unpack to more than LARGEST_TABLE bytes.
+    outside the tar, or unpack to more than `most` bytes.
     """
     try:
-        table = _read(file, members, columns, rows)
+        table = _read(file, members, columns, rows, most)
         ok = np.flatnonzero([status == "ok" for status in table["status"].to_pylist()])
         keys = np.array(table["key"].to_pylist(), object)[ok].tolist()
     except (pa.ArrowException, UnicodeError, MemoryError, OverflowError) as error:
@@ -142,6 +149,7 @@ def column_type(name: str) -> Any:
         ("crop_", NUMBERS),
         ("offset_", pa.int64()),
         ("size_", pa.int64()),
+        (PHASH, pa.uint64()),
     ):
         if name.startswith(start):
             return kind
@@ -150,7 +158,7 @@ def column_type(name: str) -> Any:
     return COLUMNS.field(name).type if name in COLUMNS.names else None
 
 
-def _read(file: Any, members: Sequence[str], further: Sequence[str], rows: int) -> Any:
+def _read(file: Any, members: Sequence[str], further: Sequence[str], rows: int, most: int) -> Any:
     """The columns needed, as an Arrow table; of those that shards from before may lack, those that are there."""
     columns = {name: column_type(name) for name in ("status", "key", *further)}
     columns |= {f"{what}_{m}": pa.int64() for m in members for what in ("offset", "size")}
@@ -167,7 +175,7 @@ def _read(file: Any, members: Sequence[str], further: Sequence[str], rows: int) 
                 raise FormatError(f"the sidecar's column {name} is not one of {kind}")
         if metadata.num_rows != rows:
             raise FormatError(f"the sidecar has {metadata.num_rows} rows, the manifest says {rows}")
-    table = read_columns(file, metadata, list(columns), LARGEST_TABLE, ROWS)
+    table = read_columns(file, metadata, list(columns), most, ROWS)
     if len(table) != rows:
         raise FormatError(f"the sidecar has {len(table)} rows, the manifest says {rows}")
     return table

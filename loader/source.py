@@ -14,7 +14,7 @@ from loader.folders import Files, LocalFolder
 from loader.format import Field, FormatError, Manifest, Shard
 from loader.index import scan
 from loader.printable import printable
-from loader.sidecar import I64, Table, read_ok_rows, read_sidecar
+from loader.sidecar import I64, LARGEST_TABLE, Table, read_ok_rows, read_sidecar
 from loader.sidecar_schema import tokens_column
 
 log = logging.getLogger("loader")
@@ -173,12 +173,16 @@ class ManifestSource:
         tar = self.files.discard(f"{shard.path}.tar", shard.sha256)
         return self.files.discard(f"{shard.path}.parquet", shard.parquet_sha256) or tar
 
-    def read_table(self, number: int, members: Sequence[str], columns: Sequence[str]) -> Table:
-        """What the sidecar says of the samples. Raises FileNotFoundError where there is none, FormatError for a damaged one."""
+    def read_table(
+        self, number: int, members: Sequence[str], columns: Sequence[str], times: int = 0
+    ) -> Table:
+        """What the sidecar says of the samples. times: its own size that it may unpack to, where that is much. Raises
+        FileNotFoundError where there is none, FormatError for a damaged one."""
         shard = self._shards[number]
         with os.fdopen(self.open_sidecar(number), "rb") as file:
             try:
-                table = read_sidecar(file, members, columns, shard.rows, shard.bytes)
+                most = max(LARGEST_TABLE, times * os.fstat(file.fileno()).st_size)
+                table = read_sidecar(file, members, columns, shard.rows, shard.bytes, most)
             except (OSError, FormatError) as error:
                 raise FormatError(f"{shard.name}.parquet: {printable(error)}") from error
         return self._checked(number, table, members)

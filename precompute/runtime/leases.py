@@ -125,7 +125,7 @@ class Leases:
                 pause = SHORTEST
             elif self._claims.held or not self.board.is_complete:
                 yield None
-                self._clock.wait(pause * self._rng.uniform(0.5, 1.5), stop, self._released)
+                self._clock.wait(pause * self._rng.uniform(0.5, 1.5), self._released, stop)
                 longest = max(self._claims.timeout / BEATS, self.board.interval)
                 pause = min(longest, max(pause * 1.2, self.board.interval / 4))
             else:

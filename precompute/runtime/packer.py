@@ -1,4 +1,7 @@
-"""Writes the units of a packed dataset, some at a time: a tar is hashed by one thread, which takes longer than to copy it."""
+"""Writes the units of a packed dataset, some at a time: one thread hashes a tar, and takes longer for that than to copy it.
+
+Where there are as many units as cores, each is copied and hashed by one thread, while what it copies lies in the cache of its core.
+"""
 
 import contextlib
 import logging
@@ -17,6 +20,7 @@ from precompute.shards.destination import Destination
 from precompute.shards.manifest import ManifestKeeper
 from precompute.shards.missing_ok import is_gone
 from precompute.shards.packing import TEXTS, Packing
+from precompute.shards.tar_writer import AtOnce
 from precompute.shards.unit_writer import UnitWriter
 
 logger = logging.getLogger("precompute")
@@ -42,7 +46,9 @@ class Packer:
         self._output, self._packing, self._fields = output, packing, fields
         self._recipe, self._plan = made_by
         self._most, self._keeper, self._on_unit, self._stop_reading = most, keeper, on_unit, stop_reading
-        self._at_once = min(AT_ONCE, default_threads(), len(packing))
+        cores = default_threads()
+        self._at_once = min(AT_ONCE, cores, len(packing))
+        self._hasher = AtOnce() if self._at_once == cores else None
         self._threads, self._dealing, self._telling = Threads(), threading.Lock(), threading.Lock()
 
     def work(self, leases: Leases) -> None:
@@ -90,7 +96,7 @@ class Packer:
             writer = UnitWriter(self._output, unit, names, self._most, lease.owner)
             rows, pieces = self._packing.rows(unit, self._fields, self._at_once)
             extensions = [*(field.member for field in self._fields), *TEXTS]
-            writer.copy(rows, extensions, self._threads.each(pieces), group)
+            writer.copy(rows, extensions, self._threads.each(pieces), group, self._hasher)
             lease.check()
             timings = {"seconds": round(time.monotonic() - started, 3)}
             writer.commit(self._recipe, self._fields, self._plan, timings)

@@ -9,7 +9,7 @@ import os
 import resource
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,17 @@ from loader.counter_rng import keyed, permute
 from loader.format import Field, FormatError
 from loader.joined import JoinedSource
 from loader.sidecar import I64
-from loader.sidecar_schema import sidecar_schema, tokens_column
+from loader.sidecar_schema import sidecar_schema
 from loader.source import ManifestSource
 from precompute.errors import SourceError
 from precompute.shards.shared_keys import find_shared_key
-from precompute.shards.sidecar_table import read_sidecar_table
+from precompute.shards.sidecar_table import TIMES
 from precompute.shards.unit_writer import Piece
 
 PACKED = 4  # what the hash is for; the loader's order has 1 to 3
 OPEN = 512  # tars open at once, where the system lets a process have twice as many files
 TEXTS = ("txt", "json")  # members that a base has beside its fields
+KNOWN = ("key", "status", "offset_", "size_")  # columns that every table has in a form of its own
 
 Shards = ManifestSource | JoinedSource
 Pieces = Iterator[list[Piece]]
@@ -103,7 +104,7 @@ class Packing:
         return self._groups[self._units[unit][0]].bucket
 
     def rows(self, unit: int, fields: Sequence[Field], at_once: int) -> tuple[pa.Table, Pieces]:
-        """What the sidecar keeps of the samples of a unit, in order, places aside, which are others now; and where the members of
+        """What the sidecar keeps of the samples of a unit, in order, offsets aside, which are others now; and where the members of
         each lie, those of the fields, then txt and json. at_once: units that are read meanwhile, this one among them.
         Raises FormatError where extras are no JSON."""
         number, first, last = self._units[unit]
@@ -116,35 +117,33 @@ class Packing:
         table = self._look_up(batches, turns - np.concatenate([[0], group.ends])[at])
         _check_extras(table)
         members = [*(field.name for field in fields), *TEXTS]
-        places = {
-            name: list(
-                zip(*(table[f"{what}_{name}"].to_pylist() for what in ("offset", "size")), strict=True)
-            )
-            for name in members
-        }
-        kept = [name for name in table.column_names if not name.startswith(("offset_", "size_"))]
-        return table.select(kept), self._pieces(batches.tolist(), places, self._most_open // at_once)
+        offsets, sizes = (
+            zip(*(table[f"{what}_{name}"].to_pylist() for name in members), strict=True)
+            for what in ("offset", "size")
+        )
+        tars = self._tars(batches.tolist(), members, self._most_open // at_once)
+        kept = [name for name in table.column_names if not name.startswith("offset_")]
+        return table.select(kept), (
+            list(zip(*places, strict=True)) for places in zip(tars, offsets, sizes, strict=True)
+        )
 
-    def _pieces(
-        self, batches: Sequence[int], places: Mapping[str, Sequence[tuple[int, int]]], most: int
-    ) -> Pieces:
-        """Of each sample its members: descriptor of a tar, which is open until the next is asked for, offset and size, in bytes."""
-        opened = OrderedDict[int, dict[str, int]]()
+    def _tars(self, batches: Sequence[int], members: Sequence[str], most: int) -> Iterator[list[int]]:
+        """Of each sample the descriptor of the tar of each member, which is open until the next is asked for."""
+        opened = OrderedDict[int, list[int]]()
         try:
-            for place, batch in enumerate(batches):
+            for batch in batches:
                 if batch not in opened:
                     while opened and len(opened) >= most:
                         _close(opened.popitem(last=False)[1])
-                    opened[batch] = self._open(batch)
+                    opened[batch] = self._open(batch, members)
                 opened.move_to_end(batch)
-                tars = opened[batch]
-                yield [(tars[name], *found[place]) for name, found in places.items()]
+                yield opened[batch]
         finally:
             for tars in opened.values():
                 _close(tars)
 
-    def _open(self, batch: int) -> dict[str, int]:
-        """Descriptors of the tars of a shard, by member."""
+    def _open(self, batch: int, members: Sequence[str]) -> list[int]:
+        """A descriptor of the tar of each member, in a shard."""
         number, shard = self._shards[batch]
         tars: dict[str, int] = {}
         try:
@@ -155,9 +154,9 @@ class Packing:
                     raise SourceError(f"{part.files.url}: {error}") from error
                 tars |= dict.fromkeys((*(field.name for field in part.fields), *TEXTS), tar)
         except BaseException:
-            _close(tars)
+            _close(tars.values())
             raise
-        return tars
+        return [tars[name] for name in members]
 
     def _look_up(self, batches: I64, rows: I64) -> pa.Table:
         """What the index says of some samples, in their order."""
@@ -169,8 +168,8 @@ class Packing:
         return pa.Table.from_batches(found).combine_chunks().take(pa.array(np.argsort(np.concatenate(order))))
 
 
-def _close(tars: dict[str, int]) -> None:
-    for descriptor in set(tars.values()):
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in set(descriptors):
         os.close(descriptor)
 
 
@@ -196,9 +195,9 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
     tables = []
     for place, part in enumerate(source.parts):
         members = [*(field.name for field in part.fields), *(() if place else TEXTS)]
+        told = [name for name in sidecar_schema(members).names if not name.startswith(KNOWN)]
         try:
-            tokens = [tokens_column(f.name) for f in part.fields if f.captions > 1]
-            tables.append(part.read_table(number, members, tokens))
+            tables.append(part.read_table(number, members, told, TIMES))
         except KeyError as error:
             raise FormatError(
                 f"{part.files.url}/{part.names[number]}.parquet has no column {error}"
@@ -207,14 +206,14 @@ def _rows(source: Shards, number: int, samples: I64) -> pa.Table:
             raise FormatError(f"{part.files.url}/{error}") from error
         if not tables[-1].keys.equals(tables[0].keys):
             raise FormatError(f"{part.files.url}: {part.names[number]} has other rows than the base")
-    whole = functools.reduce(np.intersect1d, [table.rows for table in tables])
-    rows = pa.array(whole[samples])
-    columns: dict[str, Any] = {}
-    for part in source.parts:
-        with os.fdopen(part.open_sidecar(number), "rb") as file:
-            table = read_sidecar_table(file.read()).take(rows)
-        columns = {name: table[name] for name in table.column_names} | columns
-    columns.pop("status")
+    rows = functools.reduce(np.intersect1d, [table.rows for table in tables])[samples]
+    columns: dict[str, Any] = {"key": tables[0].keys.take(pa.array(rows))}
+    for table in tables:
+        mine = table.only(np.searchsorted(table.rows, rows))
+        facts = {name: column.take(pa.array(rows)) for name, column in table.columns.items()}
+        offsets = {f"offset_{name}": pa.array(values) for name, values in mine.offset.items()}
+        sizes = {f"size_{name}": pa.array(values) for name, values in mine.size.items()}
+        columns = {**facts, **offsets, **sizes, **columns}
     return pa.table(columns)
 
 

@@ -11,12 +11,15 @@ import struct
 import sys
 import tarfile
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from loader.border import FormatError
 
 BLOCK, RECORD = 512, 20 * 512
+ZEROS = bytes(BLOCK)
 CHUNK = 2 << 20  # bytes written and hashed at once: a huge page
 BEHIND = 2  # chunks of a tar that are written and may wait for the hash
 SLAB = 8  # chunks allocated at once
@@ -30,19 +33,29 @@ BEHIND_CHECKSUM = b"0" + bytes(100) + b"ustar\00000"
 BLANK_SUM = sum(BEFORE_SIZE + BEFORE_CHECKSUM + b" " * 8 + BEHIND_CHECKSUM)
 
 Buffer = bytes | memoryview
+Result = TypeVar("Result")
+
+
+class AtOnce(Executor):
+    """Does what it is given before it returns: a tar is hashed by the thread that writes it, where the others have work of their own."""
+
+    def submit(self, work: Callable[..., Result], /, *arguments: object, **named: object) -> Future[Result]:
+        done = Future[Result]()
+        done.set_result(work(*arguments, **named))
+        return done
 
 
 class TarWriter:
-    """Uncompressed tar whose bytes depend on names and data alone: no times, no owners."""
+    """Uncompressed tar whose bytes depend on names and data alone: no times, no owners. hasher: hashes it, in the order of its bytes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hasher: Executor | None = None) -> None:
         self.path = path
         self.position = 0
         self._file = open(path, "xb", buffering=0)  # a new one: no link that somebody has laid is followed
         self._chunk = free_chunk()
         self._filled = self._padding = 0
         self._sha256 = hashlib.sha256()
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._hasher = hasher or ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._behind: deque[Future[None]] = deque()
 
     def add(self, name: str, *data: Buffer) -> int:
@@ -52,10 +65,29 @@ class TarWriter:
             self.put(part)
         return offset
 
-    def copy(self, name: str, descriptor: int, start: int, size: int) -> int:
-        """Append one member that lies in another file, read straight to where it is written from. Raises FormatError where that
-        ends early."""
-        offset, end = self._begin(name, size), start + size
+    def copy(self, members: Iterable[tuple[str, int, int, int]]) -> list[int]:
+        """Append members that lie in other files, read straight to where they are written from: name, descriptor, where it begins
+        and size, in bytes. The offsets of their data. Raises FormatError where a file ends early."""
+        offsets = []
+        for name, descriptor, start, size in members:
+            head = ZEROS[: self._padding] + tar_header(name, size)
+            data = self._filled + len(head)
+            if data + size <= CHUNK:
+                self._chunk[self._filled : data] = head
+                count = os.preadv(descriptor, [self._chunk[data : data + size]], start)
+                self._filled, self.position = data + count, self.position + len(head) + count
+            else:
+                self.put(head)
+                count = 0
+            if count < size:
+                self._read(name, descriptor, start + count, size - count)
+            offsets.append(self.position - size)
+            self._padding = -size % BLOCK
+        return offsets
+
+    def _read(self, name: str, descriptor: int, start: int, size: int) -> None:
+        """Append a part of another file, over as many chunks as it takes."""
+        end = start + size
         while start < end:
             if self._filled == CHUNK:
                 self._turn()
@@ -64,7 +96,6 @@ class TarWriter:
                 raise FormatError(f"the tar that {name} is copied from ends early")
             self._filled, start = self._filled + count, start + count
         self.position += size
-        return offset
 
     def close(self) -> Future[str]:
         """Write the end of the archive. The rest goes on behind: the result, the sha256 of the whole file, is there once

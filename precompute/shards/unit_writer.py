@@ -9,6 +9,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,20 +83,22 @@ class ShardWriter:
         self.samples += 1
         self._records.append(record)
 
-    def copy(self, rows: pa.Table, extensions: Sequence[str], pieces: Iterable[Sequence[Piece]]) -> None:
-        tar = self._tar = TarWriter(self.path.with_suffix(".tar"))
-        offsets, sizes = ([list[int]() for _ in extensions] for _ in range(2))
-        for key, members in zip(rows["key"].to_pylist(), pieces, strict=True):
-            for number, (extension, (descriptor, start, size)) in enumerate(
-                zip(extensions, members, strict=True)
-            ):
-                offsets[number].append(tar.copy(f"{key}.{extension}", descriptor, start, size))
-                sizes[number].append(size)
+    def copy(
+        self,
+        rows: pa.Table,
+        extensions: Sequence[str],
+        pieces: Iterable[Sequence[Piece]],
+        hasher: Executor | None,
+    ) -> None:
+        tar = self._tar = TarWriter(self.path.with_suffix(".tar"), hasher)
         names = [extension.removesuffix(".npy") for extension in extensions]
-        columns = {f"offset_{name}": column for name, column in zip(names, offsets, strict=True)}
-        columns |= {f"size_{name}": column for name, column in zip(names, sizes, strict=True)}
-        for name, column in columns.items():
-            rows = rows.append_column(name, pa.array(column, pa.int64()))
+        offsets = tar.copy(
+            (f"{key}.{extension}", *piece)
+            for key, members in zip(rows["key"].to_pylist(), pieces, strict=True)
+            for extension, piece in zip(extensions, members, strict=True)
+        )
+        for name, column in zip(names, np.array(offsets).reshape(-1, len(names)).T, strict=True):
+            rows = rows.append_column(f"offset_{name}", pa.array(column))
         rows = rows.append_column("status", pa.repeat("ok", len(rows)))
         self.samples, self._copied = len(rows), rows.select(self._schema.names).cast(self._schema)
 
@@ -177,9 +180,10 @@ class UnitWriter:
         extensions: Sequence[str],
         pieces: Iterable[Sequence[Piece]],
         group: Hashable = None,
+        hasher: Executor | None = None,
     ) -> None:
-        """All samples of a unit of one shard. rows: what the sidecar keeps of them, places aside. pieces: of each where the members
-        with these extensions lie, adjacent in the tar."""
+        """All samples of a unit of one shard. rows: what the sidecar keeps of them, offsets aside. pieces: of each where the members
+        with these extensions lie, adjacent in the tar. hasher: of the tar; None: a thread of its own."""
         names = [name for name in rows.column_names if name.startswith("caption_tokens")]
         lengths = [pc.list_value_length(rows[name]).to_pylist() for name in names]
         alike = Counter(
@@ -189,7 +193,7 @@ class UnitWriter:
             known = {name: n for name, n in zip(names, counts, strict=True) if n is not None}
             for kind, embedded in _embedded_kinds(kinds, known).items():
                 self._kinds[kind] += count * embedded
-        self._shard(Place(None, group), group).copy(rows, extensions, pieces)
+        self._shard(Place(None, group), group).copy(rows, extensions, pieces, hasher)
 
     def reject(self, row: SidecarRow, reason: str, group: Hashable = None, shard: str | None = None) -> None:
         """A source row that became no sample."""

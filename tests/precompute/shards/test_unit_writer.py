@@ -8,6 +8,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from loader.format import Marker, npy_bytes
+from loader.format import FormatError, Marker, npy_bytes
 from precompute.errors import OutputError
 from precompute.shards.destination import WORK
 from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.tar_writer import TarWriter
+from precompute.shards.tar_writer import CHUNK, AtOnce, TarWriter
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from tests.support.calls import Calls
 
@@ -92,6 +93,35 @@ def test_tar_bytes_are_those_of_tarfile(tmp_path: Path) -> None:
                 writer.add(name, b"x" * size)
     writer.close().result()
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("hasher", [None, AtOnce()], ids=["beside", "at once"])
+def test_members_copied_from_another_file_are_those_of_tarfile_over_any_border_of_chunks(
+    tmp_path: Path, hasher: Executor | None
+) -> None:
+    """What is copied ends before, at and behind a chunk's end, and is longer than one; one that is cut is told."""
+    contents = os.urandom(3 * CHUNK)
+    (tmp_path / "source").write_bytes(contents)
+    sizes = [0, 1, 511, CHUNK - 3584, 512, 1, CHUNK - 1024, 700_000, 700_000, 700_000, 2 * CHUNK + 7, 3]
+    pieces = [(f"{'k' * (10 * number)}.npy", number * 17, size) for number, size in enumerate(sizes)]
+    ours, theirs = tmp_path / "ours.tar", tmp_path / "theirs.tar"
+    with open(tmp_path / "source", "rb") as source:
+        writer = TarWriter(ours, hasher)
+        offsets = writer.copy((name, source.fileno(), start, size) for name, start, size in pieces)
+        digest = writer.close().result()
+        short = TarWriter(tmp_path / "short.tar", hasher)
+        with pytest.raises(FormatError, match="tar that cut is copied from ends early"):
+            short.copy([("cut", source.fileno(), 2 * CHUNK + 1, CHUNK)])
+        short.discard()
+    with tarfile.open(theirs, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, start, size in pieces:
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(contents[start : start + size]))
+    with tarfile.open(theirs) as tar:
+        assert offsets == [member.offset_data for member in tar]
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert digest == hashlib.sha256(theirs.read_bytes()).hexdigest()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
