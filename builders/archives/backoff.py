@@ -9,31 +9,37 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
 from builders.core.log import logger
 
 PATIENCE = 1800  # seconds of pauses in all
 _LONGEST = 60  # seconds of one pause
-_LONGEST_ASKED = 600  # seconds, however long a server's Retry-After
+_LONGEST_ASKED = 600  # seconds of one pause that a server asks for by its Retry-After
 PASSING = {408, 425, 429}  # HTTP statuses that may pass, beside those of 500 and above
 
 
 class Patience:
-    """What is left of it. Take a new one after any progress. seconds: of pauses in all; default: PATIENCE."""
+    """What is left of it. Take a new one after any progress. seconds: of pauses in all; default: PATIENCE.
 
-    def __init__(self, seconds: float | None = None) -> None:
+    longest_asked: seconds of one pause, however long a server's Retry-After.
+    """
+
+    def __init__(self, seconds: float | None = None, longest_asked: float = _LONGEST_ASKED) -> None:
         self._pause, self._spent = 1.0, 0.0
         self._seconds = PATIENCE if seconds is None else seconds
+        self._longest_asked = longest_asked
 
     def wait(self, what: str, asked: str | None = None) -> bool:
         """Say `what` failed, and pause before the next try; False, at once, when patience is over or others `give_up`.
 
-        asked: the server's Retry-After, which is honoured up to ten minutes and never beyond what patience is left.
+        asked: the server's Retry-After, which is honoured up to `longest_asked` and never beyond what patience is left.
         """
         if self._spent >= self._seconds:
             return False
-        pause = min(max(self._pause, min(_LONGEST_ASKED, _seconds(asked or ""))), self._seconds - self._spent)
+        asked_for = min(self._longest_asked, seconds_asked(asked))
+        pause = min(max(self._pause, asked_for), self._seconds - self._spent)
         self._pause, self._spent = min(_LONGEST, 2 * self._pause), self._spent + pause
         logger.warning(f"{what}. Trying again in {pause:.0f} s")
         return not cut_short(pause)
@@ -63,6 +69,20 @@ def follow() -> Callable[[], object]:
     return functools.partial(_stop.set, _stop.get())
 
 
+@contextlib.contextmanager
+def pool(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that work for this one: their waits end with its own, and with Ctrl-C. What is not begun by the end is dropped."""
+    stop = _stop.get() or threading.Event()
+    with ThreadPoolExecutor(num_threads, name, initializer=_stop.set, initargs=(stop,)) as threads:
+        try:
+            yield threads
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
 def cut_short(seconds: float) -> bool:
     """Sleep; True, and at once, where it is time to give up."""
     stop = _stop.get() or threading.Event()
@@ -74,12 +94,10 @@ def status_may_pass(status: int) -> bool:
     return status >= 500 or status in PASSING
 
 
-def _seconds(retry_after: str) -> float:
-    """Read seconds out of a number or an HTTP date; 0 out of neither."""
-    if retry_after.isdecimal() and len(retry_after) < 10:
+def seconds_asked(retry_after: str | None) -> float:
+    """Read seconds out of a number or an HTTP date, possibly past; 0 out of neither."""
+    if retry_after and retry_after.isdecimal():
         return float(retry_after)
-    if retry_after.isdecimal():
-        return _LONGEST_ASKED
     with contextlib.suppress(ValueError, TypeError, OverflowError):
-        return email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        return email.utils.parsedate_to_datetime(retry_after or "").timestamp() - time.time()
     return 0.0

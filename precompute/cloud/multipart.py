@@ -9,7 +9,6 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError
@@ -53,7 +52,7 @@ class Multipart:
                 (number, data[start : start + size])
                 for number, start in enumerate(range(0, len(data), size), 1)
             ]
-            with ThreadPoolExecutor(SENDERS, "part", initializer=backoff.follow()) as pool:
+            with backoff.pool(SENDERS, "part") as pool:
                 parts = list(pool.map(lambda piece: self._send(place, upload, *piece), pieces))
             answer = self._complete(place, upload, parts)
             done = True

@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from builders.archives import backoff
@@ -58,14 +57,14 @@ class OutputStore(StoreControls):
         return found[0] if found else None
 
     def get_many(self, names: Iterable[str]) -> Iterator[bytes | None]:
-        with ThreadPoolExecutor(READERS, "get", initializer=backoff.follow()) as pool:
+        with backoff.pool(READERS, "get") as pool:
             yield from pool.map(self.get, names)
 
     @contextlib.contextmanager
     def here(self, names: Iterable[str]) -> Iterator[dict[str, Path]]:
         with tempfile.TemporaryDirectory(dir=self._scratch.folder) as folder:
             paths = {name: Path(folder) / str(number) for number, name in enumerate(names)}
-            with ThreadPoolExecutor(FETCHERS, "here", initializer=backoff.follow()) as pool:
+            with backoff.pool(FETCHERS, "here") as pool:
                 found = dict(zip(paths, pool.map(self._fetch, paths, paths.values()), strict=True))
             yield {name: path for name, path in paths.items() if found[name]}
 

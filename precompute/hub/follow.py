@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -73,7 +72,9 @@ class Follower:
                     raise
                 logger.warning("--push-to: %s", error)
             if stopping:
-                time.sleep(RETRY)  # another process is at it; if it dies, its lease goes stale
+                # Another process is at it; if it dies, its lease goes stale.
+                if backoff.cut_short(RETRY):
+                    return
             else:
                 self._stop.wait(RETRY)
 

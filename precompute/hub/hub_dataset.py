@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from yaml import YAMLError
 
+from builders.archives.read_errors import status_of
 from loader.format import MANIFEST, NULL_CAPTION, Manifest, Marker, Split
 from loader.null_caption import null_caption_fault
 from precompute.commands import command, launched
@@ -20,7 +21,7 @@ from precompute.hub.dataset_card import Known, render_card, source_info
 from precompute.hub.local_dataset import Finished, manifest_of_all
 from precompute.hub.published import Published, read_published
 from precompute.hub.repository import Repository, is_same
-from precompute.hub.retry import ASKED, HubPatience, PushError, Refusal, status_of
+from precompute.hub.retry import ASKED, HubPatience, PushError, Refusal
 from precompute.report.formatting import file_size
 from precompute.shards.destination import Destination
 from precompute.verification.check_folder import README, REPORT, SHEET

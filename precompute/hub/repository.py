@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
+from builders.archives import backoff
 from loader.printable import printable
 from precompute.errors import UsageError
 from precompute.hub.retry import PushError, ask
@@ -102,7 +102,7 @@ class Repository:
     def read_many(self, snapshot: Snapshot, paths: Iterable[str]) -> dict[str, bytes]:
         """The contents of files by path, several fetched at once."""
         wanted = list(paths)
-        with ThreadPoolExecutor(READERS) as pool:
+        with backoff.pool(READERS, "read") as pool:
             return dict(zip(wanted, pool.map(lambda path: self.read(snapshot, path), wanted), strict=True))
 
     def commit(

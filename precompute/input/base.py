@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.archives.backoff import Patience, follow
+from builders.archives import backoff
 from builders.archives.read_errors import describe
 from builders.core.record import Record
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
@@ -90,7 +89,7 @@ class Base:
 
     def sources_then(self, units: Collection[int]) -> dict[int, dict[str, Any]]:
         """What the source files of these units looked like when the base was made, as far as it says. Raises SourceError."""
-        with ThreadPoolExecutor(MARKERS_AT_ONCE, "marker", initializer=follow()) as pool:
+        with backoff.pool(MARKERS_AT_ONCE, "marker") as pool:
             found = dict(zip(units, pool.map(self._sources_of, units), strict=True))
         return {unit: sources for unit, sources in found.items() if isinstance(sources, dict)}
 
@@ -127,7 +126,7 @@ class Base:
 
     def _read(self, name: str) -> bytes:
         """A file of the base; an outage is waited out. Raises SourceError."""
-        patience = Patience()
+        patience = backoff.Patience()
         while True:
             try:
                 return self._store.read(name)

@@ -4,7 +4,6 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from huggingface_hub.errors import HTTPError
 from tqdm import tqdm
 
+from builders.archives import backoff
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard, text_field_name
 from loader.recipe import BASE, Recipe, recipe_differences
 from precompute.shards.store import Store
@@ -115,16 +115,15 @@ class Outcome:
 def read_all(store: Store, markers: dict[str, Marker], num_threads: int) -> Iterator[Finding]:
     """Read every shard, several at once; then what only shows across shards."""
     jobs = [Job(stem, marker, shard) for stem, marker in markers.items() for shard in marker.shards]
-    outcomes = []
-    total, pool = sum(job.shard.bytes for job in jobs), ThreadPoolExecutor(num_threads)
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        try:
-            for job, outcome in zip(jobs, pool.map(lambda job: read_shard(store, job), jobs), strict=True):
-                yield from outcome.findings
-                outcomes.append(outcome)
-                bar.update(job.shard.bytes)
-        finally:
-            pool.shutdown(cancel_futures=True)  # after Ctrl-C no shard is begun that was waiting
+    outcomes, total = [], sum(job.shard.bytes for job in jobs)
+    with (
+        tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        backoff.pool(num_threads, "verify") as pool,
+    ):
+        for job, outcome in zip(jobs, pool.map(lambda job: read_shard(store, job), jobs), strict=True):
+            yield from outcome.findings
+            outcomes.append(outcome)
+            bar.update(job.shard.bytes)
     for stem, pairs in itertools.groupby(zip(jobs, outcomes, strict=True), key=lambda pair: pair[0].stem):
         mine = [outcome for _, outcome in pairs]
         if all(outcome.trusted for outcome in mine):

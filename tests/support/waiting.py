@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from builders.archives.backoff import cut_short
+
 
 def wait_until(there: Callable[[], object], seconds: float = 200.0) -> None:
     """Return as soon as `there()` is true. It fails after a time that only a hang takes, however busy the machine is."""
@@ -12,6 +14,11 @@ def wait_until(there: Callable[[], object], seconds: float = 200.0) -> None:
     while not there():
         assert time.monotonic() < end, f"waited {seconds:g} s in vain"
         time.sleep(0.005)
+
+
+def hurried(seconds: float) -> bool:
+    """`backoff.cut_short` for tests: a wait that does not take as long as it says."""
+    return cut_short(min(seconds, 0.01))
 
 
 class Clock:

@@ -18,12 +18,13 @@ import huggingface_hub.constants
 import torch
 from tqdm import tqdm
 
-import precompute.hub.retry
+from builders.archives import backoff
 from precompute import pack, push, run
 from precompute.config import Config
 from precompute.errors import one_line_errors, output_errors
 from precompute.hub import follow, push_loop
 from precompute.shards.tar_writer import Buffer, TarWriter
+from tests.support.waiting import hurried
 
 diffusers.AutoencoderKL  # noqa: B018  read once for all processes, which takes a second
 DEAD = 9  # exit code of a process that die_at has ended
@@ -106,7 +107,7 @@ def turn_to(hub: str, output: Path) -> None:
     constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = False, True
     constants.HF_HUB_CACHE = str(output.with_name("cache"))
     os.environ["HF_TOKEN"] = "hf_owner"
-    precompute.hub.retry.WAIT, push_loop.POLL, follow.RETRY = 0.01, 0.02, 0.05
+    backoff.cut_short, push_loop.POLL, follow.RETRY = hurried, 0.02, 0.05
     push.Config = lambda *a, **k: config(*a, **{**k, "every": 0.0})  # type: ignore[assignment, misc]
 
 

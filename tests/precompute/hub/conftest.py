@@ -6,10 +6,11 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-import precompute.hub.retry
+from builders.archives import backoff
 from precompute.hub import follow, push_loop
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import start  # noqa: F401  a fixture
+from tests.support.waiting import hurried
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_owner")
-        monkeypatch.setattr(precompute.hub.retry, "WAIT", 0.01)
+        monkeypatch.setattr(backoff, "cut_short", hurried)
         monkeypatch.setattr(push_loop, "POLL", 0.02)
         monkeypatch.setattr(push_loop, "OUTAGE", 0.05)
         monkeypatch.setattr(follow, "RETRY", 0.05)

@@ -1,26 +1,27 @@
 """Several folders, splits and pushers on one dataset of the Hub: after each push its files are what its manifest lists."""
 
+import os
 import random
 import re
+import signal
 import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import huggingface_hub.constants
 import pytest
 
-import precompute.hub.retry
+from builders.archives import backoff
+from builders.archives.backoff import cut_short
 from loader.format import MANIFEST, Manifest, Marker
 from precompute import push
 from precompute.errors import UsageError
 from precompute.hub import hub_dataset
 from precompute.hub.repository import Repository
-from precompute.hub.retry import PushError, Refusal, retry_after
+from precompute.hub.retry import PushError, Refusal
 from precompute.push import Config
 from precompute.shards.markers import manifest_of
 from precompute.shards.unit_writer import SidecarRow
@@ -35,18 +36,19 @@ from tests.support.finished_folder import (
     write_unit,
 )
 from tests.support.loopback_hub import Blob, LoopbackHub
+from tests.support.waiting import hurried
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def waits(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the push has waited for, in seconds; it did not take as long."""
     waited: list[float] = []
 
-    def sleep(seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    def wait(seconds: float) -> bool:
         waited.append(seconds)
-        sleep(min(seconds, 0.01))
+        return hurried(seconds)
 
-    monkeypatch.setattr(precompute.hub.retry.time, "sleep", sleep)
+    monkeypatch.setattr(backoff, "cut_short", wait)
     return waited
 
 
@@ -289,18 +291,40 @@ def test_no_more_than_an_hour_is_waited(
     hub.fail("POST", "/commit/", 429, times=99, headers={"Retry-After": seconds})
     with pytest.raises(PushError, match=r"slow down|asks to wait"):
         push.push(Config(write_shards(tmp_path / "latents"), REPO))
-    assert hub.asked("POST", "/commit/") == tries and sum(waits) <= 3601
+    assert hub.asked("POST", "/commit/") == tries and sum(waits) <= 3600
 
 
-@pytest.mark.parametrize("value", ["inf", "nan", "-5", "soon", "", "1e9", "9" * 40, "Fri, 99 Nov 2026"])
-def test_nonsense_is_no_wait(value: str) -> None:
-    error = OSError("refused")
-    error.response = SimpleNamespace(headers={"Retry-After": value})  # type: ignore[attr-defined]
-    assert retry_after(error) == 0
+def test_ctrl_c_ends_the_waits_of_all_that_read(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reader of markers has been asked to wait for ten minutes."""
+    push.push(Config(write_shards(tmp_path / "old", units=3), REPO))
+    waiting = threading.Semaphore(0)
+
+    def wait(seconds: float) -> bool:
+        waiting.release()
+        return cut_short(seconds)
+
+    def interrupt() -> None:
+        if waiting.acquire(timeout=60):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(backoff, "cut_short", wait)
+    hub.fail("HEAD", "train-00002.json", 429, times=99, headers={"Retry-After": "600"})
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    (tmp_path / "new").mkdir()
+    write_unit(tmp_path / "new", 0, 3)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        push.push(Config(tmp_path / "new", REPO))
+    assert time.monotonic() - began < 300
+    thread.join()
 
 
 def test_follow_sits_out_an_outage(hub: LoopbackHub, tmp_path: Path, waits: list[float]) -> None:
-    hub.fail("GET", "/tree/", 503, times=5 * precompute.hub.retry.ATTEMPTS)
+    """Two hours and more: patience is over twice, and the loop goes on."""
+    hub.fail("GET", "/tree/", 503, times=150)
     push.push(Config(write_shards(tmp_path / "latents"), REPO, follow=True))
     assert files_are_what_the_manifest_lists(hub).splits["train"].complete
 

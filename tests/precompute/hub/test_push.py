@@ -10,7 +10,6 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-import precompute.hub.retry
 from loader.format import MANIFEST, Manifest, Marker
 from precompute import push
 from precompute.errors import PrecomputeError, UsageError
@@ -183,7 +182,7 @@ def test_a_fault_that_stays_ends_the_push_and_a_later_one_goes_on(
     hub.fail("POST", "/commit/", status, times=99)
     with pytest.raises(PushError, match=said):
         push.push(Config(shards, REPO))
-    assert hub.asked("POST", "/commit/") == precompute.hub.retry.ATTEMPTS
+    assert hub.asked("POST", "/commit/") > 60, "an hour of pauses that grow to a minute"
     uploads = hub.asked("PUT", "/lfs/")
     hub.faults.clear()
     push.push(Config(shards, REPO))
