@@ -40,7 +40,7 @@ from loader.select import (
     select_text,
 )
 from loader.select_columns import columns_to_read
-from loader.state import Part, ShardSet
+from loader.state import PathShards, ShardSet
 from loader.tar_source import TarSource
 
 log = logging.getLogger("loader")
@@ -100,7 +100,7 @@ def assemble(paths: Paths, settings: Settings, world_size: int) -> Assembly:
         cache,
         ShardSet(
             [
-                Part(s.files.url, s.fingerprint + settings.condition.identity, s.names, c.tolist())
+                PathShards(s.files.url, s.fingerprint + settings.condition.identity, s.names, c.tolist())
                 for s, c in zip(sources, counts, strict=True)
             ]
         ),

@@ -23,7 +23,7 @@ from loader.select import Selection, encoder_of, mirror_of
 from loader.source import DataError, OpenShard
 
 Batch = dict[str, Any]
-Chosen = npt.NDArray[np.bool_]
+Mask = npt.NDArray[np.bool_]
 
 COPIES = 3  # of a damaged shard that are tried: another thread may have opened it before it was removed
 
@@ -109,15 +109,17 @@ class Work:
         for field, member, chosen in self._members(indexes):
             places = indexes[chosen], rows[chosen]
             if field in text:
-                self.rows.read_text(shard, field, self.select.further, *places, captions.only(chosen), errors)
+                errors |= self.rows.read_text(
+                    shard, field, self.select.further, *places, captions.only(chosen)
+                )
             else:
-                self.rows.read_field(shard, field, member, *places, errors)
+                errors |= self.rows.read_field(shard, field, member, *places)
         if self.select.extras:
             bucket = self.reader.bucket(number)
             errors |= self.extras.read(shard, indexes, rows, captions, self.drawn.flipped[indexes], bucket)
         return errors
 
-    def _members(self, indexes: I64) -> Iterator[tuple[Field, str, Chosen]]:
+    def _members(self, indexes: I64) -> Iterator[tuple[Field, str, Mask]]:
         """What is read of the samples at `indexes`: a field, its member's name, and for which of them."""
         image, mirror = self.select.image, self.drawn.flipped[indexes]
         yield image, image.name, ~mirror

@@ -25,7 +25,7 @@ from typing import Any
 from loader.cache_room import Room, open_part
 from loader.counts import Counts
 from loader.format import SHA256, FormatError
-from loader.part import Part
+from loader.part import GrowingFile
 from loader.printable import printable
 from loader.private_files import make_private_folder, open_private
 from loader.stopping import Stop
@@ -33,7 +33,7 @@ from loader.trust import Trust, digest
 
 log = logging.getLogger("loader")
 
-Fetch = Callable[[Part], None]  # completes a file, from the bytes that are here already
+Fetch = Callable[[GrowingFile], None]  # completes a file, from the bytes that are here already
 
 
 def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
@@ -158,7 +158,7 @@ class Cache:
 
     def _complete(self, descriptor: int, sha256: str, name: str, fetch: Fetch) -> None:
         """Fetch and verify."""
-        part = Part(descriptor)
+        part = GrowingFile(descriptor)
         self.busy.add(name)
         try:
             fetch(part)

@@ -22,16 +22,16 @@ F64 = npt.NDArray[np.float64]
 Captions = Literal["first", "random"] | Mapping[str, float]
 
 
-class Chosen(NamedTuple):
+class ChosenCaptions(NamedTuple):
     """A caption of each of some samples. of: 0 where it is one of the first ones, else 1 + the place of its kind among those that
     were added later; number: among those."""
 
     of: I64
     number: I64
 
-    def only(self, some: npt.NDArray[np.bool_]) -> "Chosen":
+    def only(self, some: npt.NDArray[np.bool_]) -> "ChosenCaptions":
         """Those of some of the samples."""
-        return Chosen(self.of[some], self.number[some])
+        return ChosenCaptions(self.of[some], self.number[some])
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,20 @@ class CaptionChoice:
         """Columns of the sidecar that it takes to choose."""
         return ["caption_kinds"] if isinstance(self.captions, Mapping) else []
 
-    def choose(self, table: Table, fields: Sequence[Field], samples: I64, chance: F64) -> Chosen:
+    def choose(self, table: Table, fields: Sequence[Field], samples: I64, chance: F64) -> ChosenCaptions:
         """The caption of each sample, by a number in [0, 1) of each."""
         embedded = None
         if self.captions != "first":
             embedded = table.derived("embedded", lambda: Embedded.of(table, fields, self.further))
         if embedded is None or not len(embedded.row):
             first = np.zeros(len(samples), np.int64)
-            return Chosen(first, first)
+            return ChosenCaptions(first, first)
         ends = table.derived("caption ends", lambda: np.cumsum([0.0, *self._shares(table, embedded)]))
         rows = table.rows[samples]
         low, high = ends[embedded.first[rows]], ends[embedded.first[rows + 1]]
         aim = np.minimum(low + chance * (high - low), np.nextafter(high, low))
         at = np.minimum(np.searchsorted(ends[1:], aim, side="right"), len(embedded.row) - 1)
-        return Chosen(embedded.of_kind[at], embedded.number[at])
+        return ChosenCaptions(embedded.of_kind[at], embedded.number[at])
 
     def _shares(self, table: Table, embedded: "Embedded") -> F64:
         """The share of each embedded caption of the shard, on a scale of its row's own."""
@@ -84,7 +84,8 @@ class CaptionChoice:
 class Embedded:
     """The captions of a shard that every text encoder has embedded, one row after another.
 
-    first: number of the first of each row, and of the end. row, of_kind, number: of each its row, and which of it, as Chosen has it.
+    first: number of the first of each row, and of the end. row, of_kind, number: of each its row, and which of it, as ChosenCaptions
+    has it.
     """
 
     first: I64

@@ -85,7 +85,7 @@ class LatentDataset(IterableDataset[Batch]):
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self.sampler.epoch = epoch
+        self.sampler.go_to(epoch, self.sampler.position)
 
     @property
     def position(self) -> int:
@@ -126,7 +126,7 @@ class LatentDataset(IterableDataset[Batch]):
         for number in range(first, sampler.batches_left(start), step):
             batch, _ = self.reader.read(*next(turns))
             if worker:
-                sampler.position = start + (number - first + step) * sampler.global_batch_size
+                sampler.go_to(sampler.epoch, start + (number - first + step) * sampler.global_batch_size)
             else:
                 sampler.step_over_batch()
             yield batch

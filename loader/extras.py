@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 
 from loader.border import json_object
-from loader.captions import Chosen
+from loader.bucket import Bucket
+from loader.captions import ChosenCaptions
 from loader.field_names import further_name
 from loader.format import Field, FormatError
 from loader.order import I64
@@ -79,7 +80,7 @@ class Extras:
         shard: OpenShard,
         indexes: I64,
         rows: I64,
-        captions: Chosen,
+        captions: ChosenCaptions,
         mirrored: npt.NDArray[np.bool_],
         bucket: str,
     ) -> dict[int, Exception]:
@@ -147,10 +148,8 @@ def _kind(table: Table, row: int, number: int) -> str:
 def target_size(image: Field, bucket: str) -> tuple[int, int]:
     """Height and width in pixels of the pictures that were encoded: of a bucket `1024x768` (+ those of other resolutions) its own."""
     resolution = resolution_of(image)
-    sizes = [tuple(map(int, size.split("x"))) for size in bucket.split("+")] if bucket else []
-    width, height = min(
-        sizes or [(resolution, resolution)], key=lambda size: abs(size[0] * size[1] - resolution**2)
-    )
+    sizes = Bucket.named(bucket).sizes or ((resolution, resolution),)
+    width, height = min(sizes, key=lambda size: abs(size[0] * size[1] - resolution**2))
     return height, width
 
 

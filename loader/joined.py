@@ -67,8 +67,11 @@ class JoinedSource:
     def reading(self, members: Sequence[str]) -> "JoinedSource":
         """The same, of which only these members are read: the tars of a part that has none of them are let be."""
         narrowed = copy.copy(self)
-        narrowed._used = [part for part in self.parts if _own(part, members)]
+        narrowed._use(members)
         return narrowed
+
+    def _use(self, members: Sequence[str]) -> None:
+        self._used = [part for part in self.parts if _own(part, members)]
 
     def files_of(self, field: Field) -> Files:
         """The folder that has a field."""

@@ -166,7 +166,7 @@ class Loader:
         """The batch that begins at `position` of the present epoch; the next one is ready ahead."""
         sampler = self._batches.sampler
         if sampler.position != position:
-            sampler.position = position
+            sampler.go_to(sampler.epoch, position)
             self.close()
         return self._next(self._open_stream())
 

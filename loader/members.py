@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from loader.buffers import Buffers
-from loader.captions import CaptionPlaces, Chosen
+from loader.captions import CaptionPlaces, ChosenCaptions
 from loader.field_names import further_names
 from loader.format import Field, FormatError
 from loader.npy import LONGEST_HEADER, bits16, npy_array, npy_header, stored_dtype
@@ -35,13 +35,14 @@ class Rows:
         further: Sequence[str],
         indexes: I64,
         rows: I64,
-        captions: Chosen,
-        errors: dict[int, Exception],
-    ) -> None:
+        captions: ChosenCaptions,
+    ) -> dict[int, Exception]:
         """One caption of each row, as `read_field` does. further: kinds of captions that were added later."""
+        errors: dict[int, Exception] = {}
         for of, member in enumerate(further_names(field.name, further)):
             part = captions.of == of
-            self.read_field(shard, field, member, indexes[part], rows[part], errors, captions.number[part])
+            errors |= self.read_field(shard, field, member, indexes[part], rows[part], captions.number[part])
+        return errors
 
     def read_field(
         self,
@@ -50,17 +51,17 @@ class Rows:
         member: str,
         indexes: I64,
         rows: I64,
-        errors: dict[int, Exception],
         captions: I64 | None = None,
-    ) -> None:
+    ) -> dict[int, Exception]:
         """Rows of a shard's table to indexes of the batch: one system call, header compared, data in its final place.
 
-        An error of a row goes to `errors`, by index. captions: of a text field, the number of each sample's.
+        The errors of rows are returned, by index. captions: of a text field, the number of each sample's.
         """
-        if captions is not None and self._read_captions(
-            shard, field, member, indexes, rows, captions, errors
-        ):
-            return
+        if captions is not None:
+            told = self._read_captions(shard, field, member, indexes, rows, captions)
+            if told is not None:
+                return told
+        errors: dict[int, Exception] = {}
         sizes = shard.table.size[member][rows].tolist()
         places = zip(indexes.tolist(), shard.table.offset[member][rows].tolist(), sizes, strict=True)
         self.counts["bytes"] += sum(sizes)
@@ -87,6 +88,7 @@ class Rows:
                     listed[index] = value
             except (OSError, FormatError) as error:
                 errors[index] = error
+        return errors
 
     def _read_captions(
         self,
@@ -96,16 +98,16 @@ class Rows:
         indexes: I64,
         rows: I64,
         captions: I64,
-        errors: dict[int, Exception],
-    ) -> bool:
+    ) -> dict[int, Exception] | None:
         """Read one caption of each member of a text field that holds several, as `read_field` does; nothing else of them is read.
 
-        captions: the number of each sample's. False where a member of this shard is one caption's.
+        captions: the number of each sample's. None where a member of this shard is one caption's.
         """
+        errors: dict[int, Exception] = {}
         table = shard.table
         parts = table.derived(f"parts {member}", lambda: CaptionPlaces.of(table, member))
         if parts is None:
-            return False
+            return None
         begin, end, total = parts.find(table.rows[rows], captions)
         bytes_of = known_axes(field)[-1] * np.dtype(stored_dtype(field.dtype)).itemsize
         header = table.size[member][rows] - total * bytes_of
@@ -134,7 +136,7 @@ class Rows:
                     self.listed[field.name][index] = value
             except (OSError, FormatError, RuntimeError) as error:
                 errors[index] = error
-        return True
+        return errors
 
     def stacked(self, field: Field, buffers: Buffers) -> torch.Tensor:
         """A field of one shape in all rows, be it another one in the next batch. Raises FormatError where it is not."""

@@ -15,7 +15,7 @@ def write_at(descriptor: int, data: Bytes, place: int) -> None:
         place, view = place + written, view[written:]
 
 
-class Part:
+class GrowingFile:
     """descriptor: of the file, which may hold the beginning from an earlier attempt. size: bytes that are here."""
 
     def __init__(self, descriptor: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from loader.order import I64
-from loader.part import PIECE, Part, write_at
+from loader.part import PIECE, GrowingFile, write_at
 from loader.private_files import make_private_folder
 
 JOIN = 1 << 16  # bytes between two members that are fetched with them, rather than in two requests
@@ -34,7 +34,7 @@ class Partial:
         """Raises OSError where not all of it can be written, as on a full disk."""
         write_at(self.descriptor, data, start)
 
-    def copy(self, part: Part) -> None:
+    def copy(self, part: GrowingFile) -> None:
         """Add what is here of the bytes that a part lacks next. Raises OSError where a span was not written."""
         for start, end in self.spans:
             while start <= part.size < end:

@@ -104,6 +104,10 @@ class RankFinder:
             return self._given
         return self.adopted if self._pickled and get_worker_info() is not None else present_rank()
 
+    def adopt(self, rank: Rank) -> None:
+        """Deal batches by this rank from now on."""
+        self.adopted = rank
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "adopted": self.find(), "_pickled": True}
 

@@ -20,7 +20,7 @@ from loader.cache import Cache, Fetch
 from loader.folders import LARGEST_MANIFEST, Files, LocalFolder
 from loader.format import FormatError
 from loader.http_ranges import Span
-from loader.part import Bytes, Part
+from loader.part import Bytes, GrowingFile
 from loader.partial import Partial
 from loader.printable import printable
 from loader.transport import FsspecTransport, HttpTransport, Interrupted, Transport
@@ -116,7 +116,7 @@ class RemoteFolder:
     def _fetch(self, name: str, size: int) -> Fetch:
         """Completes a file from what is here of it."""
 
-        def fetch(part: Part) -> None:
+        def fetch(part: GrowingFile) -> None:
             # Once: if the whole is not what it should be, nothing of it is believed.
             held = self._held.pop(name, None)
             if held and part.size < size:
@@ -125,7 +125,7 @@ class RemoteFolder:
 
         return fetch
 
-    def _fill(self, part: Part, name: str, held: Partial, size: int) -> None:
+    def _fill(self, part: GrowingFile, name: str, held: Partial, size: int) -> None:
         """Add what is held and the gaps between, as far as they come at the first attempt."""
         gaps = self.transport.in_order([(name, *gap) for gap in held.gaps(part.size, size)])
         with contextlib.closing(gaps), contextlib.suppress(OSError):
@@ -135,7 +135,7 @@ class RemoteFolder:
                 held.copy(part)
                 self.cache.stop.check(name)
 
-    def _fetch_rest(self, part: Part, name: str, size: int) -> None:
+    def _fetch_rest(self, part: GrowingFile, name: str, size: int) -> None:
         """Add all that is not here; whatever there is where the size is not known."""
         for chunk in self.stream(name, lambda: part.size, size):
             if not chunk:
@@ -149,7 +149,7 @@ class RemoteFolder:
             if part.size == size:
                 return
 
-    def _add(self, part: Part, data: Bytes) -> None:
+    def _add(self, part: GrowingFile, data: Bytes) -> None:
         part.add(data)
         self.cache.counts.add("fetched_bytes", len(data))
 

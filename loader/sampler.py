@@ -54,7 +54,7 @@ class StatefulSampler:
             return False
         self._check_rank(rank)
         log.info("rank %s of %d now (%s)", rank.number, rank.world_size, rank.told_by)
-        self.rank.adopted = rank
+        self.rank.adopt(rank)
         if not self._restored and self.epoch == self.position == 0:
             self._use_stride(stride_of(self._settings, self.order.unit, rank.world_size))
         return True
@@ -97,7 +97,11 @@ class StatefulSampler:
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`, unless it is the present one."""
         if epoch != self.epoch:
-            self.epoch, self.position = epoch, 0
+            self.go_to(epoch, 0)
+
+    def go_to(self, epoch: int, position: int) -> None:
+        """Let the next batch begin there."""
+        self.epoch, self.position = epoch, position
 
     def state_dict(self) -> State:
         """Say where the next batch begins, and the identity of the order; the same on every rank."""
@@ -120,9 +124,9 @@ class StatefulSampler:
     def load_state_dict(self, state: State, shards: Literal["same", "added"] = "same") -> None:
         """Go on where `state` was taken; see `LatentDataset.load_state_dict`."""
         added = check_state(state, self._identity(), self._shards, shards)
-        self.epoch, self.position = state["epoch"], state["position"]
+        self.go_to(state["epoch"], state["position"])
         if self.position and (added or (get_worker_info() is None and not self.batches_left(self.position))):
-            self.epoch, self.position = self.epoch + 1, 0
+            self.go_to(self.epoch + 1, 0)
         self._restored = True
         self._use_stride(state["stride"])
 
@@ -147,7 +151,7 @@ class StatefulSampler:
 
     def end_epoch(self) -> None:
         """Go to the beginning of the next one; with from_start, of the same."""
-        self.epoch, self.position = self._after(self.epoch), 0
+        self.go_to(self._after(self.epoch), 0)
 
     def _after(self, epoch: int) -> int:
         return epoch if self._settings.from_start else epoch + 1

@@ -24,7 +24,7 @@ def hash_of(value: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
+class PathShards:
     """The shards of one path. names: in the order of the manifest; samples: of each."""
 
     url: str
@@ -32,17 +32,17 @@ class Part:
     names: Sequence[str]
     samples: Sequence[int]
 
-    def only(self, units: set[int]) -> "Part":
+    def only(self, units: set[int]) -> "PathShards":
         """The part that lies in some units."""
         keep = [(n, s) for n, s in zip(self.names, self.samples, strict=True) if unit_of(n) in units]
-        return Part(self.url, self.fingerprint, [n for n, _ in keep], [s for _, s in keep])
+        return PathShards(self.url, self.fingerprint, [n for n, _ in keep], [s for _, s in keep])
 
 
 @dataclass(frozen=True)
 class ShardSet:
     """All shards of a loader, path by path."""
 
-    parts: Sequence[Part]
+    parts: Sequence[PathShards]
 
     def state(self) -> State:
         """What a state keeps of them: `shards`, `num_shards`, and `units P.R`: run R of path P, first << 31 | last."""

@@ -134,8 +134,7 @@ def run(config: Config) -> str:
         with tqdm(total=len(leases.units), initial=len(leases.finished()), unit="unit", disable=None) as bar:
 
             def show() -> None:
-                bar.n = len(leases.finished())
-                bar.refresh()
+                bar.update(len(leases.finished()) - bar.n)
 
             fields, most = sources[0].fields, config.samples_per_shard
             packer = Packer(output, packing, fields, (recipe, plan), most, keeper, show, cache.stop.set)

@@ -9,7 +9,7 @@ the recipe names can be opened.
 
 import datetime
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,9 +113,10 @@ def run(config: Config) -> list[Path]:
         if config.vae:
             raise
         notes.append(f"latents are shown in false colours: {error}")
-    images = source_images(manifest, split, samples, where, notes)
+    images, told = source_images(manifest, split, samples, where)
     cards = make_cards(samples, images, manifest, encoder)
-    figures = gather(store, manifest, markers, split, where, notes)
+    figures = gather(store, manifest, markers, split, where)
+    figures = replace(figures, notes=[*notes, *told, *figures.notes])
     twins = [make_pair(pair, manifest, encoder) for pair in figures.twins]
 
     title, subtitle = headline(manifest, split)

@@ -11,12 +11,13 @@ found, but rights, a disk or a network kept something from being read.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,8 @@ from precompute.shards.store import Store, expected_manifest
 from precompute.verification import check_folder as checks
 from precompute.verification.beside_check import check_beside
 from precompute.verification.check_folder import Finding
-from precompute.verification.read_folder import read_all, read_markers
+from precompute.verification.observation import Note, Observation
+from precompute.verification.read_folder import ShardFolder, read_all, read_markers
 from precompute.verification.verdict import keep_verdict
 
 SHOWN = 50  # findings; --json has them all
@@ -97,9 +99,9 @@ class Config(ModelFlags, SourceFlags, MainFlags):
     """All flags, in groups."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """What was checked. psnr: decibels by `KEY resolution`; bytes: of tars and sidecars read."""
+    """What was checked. psnr: decibels by `KEY FIELD`; bytes: of tars and sidecars read."""
 
     output: str
     mode: str
@@ -110,6 +112,14 @@ class Report:
     psnr: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+
+    def add(self, observation: Observation) -> None:
+        if isinstance(observation, Finding):
+            self.findings.append(observation)
+        elif isinstance(observation, Note):
+            self.notes.append(observation.text)
+        else:
+            self.psnr[observation.of] = observation.psnr
 
     @property
     def exit_code(self) -> int:
@@ -147,27 +157,46 @@ class Report:
         return line
 
 
-def verify(config: Config, report: Report) -> Iterator[Finding]:
-    """Every fault, as it is found; fills in the report on the way. Raises UsageError for flags that cannot be."""
-    store = opened(config, config.output)
+def verify(config: Config, on_finding: Callable[[Finding], object] = lambda finding: None) -> Report:
+    """Look at everything. on_finding: is told of each fault as it is found. Raises UsageError for flags that cannot be."""
+    started, store = time.monotonic(), opened(config, config.output)
     folder = read_markers(store)
-    markers, manifest = folder.markers, folder.manifest
+    found = bool(folder.markers) or folder.manifest is not None
+    expected = expected_manifest(folder.markers, folder.manifest) if found else None
+    shards = [shard for marker in folder.markers.values() for shard in marker.shards]
+    report = Report(
+        config.output,
+        mode_of(config),
+        {
+            name: {"samples": split.samples, "rejected": sum(split.rejected.values()), "rows": split.rows}
+            for name, split in (expected.splits.items() if expected else ())
+        },
+        shards=len(shards),
+        bytes=0 if config.quick else sum(shard.bytes for shard in shards),
+    )
+    for observation in observe(config, store, folder, expected) if expected else folder.findings:
+        report.add(observation)
+        if isinstance(observation, Finding):
+            on_finding(observation)
+    return replace(report, seconds=time.monotonic() - started)
+
+
+def mode_of(config: Config) -> str:
+    return "quick" if config.quick else "every byte"
+
+
+def observe(config: Config, store: Store, folder: ShardFolder, expected: Manifest) -> Iterator[Observation]:
+    """Everything of a folder that has markers or a manifest. expected: the manifest that it ought to have."""
+    markers = folder.markers
     yield from folder.findings
-    if not markers and manifest is None:
-        return
-    expected = expected_manifest(markers, manifest)
-    yield from checks.check_markers(markers, manifest, expected, folder.unknown)
+    yield from checks.check_markers(markers, folder.manifest, expected, folder.unknown)
     yield from checks.check_layout(store, markers, folder.unknown)
     yield from checks.check_null_caption(store, expected)
-    report.shards = sum(len(marker.shards) for marker in markers.values())
-    for name, split in expected.splits.items():
-        rejected = sum(split.rejected.values())
-        report.splits[name] = {"samples": split.samples, "rejected": rejected, "rows": split.rows}
     if config.beside:
         yield from check_beside(store, expected, markers, config.beside, functools.partial(opened, config))
-    if config.source or config.decode:  # first: a flag that is wrong shows in seconds
-        yield from check_meaning(store, expected, markers, config, report)
-    report.bytes = 0 if config.quick else sum(s.bytes for m in markers.values() for s in m.shards)
+    # First, so that a flag that is wrong shows in seconds.
+    if config.source or config.decode:
+        yield from check_meaning(store, expected, markers, config)
     yield from (
         checks.check_sizes(store.files, markers)
         if config.quick
@@ -181,8 +210,8 @@ def opened(config: Config, url: str) -> Store:
 
 
 def check_meaning(
-    store: Store, manifest: Manifest, markers: dict[str, Marker], config: Config, report: Report
-) -> Iterator[Finding]:
+    store: Store, manifest: Manifest, markers: dict[str, Marker], config: Config
+) -> Iterator[Observation]:
     """--source and --decode: the rows against their source, the latents against their images and captions."""
     # They bring datasets along, likeness torch: seconds to import.
     from precompute.input.recorded_source import Where
@@ -195,9 +224,7 @@ def check_meaning(
 
         models = Models(config.vae, config.text_encoder, config.features)
         base = opened(config, config.beside) if config.beside else None
-        likeness = check_likeness(store, manifest, markers, config.decode, where, models, base)
-        report.psnr, report.notes = likeness.psnr, likeness.notes
-        yield from likeness.findings
+        yield from check_likeness(store, manifest, markers, config.decode, where, models, base)
     if config.source:
         yield from check_source(store, manifest, markers, where)
 
@@ -224,20 +251,13 @@ def check_flags(config: Config) -> None:
 def run(config: Config) -> int:
     """Verify and print; the exit code."""
     check_flags(config)
-    mode = "quick" if config.quick else "every byte"
-    report, started = Report(config.output, mode), time.monotonic()
-    for finding in verify(config, report):
-        report.findings.append(finding)
-        if not config.json and len(report.findings) <= SHOWN:
-            tqdm.write(str(finding))
-    report.seconds = time.monotonic() - started
+    left = itertools.count(SHOWN, -1)
+    report = verify(config, lambda finding: config.json or next(left) <= 0 or tqdm.write(str(finding)))
     if "://" not in config.output:
-        keep_verdict(Path(config.output).expanduser(), report.verdict, mode)
+        keep_verdict(Path(config.output).expanduser(), report.verdict, report.mode)
     if is_store(config.output) and any("emove" in finding.cure for finding in report.findings):
         how = f"remove there: `{removal(config.output, config.store_option)}`, or by any other client of the store"
-        report.notes.append(
-            f"{how}; with a marker its unit's tars and parquets too, which are not written over"
-        )
+        report.add(Note(f"{how}; with a marker its unit's tars and parquets too, which are not written over"))
     if config.json:
         print(json.dumps({"whole": not report.findings, **dataclasses.asdict(report)}, indent=1))
         return report.exit_code

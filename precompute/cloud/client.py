@@ -9,10 +9,12 @@ from typing import Any, Self
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.store import ObjectStore
 
 from builders.archives import backoff
 from precompute.cloud.multipart import Multipart
-from precompute.cloud.objects import PROBE, TRIES, Objects, Version
+from precompute.cloud.objects import PROBE, TIMEOUT, TRIES, UPLOAD, Objects, Version
+from precompute.cloud.opening import open_stores
 from precompute.errors import UsageError
 
 Data = bytes | memoryview
@@ -25,15 +27,24 @@ CONFLICT = (AlreadyExistsError, PreconditionError)
 class Client(Objects):
     """Objects below a URL, written to under conditions. Raises as reading does."""
 
-    _multipart: Multipart | None = None
+    def __init__(
+        self,
+        flag: str,
+        url: str,
+        store: ObjectStore,
+        large: ObjectStore | None = None,
+        parts_options: Iterable[str] | None = None,
+    ) -> None:
+        """parts_options: NAME=VALUE for the client that sends large files to s3:// in parts; None: they go whole."""
+        super().__init__(flag, url, store, large)
+        in_parts = parts_options is not None and url.startswith("s3:")
+        self._multipart = Multipart(url, parts_options or (), self._ask) if in_parts else None
 
     @classmethod
     def open(cls, flag: str, url: str, options: Iterable[str], reads: float | None = None) -> Self:
         """options: NAME=VALUE. Raises UsageError."""
-        client = super().open(flag, url, options, reads)
-        if url.startswith("s3:"):
-            client._multipart = Multipart(url, options, client._ask)
-        return client
+        assert reads is None, "it writes"
+        return cls(flag, url, *open_stores(flag, url, options, (TIMEOUT, UPLOAD)), options)
 
     def create(self, key: str, data: Data) -> Version | None:
         """Write an object that is not there; None where another is. One that is equal counts as ours."""

@@ -66,6 +66,12 @@ class DeviceClock:
         self.busy = self.awaited = 0.0
         self.last: torch.cuda.Event | None = None  # behind the batch before
 
+    def count(self, busy: float, awaited: float, last: torch.cuda.Event | None = None) -> None:
+        """Add a batch. last: the event behind it."""
+        self.busy += busy
+        self.awaited += awaited
+        self.last = last
+
     def start(self) -> "Span":
         """Start the clock of one batch: `begin` before the images, `end` behind the last work, `wait` until all is done."""
         return Span(self)
@@ -108,12 +114,9 @@ class Span:
             spent = begin.elapsed_time(last)
             if self._clock.last is not None:  # two batches may overlap, on two streams
                 spent = min(spent, self._clock.last.elapsed_time(last))
-            self._clock.last = last
-            self._clock.busy += max(spent, 0.0) / 1000
-            self._clock.awaited += waited
+            self._clock.count(max(spent, 0.0) / 1000, waited, last)
         else:
-            self._clock.busy += self._seconds + waited
-            self._clock.awaited += self._seconds + waited
+            self._clock.count(self._seconds + waited, self._seconds + waited)
 
     def _record(self, stream: torch.cuda.Stream | None) -> None:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -177,7 +177,7 @@ DEFAULT: Model = "sdxl"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenModels:
     """The models of a run, as its flags name them."""
 
     vae: str
@@ -189,7 +189,9 @@ class Chosen:
         return "\n".join(f"  {flag} {shlex.quote(value)}" for flag, value in flags)
 
 
-def choose_models(name: Model | None, model: str | None, vae: str | None, given: Sequence[str]) -> Chosen:
+def choose_models(
+    name: Model | None, model: str | None, vae: str | None, given: Sequence[str]
+) -> ChosenModels:
     """The models of preset `name`, by default SDXL's, but for what single flags say.
 
     model: a folder or a Hub id with the pipeline's parts. given: `--text-encoder` values: they stand instead of the preset's; one
@@ -207,7 +209,7 @@ def choose_models(name: Model | None, model: str | None, vae: str | None, given:
         )
     for change in changes:
         values = _changed(values, change)
-    return Chosen(vae or preset.vae.replace("{}", model), tuple(values))
+    return ChosenModels(vae or preset.vae.replace("{}", model), tuple(values))
 
 
 def _changed(values: list[str], change: str) -> list[str]:

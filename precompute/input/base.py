@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from builders.archives import backoff
 from builders.archives.read_errors import describe
 from builders.core.record import Record
+from loader.bucket import Bucket
 from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
 from loader.joined import rows_hash
 from loader.recipe import BASE, Plan
@@ -67,15 +68,8 @@ class Base:
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Width and height of the pictures in each shard, at the largest resolution; empty without buckets."""
-        sizes = {
-            shard.name: shard.bucket.split("+")[-1] for shards in self._shards.values() for shard in shards
-        }
-        return {
-            name: (int(width), int(height))
-            for name, size in sizes.items()
-            if size
-            for width, height in [size.split("x")]
-        }
+        shards = (shard for unit in self._shards.values() for shard in unit)
+        return {shard.name: Bucket.named(shard.bucket).sizes[-1] for shard in shards if shard.bucket}
 
     @property
     def caption_kinds(self) -> set[str]:

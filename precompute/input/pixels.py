@@ -24,6 +24,7 @@ from builders.core.images import (
     orientation_of,
     probe,
 )
+from loader.bucket import Bucket
 from precompute.input.picture_hash import picture_hash
 
 MARGIN = 1.2  # a scaled edge that is hardly larger than the resolution costs sharpness: 36 dB at 1.02, 41 dB at 1.2
@@ -52,9 +53,9 @@ class Picture:
         return self.crops[max(self.crops)]
 
     @property
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the pixels: pictures of equal sizes can share a batch."""
-        return tuple(pixels.shape for pixels in self.pixels.values())
+    def bucket(self) -> Bucket:
+        """The bucket of the pixels: pictures of one can share a batch."""
+        return Bucket(tuple((pixels.shape[1], pixels.shape[0]) for pixels in self.pixels.values()))
 
 
 BLANK = Picture({}, 0, 0, {})  # where nothing of an image is encoded

@@ -43,42 +43,52 @@ class Reject:
     thumbnail: bytes | None
 
 
-@dataclass
-class Figures:
-    """rows: sidecar rows looked at; all others are over those or, of latents, over `latents_of` samples.
+@dataclass(frozen=True)
+class RowFigures:
+    """rows: sidecar rows looked at. edges: shorter edges, pixels. aspects: width / height. characters, tokens: lengths of
+    captions, tokens by text field. repeated: captions of several samples, and of how many; twice: samples whose caption another
+    has too. notes: what could not be had."""
 
-    speed: images/s by unit. edges: shorter edges, pixels. aspects: width / height. characters, tokens: lengths of captions,
-    tokens by text field. channels: (mean, std) of the scaled latents' channels by image field. twins: samples of nearly equal
-    images. repeated: captions of several samples, and of how many; twice: samples
-    whose caption another has too.
-    """
-
-    samples: int = 0
-    bytes: int = 0
-    units: tuple[int, int] = (0, 0)
     rows: int = 0
-    latents_of: int = 0
-    speed: list[float] = field(default_factory=list)
     edges: Array = field(default_factory=lambda: np.zeros(0))
     aspects: Array = field(default_factory=lambda: np.zeros(0))
     characters: Array = field(default_factory=lambda: np.zeros(0))
     tokens: dict[str, Array] = field(default_factory=dict)
-    channels: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    rejected: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[Reject]] = field(default_factory=dict)
     repeated: list[tuple[str, int]] = field(default_factory=list)
     twice: int = 0
-    twins: list[tuple[Sample, Sample]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def gather(
-    store: Store, manifest: Manifest, markers: dict[str, Marker], split: str, where: Where, notes: list[str]
-) -> Figures:
+@dataclass(frozen=True)
+class LatentFigures:
+    """latents_of: samples looked at. channels: (mean, std) of the scaled latents' channels by image field. twins: samples of nearly
+    equal images."""
+
+    latents_of: int = 0
+    channels: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    twins: list[tuple[Sample, Sample]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Figures(LatentFigures, RowFigures):
+    """All of a split. units: finished, and in all. speed: images/s by unit. rejected: rows by reason; examples: some of them."""
+
+    samples: int = 0
+    bytes: int = 0
+    units: tuple[int, int] = (0, 0)
+    speed: list[float] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Reject]] = field(default_factory=dict)
+
+
+def gather(store: Store, manifest: Manifest, markers: dict[str, Marker], split: str, where: Where) -> Figures:
     """Look at one split. What cannot be had becomes a note."""
     done = manifest.splits[split]
     mine = {stem: marker for stem, marker in markers.items() if marker.split == split}
-    figures = Figures(
+    tables = list(_tables(store, mine))
+    return Figures(
+        **vars(describe_rows(tables, manifest)),
+        **vars(_describe_latents(store, mine, split, manifest)),
         samples=done.samples,
         bytes=sum(shard.bytes for shard in done.shards),
         units=(done.units_done, done.plan["units"]),
@@ -86,14 +96,8 @@ def gather(
             float(m.timings["images_per_second"]) for m in mine.values() if "images_per_second" in m.timings
         ],
         rejected=dict(done.rejected),
-        notes=list(notes),
+        examples=_find_rejects(tables, manifest, split, where),
     )
-    tables = list(_tables(store, mine))
-    if tables:
-        _describe_rows(figures, tables, manifest)
-    _describe_latents(figures, store, mine, split, manifest)
-    _find_rejects(figures, tables, manifest, split, where)
-    return figures
 
 
 def _tables(store: Store, markers: dict[str, Marker]) -> Iterator[tuple[int, pa.Table]]:
@@ -110,26 +114,38 @@ def _tables(store: Store, markers: dict[str, Marker]) -> Iterator[tuple[int, pa.
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _describe_rows(figures: Figures, tables: Sequence[tuple[int, pa.Table]], manifest: Manifest) -> None:
+def describe_rows(tables: Sequence[tuple[int, pa.Table]], manifest: Manifest) -> RowFigures:
+    """tables: (unit, sidecar)."""
+    if not tables:
+        return RowFigures()
     table = pa.concat_tables([table for _, table in tables], promote_options="default")
     good = table.filter(pa.compute.equal(table["status"], "ok"))
-    figures.rows = table.num_rows
     width, height = (good[name].drop_null().to_numpy().astype(float) for name in ("width", "height"))
-    if len(width) == len(height):
-        figures.edges, figures.aspects = np.minimum(width, height), width / np.maximum(height, 1)
+    known = len(width) == len(height)
     captions = [caption or "" for caption in good["caption"].to_pylist()]
-    figures.characters = np.array([len(caption) for caption in captions])
     counts = Counter(captions)
-    figures.repeated = [(caption, count) for caption, count in counts.most_common(8) if count > 1]
-    figures.twice = sum(count for count in counts.values() if count > 1)
+    tokens, notes = dict[str, Array](), list[str]()
     for spec in manifest.fields:
         if spec.kind == "caption_latents" and spec.shape[0] is None:
-            figures.tokens[spec.name] = _stored_lengths(good, spec)
+            tokens[spec.name] = _stored_lengths(good, spec)
     for encoder in manifest.recipe.get("text_encoders", ()):
         if encoder.get("padding") in (PADDINGS["full"], PADDINGS["masked"]):
             name = f"caption_latents_{encoder['name']}" if encoder.get("name") else "caption_latents"
             if name in {spec.name for spec in manifest.fields}:
-                _count_tokens(figures, name, encoder, captions[:20_000])
+                try:
+                    tokens[name] = _count_tokens(encoder, captions[:20_000])
+                except (OSError, ValueError) as error:
+                    notes.append(f"no token lengths of {name}: {str(error).splitlines()[0]}")
+    return RowFigures(
+        rows=table.num_rows,
+        edges=np.minimum(width, height) if known else np.zeros(0),
+        aspects=width / np.maximum(height, 1) if known else np.zeros(0),
+        characters=np.array([len(caption) for caption in captions]),
+        tokens=tokens,
+        repeated=[(caption, count) for caption, count in counts.most_common(8) if count > 1],
+        twice=sum(count for count in counts.values() if count > 1),
+        notes=notes,
+    )
 
 
 def _stored_lengths(good: pa.Table, spec: Field) -> Array:
@@ -141,15 +157,12 @@ def _stored_lengths(good: pa.Table, spec: Field) -> Array:
     return (sizes - 128) // (spec.shape[1] * np.dtype(stored_dtype(spec.dtype)).itemsize)
 
 
-def _count_tokens(figures: Figures, field_name: str, spec: dict[str, Any], captions: Sequence[str]) -> None:
-    try:
-        tokenizer = _tokenizer(spec)
-    except (OSError, ValueError) as error:
-        figures.notes.append(f"no token lengths of {field_name}: {str(error).splitlines()[0]}")
-        return
+def _count_tokens(spec: dict[str, Any], captions: Sequence[str]) -> Array:
+    """Tokens of each caption. Raises OSError or ValueError where the tokenizer cannot be had."""
+    tokenizer = _tokenizer(spec)
     template, skip = spec.get("template", "{}"), spec.get("skip", 0)
     counts = [len(tokenizer(template.replace("{}", caption))) - skip for caption in captions]
-    figures.tokens[field_name] = np.array(counts)
+    return np.array(counts)
 
 
 def _tokenizer(spec: dict[str, Any]) -> Any:
@@ -172,11 +185,11 @@ def _tokenizer(spec: dict[str, Any]) -> Any:
 
 
 def _describe_latents(
-    figures: Figures, store: Store, markers: dict[str, Marker], split: str, manifest: Manifest
-) -> None:
+    store: Store, markers: dict[str, Marker], split: str, manifest: Manifest
+) -> LatentFigures:
     specs = [spec for spec in manifest.fields if spec.kind in ("moments", "latents")]
     if not specs:
-        return
+        return LatentFigures()
     scale, shift = (per_channel(manifest.recipe["image_encoder"][name]) for name in ("scale", "shift"))
     sums: dict[str, list[Array]] = {spec.name: [] for spec in specs}
     seen, hashes = list[Sample](), []
@@ -188,13 +201,14 @@ def _describe_latents(
             if spec is specs[0]:
                 seen.append(dataclasses.replace(sample, arrays={spec.name: sample.arrays[spec.name]}))
                 hashes.append(perceptual_hash(latents))
-    figures.latents_of = len(seen)
+    channels: dict[str, list[tuple[float, float]]] = {}
     for name, parts in sums.items():
         if parts:
             mean, square = np.mean(parts, axis=0)
             std = np.sqrt(np.maximum(square - mean**2, 0))
-            figures.channels[name] = list(zip(mean.tolist(), std.tolist(), strict=True))
-    figures.twins = [(seen[a], seen[b]) for a, b in near_pairs(np.array(hashes))] if hashes else []
+            channels[name] = list(zip(mean.tolist(), std.tolist(), strict=True))
+    twins = [(seen[a], seen[b]) for a, b in near_pairs(np.array(hashes))] if hashes else []
+    return LatentFigures(len(seen), channels, twins)
 
 
 def perceptual_hash(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -219,8 +233,9 @@ def near_pairs(hashes: npt.NDArray[np.uint8], most: int = 12) -> list[tuple[int,
 
 
 def _find_rejects(
-    figures: Figures, tables: Sequence[tuple[int, pa.Table]], manifest: Manifest, split: str, where: Where
-) -> None:
+    tables: Sequence[tuple[int, pa.Table]], manifest: Manifest, split: str, where: Where
+) -> dict[str, list[Reject]]:
+    """Some rejected rows of each reason."""
     wanted: dict[int, set[str]] = {}
     chosen: dict[str, list[str]] = {}
     for unit, table in tables:
@@ -235,9 +250,10 @@ def _find_rejects(
             records = find_records(open_recorded(manifest, split, where), wanted)
         except (PrecomputeError, OSError, IndexError):
             pass  # source_images has noted it
-    for reason, keys in chosen.items():
-        images = [records[key].image if key in records else None for key in keys]
-        figures.examples[reason] = [Reject(k, _thumbnail(i)) for k, i in zip(keys, images, strict=True)]
+    return {
+        reason: [Reject(key, _thumbnail(records[key].image if key in records else None)) for key in keys]
+        for reason, keys in chosen.items()
+    }
 
 
 def _thumbnail(data: bytes | None) -> bytes | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from builders.archives import backoff
+from loader.bucket import Bucket
 from loader.format import Field, FormatError
 from loader.recipe import Plan, Recipe
 from precompute.errors import LostLease, SourceError
@@ -86,9 +87,7 @@ class Packer:
     def _write(self, lease: Lease) -> None:
         """Write one unit, unless another process takes it over meanwhile, or all are to stop."""
         unit, started = lease.unit.index, time.monotonic()
-        bucket = self._packing.bucket(unit)
-        sizes = [tuple(map(int, size.split("x"))) for size in bucket.split("+")] if bucket else []
-        group = tuple((height, width) for width, height in sizes)
+        bucket = Bucket.named(self._packing.bucket(unit))
         writer = None
         try:
             lease.check()
@@ -96,7 +95,7 @@ class Packer:
             writer = UnitWriter(self._output, unit, names, self._most, lease.owner)
             rows, pieces = self._packing.rows(unit, self._fields, self._at_once)
             extensions = [*(field.member for field in self._fields), *TEXTS]
-            writer.copy(rows, extensions, self._threads.each(pieces), group, self._hasher)
+            writer.copy(rows, extensions, self._threads.each(pieces), bucket, self._hasher)
             lease.check()
             timings = {"seconds": round(time.monotonic() - started, 3)}
             writer.commit(self._recipe, self._fields, self._plan, timings)

@@ -14,15 +14,16 @@ import functools
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from builders.core.images import UndecodableImage
 from builders.core.record import Record
-from precompute.encode.batch_encoder import BatchEncoder, EncoderInput
+from loader.bucket import Bucket
+from precompute.encode.batch_encoder import BatchEncoder
 from precompute.errors import PrecomputeError
-from precompute.input.base_records import BaseRecords, CaptionedRecord
+from precompute.input.base_records import BaseRecords
 from precompute.input.pixels import Picture
 from precompute.input.records import Records
 from precompute.runtime.commits import Commits
@@ -71,15 +72,13 @@ class Pipeline:
             self._threads.start(self._write)
             try:
                 for batch in self._batches():
-                    if batch.good:
-                        samples = [_input(item, self._encoder.max_captions) for item in batch.good]
-                        batch.in_flight = self._encoder.launch(samples)
+                    batch.launch(self._encoder)
                     if batch.last:
                         self._encoder.start_unit()
                     self._launched.append(batch)
                     if len(self._launched) > 1:
                         self._hand_over(self._launched.popleft())
-                    self.stats.seconds = time.monotonic() - started
+                    self.stats.last(time.monotonic() - started)
                     self._on_progress(self.stats)
                 for batch in self._launched:
                     self._hand_over(batch)
@@ -89,7 +88,7 @@ class Pipeline:
                 self._threads.fail(error)
                 decoders.shutdown(wait=False, cancel_futures=True)
                 self._threads.join()
-        self.stats.seconds = time.monotonic() - started
+        self.stats.last(time.monotonic() - started)
         self._threads.raise_failure()
         return self.stats
 
@@ -116,27 +115,26 @@ class Pipeline:
 
         A rejected row goes with the picture before it, the first ones with the first picture; a layer's with its shard's.
         """
-        filling: dict[Hashable, Batch] = {}
-        group: Hashable = None
+        filling: dict[str | Bucket | None, Batch] = {}
+        bucket: Bucket | None = None
         while (entry := self._next_decoded()) is not None:
             lease, item = entry
             if item is None:
-                *others, last = filling.values() or [Batch(lease, group)]
+                *others, last = filling.values() or [Batch(lease, bucket)]
                 yield from others
-                last.last = True
+                last.end_unit()
                 yield last
-                filling, group = {}, None
+                filling, bucket = {}, None
                 continue
             if item.picture is not None:
-                if group is None and None in filling:
-                    filling[item.picture.sizes] = filling.pop(None)
-                group = item.picture.sizes
-            shard = item.record.shard
-            batch = filling.setdefault(shard or group, Batch(lease, group))
-            batch.group = batch.group if shard and item.picture is None else group
-            batch.add(item)
+                if bucket is None and None in filling:
+                    filling[item.picture.bucket] = filling.pop(None)
+                bucket = item.picture.bucket
+            place = item.record.shard or bucket
+            batch = filling.setdefault(place, Batch(lease, bucket))
+            batch.add(item, bucket)
             if len(batch.good) == self._output.batch_size:
-                yield filling.pop(shard or group)
+                yield filling.pop(place)
 
     def _write(self) -> None:
         unit: OpenUnit | None = None
@@ -178,15 +176,11 @@ class Pipeline:
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.monotonic()
         yield
-        setattr(self.stats, stage, getattr(self.stats, stage) + time.monotonic() - started)
+        self.stats.spend(stage, time.monotonic() - started)
 
     def _hand_over(self, batch: Batch) -> None:
-        results = self._encoder.collect(batch.in_flight) if batch.in_flight else []
-        for item, encoded in zip(batch.good, results, strict=True):
-            item.take(encoded)
-        batch.in_flight, self.stats.images = None, self.stats.images + len(batch.good)
-        self.stats.rows += len(batch.items)
-        self.stats.device, self.stats.awaited = self._encoder.clock.busy, self._encoder.clock.awaited
+        batch.collect(self._encoder)
+        self.stats.finish(len(batch.items), len(batch.good), self._encoder.clock)
         with self._timed("writing"):
             self._threads.put(self._encoded, batch)
 
@@ -202,12 +196,3 @@ def _decode(record: Record, read: Callable[[Record], Picture]) -> Item:
         raise PrecomputeError(
             "--num-threads: no memory left to decode an image; use fewer threads or processes, or a smaller --batch-size"
         ) from error
-
-
-def _input(item: Item, max_captions: int) -> EncoderInput:
-    record = item.record
-    assert item.picture is not None and record.caption is not None
-    captions = record.captions or (record.caption,)
-    if isinstance(record, CaptionedRecord):
-        captions = record.added
-    return EncoderInput(record.key, captions[:max_captions], item.picture.pixels)

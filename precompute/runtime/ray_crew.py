@@ -42,6 +42,18 @@ class Hand:
     dealt: list[Free] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
 
+    def settle(self, node: str) -> None:
+        """Begin there."""
+        self.node = node
+
+    def open(self) -> None:
+        """Have opened its session."""
+        self.is_open = True
+
+    def report(self, stats: Stats) -> None:
+        """Say what it has done so far."""
+        self.stats = stats
+
 
 Answer = Callable[[Hand, Any], None]
 
@@ -118,7 +130,7 @@ class Crew:
                 getattr(hand.actor, method).remote()
             ready = ray.wait(list(working), num_returns=len(working), timeout=FAREWELL)[0] if working else []
             for reference in ready:
-                working[reference].stats = ray.get(reference)
+                working[reference].report(ray.get(reference))
         for hand in self.hands:
             self._forget(hand)
 
@@ -137,7 +149,7 @@ class Crew:
         return self._config.ray_workers or num_gpus()
 
     def _started(self, hand: Hand, node: str) -> None:
-        hand.node = node
+        hand.settle(node)
         self.ask(hand, self._opened, "open")
 
     def _opened(self, hand: Hand, about: About) -> None:
@@ -147,7 +159,7 @@ class Crew:
                 f"--engine ray: the worker on {hand.node} reads another dataset or other models than the first; give all "
                 "nodes the same files and packages"
             )
-        hand.is_open = True
+        hand.open()
         self.ask(hand, self._ended, "work")
 
     def _ended(self, hand: Hand, stats: Stats) -> None:

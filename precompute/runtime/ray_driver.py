@@ -97,7 +97,8 @@ class RaySession:
         return free
 
     def _done(self, leases: Leases, free: Free, hand: Hand, answer: tuple[bool, Stats]) -> None:
-        is_finished, hand.stats = answer
+        is_finished, stats = answer
+        hand.report(stats)
         hand.dealt.remove(free)
         self._dealt.discard(free.unit.index)
         if is_finished:

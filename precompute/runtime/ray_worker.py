@@ -89,7 +89,7 @@ class Worker:
 
     def work(self) -> Stats:
         """Work on what is dealt until `end` or `stop`, and say what was done. Raises what stopped the work before."""
-        with backoff.until(self._enough), self._open, contextlib.suppress(_Stopped):
+        with backoff.until(self._enough), self._open, contextlib.suppress(_Dismissed):
             self._stats = self._session.work(self._leases, self._see)
         return self._stats
 
@@ -109,8 +109,8 @@ class Worker:
     def _see(self, stats: Stats) -> None:
         self._stats = stats
         if self._is_stopped:
-            raise _Stopped
+            raise _Dismissed
 
 
-class _Stopped(Exception):
+class _Dismissed(Exception):
     """Unwinds the pipeline."""

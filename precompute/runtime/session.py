@@ -24,7 +24,7 @@ from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import pick_device
 from precompute.encode.features import FeatureEncoder, open_feature_encoder
 from precompute.encode.image import ImageEncoder, open_image_encoder
-from precompute.encode.presets import DEFAULT, Chosen, choose_models
+from precompute.encode.presets import DEFAULT, ChosenModels, choose_models
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.errors import ModelError, UsageError
 from precompute.input import pixels
@@ -201,23 +201,23 @@ def check_factor(config: Config, encoder: ImageEncoder) -> None:
             )
 
 
-def models_of(config: Config) -> Chosen:
+def models_of(config: Config) -> ChosenModels:
     """The models that the flags name."""
     if config.beside and not config.for_model and not config.model:
-        return Chosen(config.vae or NOTHING, config.text_encoder)
+        return ChosenModels(config.vae or NOTHING, config.text_encoder)
     return choose_models(config.for_model, config.model, config.vae, config.text_encoder)
 
 
 def told_of_models(config: Config) -> str:
     """The models of a run as flags, which typed give the same recipe; empty where the user has typed all of them."""
-    models, typed = models_of(config), Chosen(config.vae or NOTHING, config.text_encoder)
+    models, typed = models_of(config), ChosenModels(config.vae or NOTHING, config.text_encoder)
     if models == typed and not (config.for_model or config.model):
         return ""
     others = ", and what other flags say" if config.vae or config.text_encoder else ""
     return f"--for {config.for_model or DEFAULT}{others}:\n{models}"
 
 
-def open_text_encoders(config: Config, models: Chosen, device: torch.device) -> list[TextEncoder]:
+def open_text_encoders(config: Config, models: ChosenModels, device: torch.device) -> list[TextEncoder]:
     encoders = [
         open_text_encoder(value, device, config.dtype, config.store) for value in models.text_encoders
     ]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from builders.core.record import Record
+from precompute.encode.devices import DeviceClock
 
 TIMES = ("seconds", "reading", "decoding", "writing", "awaited", "idle", "device")
 
@@ -32,6 +33,20 @@ class Stats:
         return Stats(
             *(mine + its for mine, its in zip(vars(self).values(), vars(other).values(), strict=True))
         )
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """stage: one of TIMES."""
+        setattr(self, stage, getattr(self, stage) + seconds)
+
+    def last(self, seconds: float) -> None:
+        """So long it has all taken by now."""
+        self.seconds = seconds
+
+    def finish(self, rows: int, images: int, clock: DeviceClock) -> None:
+        """Count a batch that the device is done with."""
+        self.rows += rows
+        self.images += images
+        self.device, self.awaited = clock.busy, clock.awaited
 
     def counted(self, rows: Iterable[Record]) -> Iterator[Record]:
         """The rows of a unit, counted as they are read."""

@@ -4,15 +4,16 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from builders.core.record import Record
+from loader.bucket import Bucket
 from loader.field_names import further_name
 from loader.recipe import Plan, Recipe
 from loader.sidecar_schema import PHASH, tokens_column
-from precompute.encode.batch_encoder import BatchEncoder, Encoded, InFlight
+from precompute.encode.batch_encoder import BatchEncoder, Encoded, EncoderInput, InFlight
 from precompute.errors import LostLease
 from precompute.input.base_records import CaptionedRecord
 from precompute.input.pixels import Picture
@@ -55,6 +56,15 @@ class Item:
         self.record, self.picture = replace(record, image=None), picture
         self.encoded: Encoded | None = None
 
+    def as_input(self, max_captions: int) -> EncoderInput:
+        """What the device is given of it, once it is decoded."""
+        record = self.record
+        assert self.picture is not None and record.caption is not None
+        captions = record.captions or (record.caption,)
+        if isinstance(record, CaptionedRecord):
+            captions = record.added
+        return EncoderInput(record.key, captions[:max_captions], self.picture.pixels)
+
     def take(self, encoded: Encoded | None) -> None:
         """What the device made of it; None where some number is none."""
         self.encoded = encoded
@@ -66,20 +76,39 @@ class Item:
 class Batch:
     """Rows of one unit in source order, those to encode and the rejected ones between them; `last` ends the unit.
 
-    group: the size of the pictures, as they share a shard only with their like.
+    bucket: of the pictures; None as long as there is none.
     """
 
     lease: UnitLease
-    group: Hashable
+    bucket: Bucket | None
     items: list[Item] = field(default_factory=list)
     good: list[Item] = field(default_factory=list)
     last: bool = False
-    in_flight: InFlight | None = None
+    _in_flight: InFlight | None = None
 
-    def add(self, item: Item) -> None:
+    def add(self, item: Item, bucket: Bucket | None) -> None:
+        """bucket: of its picture, or where it has none of the last one; in a layer it says nothing of a row without."""
         self.items.append(item)
         if item.picture is not None:
             self.good.append(item)
+        if item.picture is not None or not item.record.shard:
+            self.bucket = bucket
+
+    def end_unit(self) -> None:
+        """Be the last one of the unit."""
+        self.last = True
+
+    def launch(self, encoder: BatchEncoder) -> None:
+        """Let the device begin."""
+        if self.good:
+            self._in_flight = encoder.launch([item.as_input(encoder.max_captions) for item in self.good])
+
+    def collect(self, encoder: BatchEncoder) -> None:
+        """Wait for the device, and give each item its arrays."""
+        results = encoder.collect(self._in_flight) if self._in_flight else []
+        for item, encoded in zip(self.good, results, strict=True):
+            item.take(encoded)
+        self._in_flight = None
 
 
 class OpenUnit:
@@ -109,9 +138,9 @@ class OpenUnit:
                     return
                 row, shard = _sidecar_row(item), item.record.shard
                 if item.record.reject is not None:
-                    self._writer.reject(row, item.record.reject, batch.group, shard)
+                    self._writer.reject(row, item.record.reject, batch.bucket, shard)
                 else:
-                    self._writer.write(row, self._members(item, row), batch.group, shard)
+                    self._writer.write(row, self._members(item, row), batch.bucket, shard)
                     self._samples += 1
 
     def finish(self, leases: UnitLeases, ended: float) -> None:

@@ -22,7 +22,7 @@ def walk_tar(file: BinaryIO, update: Callable[[memoryview], object]) -> Iterator
 
     update: is given every byte of the file, once and in order. Raises BadTar.
     """
-    window = _Window(file, update)
+    window = _Blocks(file, update)
     long_name = None
     while True:
         header = bytes(window.take(BLOCK))
@@ -65,7 +65,7 @@ def _pax_path(records: bytes) -> bytes | None:
     return None
 
 
-class _Window:
+class _Blocks:
     """Reads a stream forward in large blocks, into one buffer, and hands out views of it."""
 
     def __init__(self, file: BinaryIO, update: Callable[[memoryview], object]) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from loader.bucket import Bucket
 from loader.field_names import further_kind
 from loader.format import Field, Marker, Shard, npy_parts
 from loader.recipe import Plan, Recipe
@@ -53,10 +54,10 @@ class SidecarRow:
 
 
 class Place(NamedTuple):
-    """Which shard of a unit a row goes into: the one of its group, or in a layer the one of this name."""
+    """Which shard of a unit a row goes into: the one of its bucket, or in a layer the one of this name."""
 
     shard: str | None = None
-    group: Hashable = None
+    bucket: Bucket | None = None
 
 
 class ShardWriter:
@@ -65,11 +66,15 @@ class ShardWriter:
     def __init__(self, folder: Path, number: int, schema: pa.Schema) -> None:
         self.path = folder / str(number)
         self.samples = 0
-        self.group: Hashable = None
+        self.bucket: Bucket | None = None
         self._schema = schema
         self._tar: TarWriter | None = None
         self._records: list[dict[str, Any]] = []
         self._copied: pa.Table | None = None
+
+    def belong(self, bucket: Bucket) -> None:
+        """Be the shard of a bucket."""
+        self.bucket = bucket
 
     def write(self, row: SidecarRow, members: Members) -> None:
         if self._tar is None:
@@ -157,29 +162,29 @@ class UnitWriter:
         self._rejected, self._kinds = Counter[str](), Counter[str]()
 
     def write(
-        self, row: SidecarRow, members: Members, group: Hashable = None, shard: str | None = None
+        self, row: SidecarRow, members: Members, bucket: Bucket | None = None, shard: str | None = None
     ) -> None:
         """One sample. members: extension (`moments_256.npy`, `txt`, `json`) -> file contents, or the array that an `.npy`
         file is to hold; adjacent in the tar.
 
-        group: samples of different groups never share a shard; with buckets, the shapes (H, W, 3) of their pixels.
+        bucket: samples of different ones never share a shard.
         shard: the name of the one that it goes into, of whatever size; in a layer, where all rows of a unit have one.
         """
         counts = {
             name: len(tokens) for name, tokens in row.columns.items() if name.startswith("caption_tokens")
         }
         self._kinds += _embedded_kinds(row.caption_kinds, counts)
-        place = Place(shard, None if shard else group)
+        place = Place(shard, None if shard else bucket)
         if not shard and place in self._open and self._open[place].samples == self._samples_per_shard:
             self._close(place)
-        self._shard(place, group).write(row, members)
+        self._shard(place, bucket).write(row, members)
 
     def copy(
         self,
         rows: pa.Table,
         extensions: Sequence[str],
         pieces: Iterable[Sequence[Piece]],
-        group: Hashable = None,
+        bucket: Bucket | None = None,
         hasher: Executor | None = None,
     ) -> None:
         """All samples of a unit of one shard. rows: what the sidecar keeps of them, offsets aside. pieces: of each where the members
@@ -193,12 +198,15 @@ class UnitWriter:
             known = {name: n for name, n in zip(names, counts, strict=True) if n is not None}
             for kind, embedded in _embedded_kinds(kinds, known).items():
                 self._kinds[kind] += count * embedded
-        self._shard(Place(None, group), group).copy(rows, extensions, pieces, hasher)
+        self._shard(Place(None, bucket), bucket).copy(rows, extensions, pieces, hasher)
 
-    def reject(self, row: SidecarRow, reason: str, group: Hashable = None, shard: str | None = None) -> None:
+    def reject(
+        self, row: SidecarRow, reason: str, bucket: Bucket | None = None, shard: str | None = None
+    ) -> None:
         """A source row that became no sample."""
         self._rejected[reason] += 1
-        self._shard(Place(shard, None if shard else group), None if shard else group).reject(row, reason)
+        bucket = None if shard else bucket
+        self._shard(Place(shard, bucket), bucket).reject(row, reason)
 
     def commit(
         self,
@@ -215,8 +223,8 @@ class UnitWriter:
         """
         if not self._open and not self._closed:
             self._shard(Place(next(iter(self._beside), None)))
-        for group in list(self._open):
-            self._close(group)
+        for place in list(self._open):
+            self._close(place)
         fields = tuple(fields)
         bucketed = any(None in field.shape[1:] for field in fields if field.kind in ("moments", "latents"))
         if self._beside:
@@ -237,7 +245,7 @@ class UnitWriter:
             paths = {suffix: writer.path.with_suffix(suffix) for suffix in suffixes}
             name = self._output.publish(paths, name)
             files.update(f"{name}{suffix}" for suffix in suffixes)
-            shards.append(replace(shard, name=name, bucket=_bucket_name(writer.group) if bucketed else ""))
+            shards.append(replace(shard, name=name, bucket=str(writer.bucket or "") if bucketed else ""))
         # A name may not be the one that was asked for: in a store an owner that died may have left another file there.
         if not self._beside:
             shards.sort(key=lambda shard: _by_number(shard.name))
@@ -262,12 +270,12 @@ class UnitWriter:
             shard.discard()
         self._output.end(self._begun)
 
-    def _shard(self, place: Place, group: Hashable = None) -> ShardWriter:
+    def _shard(self, place: Place, bucket: Bucket | None = None) -> ShardWriter:
         if place not in self._open:
             number = len(self._open) + len(self._closed)
             self._open[place] = ShardWriter(self._begun, number, self._schema)
-        if group is not None:
-            self._open[place].group = group
+        if bucket is not None:
+            self._open[place].belong(bucket)
         return self._open[place]
 
     def _close(self, place: Place) -> None:
@@ -277,12 +285,6 @@ class UnitWriter:
 
 def _by_number(name: str) -> tuple[int, str]:
     return len(name), name
-
-
-def _bucket_name(group: Hashable) -> str:
-    """`640x384`: width and height of the pictures, one pair for each resolution; empty where all rows were rejected."""
-    shapes = group if isinstance(group, tuple) else ()
-    return "+".join(f"{width}x{height}" for height, width, *_ in shapes)
 
 
 def _embedded_kinds(kinds: Sequence[str], counts: Mapping[str, int]) -> Counter[str]:

@@ -126,10 +126,9 @@ def check_tar(
     may_be_empty: names of fields that have no row for some captions. layer: a sample is its fields alone.
     """
     digest = hashlib.sha256()
-    found: dict[str, set[str]] = {}
     fine = True
     value_checks = _value_checks(fields, may_be_empty, layer)
-    for key, what in _tar_faults(value_checks, sidecar, walk_tar(tar, digest.update), found):
+    for key, what in _tar_faults(value_checks, sidecar, walk_tar(tar, digest.update)):
         fine = False
         yield Finding(shard.name, key, what, cure)
     if fine and digest.hexdigest() != shard.sha256:  # where something more exact was found, this adds nothing
@@ -140,10 +139,9 @@ def _tar_faults(
     checks: dict[str, ValueCheck],
     sidecar: Sidecar | None,
     members: Iterator[tuple[str, int, memoryview]],
-    found: dict[str, set[str]],
 ) -> Iterator[tuple[str, str]]:
-    """(key, what) of each fault; gathers the members found of each key."""
-    current = ""
+    """(key, what) of each fault."""
+    current, found = "", dict[str, set[str]]()
     try:
         for name, offset, data in members:
             key, _, extension = name.partition(".")

@@ -6,7 +6,6 @@ shows as contrast, a wrong shift as brightness.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,7 @@ from precompute.shards.store import Store
 from precompute.verification.caption_check import check_caption_states, check_null, check_texts
 from precompute.verification.check_folder import Finding, redo
 from precompute.verification.feature_check import Crops, check_features
+from precompute.verification.observation import Likeness, Note, Observation
 from precompute.verification.recipe_models import (
     Models,
     recipe_feature_encoders,
@@ -41,15 +41,6 @@ BRIGHTNESS = 8.0  # of 255; median
 SPREAD = (0.4, 2.5)  # standard deviation of latents over many samples; a VAE's scale is chosen to make it 1
 
 
-@dataclass
-class Likeness:
-    """psnr: decibels by `KEY resolution`. notes: what could not be looked at, and why."""
-
-    findings: list[Finding] = field(default_factory=list)
-    psnr: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
 def check_likeness(
     store: Store,
     manifest: Manifest,
@@ -58,35 +49,35 @@ def check_likeness(
     where: Where,
     models: Models,
     base: Store | None = None,
-) -> Likeness:
+) -> Iterator[Observation]:
     """Look at `count` samples of every split. base: of a layer, which says where its crops lie.
 
     Raises PrecomputeError where there is no model to decode with.
     """
-    result = Likeness()
     # A layer may be of text alone, or of pictures alone.
     has_images = bool(manifest.recipe.get("image_encoder"))
     encoder = recipe_image_encoder(manifest.recipe, models) if has_images else None
-    result.findings += check_encoder(encoder, manifest) if encoder else ()
+    if encoder:
+        yield from check_encoder(encoder, manifest)
     crops = Crops(manifest.recipe, base)
     text_encoders, notes = recipe_text_encoders(manifest.recipe, models)
     feature_encoders, others = recipe_feature_encoders(manifest.recipe, models)
-    result.notes += [*notes, *others]
+    yield from map(Note, (*notes, *others))
     for split in manifest.splits:
         samples = pick_samples(store, markers, split, count)
-        records = source_records(manifest, split, samples, where, result.notes)
+        records, untold = source_records(manifest, split, samples, where)
+        yield from map(Note, untold)
         images = {key: record.image for key, record in records.items() if record.image is not None}
         for spec in manifest.fields:
             if encoder and spec.kind in ("moments", "latents"):
-                _look(samples, images, spec, encoder, manifest.recipe, result)
+                yield from check_images(samples, images, spec, encoder, manifest.recipe)
         for one in feature_encoders:
-            result.findings += check_features(samples, images, one, manifest.recipe, crops, result.notes)
-        result.findings += check_texts(samples, records)
+            yield from check_features(samples, images, one, manifest.recipe, crops)
+        yield from check_texts(samples, records)
         for text_encoder in text_encoders:
-            result.findings += check_caption_states(samples, text_encoder, manifest.fields)
+            yield from check_caption_states(samples, text_encoder, manifest.fields)
             if not manifest.recipe.get("captions"):
-                result.findings += check_null(store, text_encoder)
-    return result
+                yield from check_null(store, text_encoder)
 
 
 def check_encoder(encoder: ImageEncoder, manifest: Manifest) -> Iterator[Finding]:
@@ -112,16 +103,16 @@ def check_encoder(encoder: ImageEncoder, manifest: Manifest) -> Iterator[Finding
 
 
 def source_images(
-    manifest: Manifest, split: str, samples: Sequence[Sample], where: Where, notes: list[str]
-) -> dict[str, bytes]:
-    """Source image bytes by key."""
-    records = source_records(manifest, split, samples, where, notes)
-    return {key: record.image for key, record in records.items() if record.image is not None}
+    manifest: Manifest, split: str, samples: Sequence[Sample], where: Where
+) -> tuple[dict[str, bytes], list[str]]:
+    """Source image bytes by key, and notes as `source_records` has them."""
+    records, notes = source_records(manifest, split, samples, where)
+    return {key: record.image for key, record in records.items() if record.image is not None}, notes
 
 
 def source_records(
-    manifest: Manifest, split: str, samples: Sequence[Sample], where: Where, notes: list[str]
-) -> dict[str, Record]:
+    manifest: Manifest, split: str, samples: Sequence[Sample], where: Where
+) -> tuple[dict[str, Record], list[str]]:
     """The samples' records, read again, by key; none, and a note, where the source is not at hand and nobody said that it is."""
     wanted: dict[int, set[str]] = {}
     for sample in samples:
@@ -130,12 +121,11 @@ def source_records(
         opened = open_recorded(manifest, split, where)
         if not where.is_named:
             tell_opened(f"--source {opened.source.dataset}, split {split}")
-        return find_records(opened, wanted)
+        return find_records(opened, wanted), []
     except (PrecomputeError, OSError, IndexError) as error:
         if where.is_named:
             raise
-        notes.append(f"no source images: {str(error).splitlines()[0]}")
-        return {}
+        return {}, [f"no source images: {str(error).splitlines()[0]}"]
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -153,14 +143,14 @@ def psnr(a: UInt8, b: UInt8) -> float:
     return min(99.0, 10 * float(np.log10(255**2 / error))) if error else 99.0
 
 
-def _look(
+def check_images(
     samples: Sequence[Sample],
     images: dict[str, bytes],
     spec: Field,
     encoder: ImageEncoder,
     recipe: Recipe,
-    result: Likeness,
-) -> None:
+) -> Iterator[Observation]:
+    """Decode the samples, and hold each against its source and against those around it."""
     sources: dict[str, UInt8] = {}
     for sample in samples:
         height, width = (cells * encoder.factor for cells in sample.arrays[spec.name].shape[1:])
@@ -168,9 +158,8 @@ def _look(
         if pixels is not None:
             sources[sample.key] = pixels
         elif images:
-            result.notes.append(
-                f"{sample.key}: its source image or its crop is not to be had; {spec.name} was not compared"
-            )
+            what = "its source image or its crop is not to be had"
+            yield Note(f"{sample.key}: {what}; {spec.name} was not compared")
     raws = [raw_latents(spec, sample.arrays[spec.name], recipe) for sample in samples]
     tones = []
     for place, (sample, raw) in enumerate(zip(samples, raws, strict=True)):
@@ -180,14 +169,12 @@ def _look(
                 decoded = decoded[:, ::-1]
             around = [s.key for s in samples[max(0, place - 2) : place + 3] if s.key in sources]
             what, decibels = compare(decoded, sample.key, {key: sources[key] for key in around})
-            result.psnr[f"{sample.key} {spec.name}"] = round(decibels, 2)
+            yield Likeness(f"{sample.key} {spec.name}", round(decibels, 2))
             tones.append(_tone(decoded, sources[sample.key]))
             if what:
-                result.findings.append(
-                    Finding(sample.shard, sample.key, f"{spec.name} {what}", redo(sample.stem))
-                )
-    result.findings += _check_tones(tones, spec)
-    result.findings += _check_spread(raws, spec, encoder)
+                yield Finding(sample.shard, sample.key, f"{spec.name} {what}", redo(sample.stem))
+    yield from _check_tones(tones, spec)
+    yield from _check_spread(raws, spec, encoder)
 
 
 def compare(decoded: UInt8, key: str, sources: dict[str, UInt8]) -> tuple[str, float]:

@@ -18,6 +18,7 @@ from precompute.shards.sidecar_table import read_sidecar_table
 from precompute.shards.store import Store
 from precompute.verification.caption_check import distance
 from precompute.verification.check_folder import READING, Finding, redo
+from precompute.verification.observation import Note, Observation
 from precompute.verification.source_check import source_pixels
 
 MOST = 2.0**31  # pixels of an edge that nothing tells
@@ -98,8 +99,7 @@ def check_features(
     encoder: FeatureEncoder,
     recipe: Recipe,
     crops: Crops,
-    notes: list[str],
-) -> Iterator[Finding]:
+) -> Iterator[Observation]:
     """Encode the sources' pictures again: features must be those of their own, not mirrored, and not of another sample's."""
     name = f"features_{encoder.spec.name}"
     again: dict[str, Tokens] = {}
@@ -112,10 +112,9 @@ def check_features(
                 encoder.tokens(turned)[0].cpu().numpy() for turned in (upright, upright.flip(-1))
             )
         elif images:
-            notes.append(
-                f"{sample.key}: its source image or its crop is not to be had; {name} was not compared"
-                + ("" if sample.key not in images else ", give --beside BASE")
-            )
+            what = f"its source image or its crop is not to be had; {name} was not compared"
+            cure = ", give --beside BASE" if sample.key in images else ""
+            yield Note(f"{sample.key}: {what}{cure}")
     for field, right, wrong in ((name, again, mirrored), (f"{name}_flipped", mirrored, again)):
         for sample in samples:
             fits = (

@@ -40,7 +40,8 @@ class ShardFolder:
 
 def read_markers(store: Store) -> ShardFolder:
     """Markers and manifest; a finding for each that cannot be read."""
-    folder = ShardFolder()
+    manifest, unread = _read_manifest(store)
+    folder = ShardFolder(manifest=manifest)
     for stem in store.marker_stems():
         try:
             marker = Marker.from_json(_read(store, f"{stem}.json"))
@@ -50,22 +51,29 @@ def read_markers(store: Store) -> ShardFolder:
             folder.add(stem, error.finding)
         except UNREADABLE as error:
             folder.add(stem, Finding(stem, "", f"the marker is unreadable ({error})", redo(stem)))
+    if unread:
+        folder.add(MANIFEST, unread)
+    return folder
+
+
+def _read_manifest(store: Store) -> tuple[Manifest | None, Finding | None]:
+    """The manifest; none, and a finding, where it cannot be read."""
+    if MANIFEST not in store.files:
+        return None, None
     try:
-        if MANIFEST in store.files:
-            text = _read(store, MANIFEST)
-            found = Manifest.from_json(text)
-            # What a reader of the JSON sees and ours does not, such as the totals.
-            if wrong := recipe_differences(json.loads(text), json.loads(found.to_json())):
-                raise FormatError(f"it does not say what it should: {wrong[0]}")
-            for split in found.splits.values():
-                checks.check_counts(split.plan, split.shards, split.rejected)
-            folder.manifest = found
+        text = _read(store, MANIFEST)
+        found = Manifest.from_json(text)
+        # What a reader of the JSON sees and ours does not, such as the totals.
+        if wrong := recipe_differences(json.loads(text), json.loads(found.to_json())):
+            raise FormatError(f"it does not say what it should: {wrong[0]}")
+        for split in found.splits.values():
+            checks.check_counts(split.plan, split.shards, split.rejected)
     except _NotRead as error:
-        folder.add(MANIFEST, error.finding)
+        return None, error.finding
     except UNREADABLE as error:
         cure = f"remove it and {rerun()}: it is made again from the markers"
-        folder.add(MANIFEST, Finding(MANIFEST, "", f"unreadable ({error})", cure))
-    return folder
+        return None, Finding(MANIFEST, "", f"unreadable ({error})", cure)
+    return found, None
 
 
 class _NotRead(Exception):
@@ -102,7 +110,7 @@ class Job:
     shard: Shard
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
     """What reading a shard gave. hashes: of the keys of its samples, int64."""
 
@@ -134,27 +142,27 @@ def read_all(store: Store, markers: dict[str, Marker], num_threads: int) -> Iter
 def read_shard(store: Store, job: Job) -> Outcome:
     """Read one shard to the last byte. What could not be read is a finding of its own; a missing file has been found already."""
     name, cure, fields = job.shard.name, redo(job.stem), job.marker.fields
-    outcome, sidecar, layer = Outcome([]), None, BASE in job.marker.recipe
+    findings, sidecar, layer = list[Finding](), None, BASE in job.marker.recipe
     if f"{name}.parquet" in store.files:
         try:
             data = _read(store, f"{name}.parquet")
-            sidecar, outcome.findings = contents.check_sidecar(job.shard, fields, data, cure, layer)
+            sidecar, findings = contents.check_sidecar(job.shard, fields, data, cure, layer)
         except _NotRead as error:
-            outcome.findings.append(error.finding)
+            findings.append(error.finding)
     if job.shard.samples and f"{name}.tar" in store.files:
         try:
             with _open(store, f"{name}.tar") as tar:
-                outcome.findings += contents.check_tar(
+                findings += contents.check_tar(
                     job.shard, fields, sidecar, tar, cure, quoted_fields(job.marker.recipe), layer
                 )
         except _NotRead as error:
-            outcome.findings.append(error.finding)
+            findings.append(error.finding)
         except (OSError, HTTPError) as error:
-            outcome.findings.append(not_read(f"{name}.tar", error))
-    if sidecar is not None:
-        outcome.statuses, outcome.trusted = sidecar.statuses, True
-        outcome.hashes = np.fromiter(map(hash, sidecar.rows), np.int64, len(sidecar.rows))
-    return outcome
+            findings.append(not_read(f"{name}.tar", error))
+    if sidecar is None:
+        return Outcome(findings)
+    hashes = np.fromiter(map(hash, sidecar.rows), np.int64, len(sidecar.rows))
+    return Outcome(findings, sidecar.statuses, hashes, trusted=True)
 
 
 def repeated_keys(store: Store, jobs: list[Job], outcomes: list[Outcome]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loader import make_loader
-from loader.state import Part, ShardSet, unit_of
+from loader.state import PathShards, ShardSet, unit_of
 from tests.support.keyed_shards import write_shards
 
 OPTIONS: dict[str, Any] = {
@@ -73,12 +73,12 @@ def test_shards_that_are_gone_or_changed_are_named(tmp_path: Path) -> None:
 def test_a_state_stays_small_whatever_the_shards(tmp_path: Path) -> None:
     """Two integers for a whole dataset, one more for each gap, and no more than some."""
     names = [f"train-{unit:05d}-{part:02d}" for unit in range(20_000) for part in range(5)]
-    whole = ShardSet([Part("x", "", names, [1] * len(names))])
+    whole = ShardSet([PathShards("x", "", names, [1] * len(names))])
     assert len(whole.state()) == 3
     gaps = [name for name in names if unit_of(name) % 1000]
-    assert len(ShardSet([Part("x", "", gaps, [1] * len(gaps))]).state()) == 2 + 20
+    assert len(ShardSet([PathShards("x", "", gaps, [1] * len(gaps))]).state()) == 2 + 20
     every = [name for name in names if unit_of(name) % 2]
-    scattered = ShardSet([Part("x", "", every, [1] * len(every))]).state()
+    scattered = ShardSet([PathShards("x", "", every, [1] * len(every))]).state()
     assert len(scattered) == 2
     assert whole.difference(scattered) == "shards: 50000 there, 100000 here; which, the state does not say"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loader.part import Part
+from loader.part import GrowingFile
 from loader.partial import Partial
 
 
@@ -20,7 +20,7 @@ def test_a_disk_that_takes_little_at_once_gets_all_of_it(
 
 
 def test_a_span_that_was_not_written_is_an_error_and_no_wait(tmp_path: Path) -> None:
-    part = Part(os.open(tmp_path / "part", os.O_RDWR | os.O_CREAT))
+    part = GrowingFile(os.open(tmp_path / "part", os.O_RDWR | os.O_CREAT))
     partial = Partial(tmp_path, [(0, 10)])
     partial.put(0, b"01234")
     with pytest.raises(OSError, match="is not here"):

@@ -117,7 +117,7 @@ def test_verify_preview_and_card_know_it(made: Path, tmp_path: Path) -> None:
     config = verify.Config(
         str(made / "new"), beside=str(made / "base"), decode=7, text_encoder=("toy", SECOND)
     )
-    assert not list(verify.verify(config, verify.Report("", "")))
+    assert not verify.verify(config).findings
     preview.run(preview.Config(str(made / "new"), to=tmp_path, num_samples=3))
     assert "own a" in (tmp_path / "report.html").read_text()
     card = render_card(Manifest.from_json((made / "new" / MANIFEST).read_bytes()), "USER/REPO")
@@ -132,7 +132,7 @@ def test_packed_it_is_drawn_alike(made: Path, tmp_path: Path) -> None:
         for path in (tmp_path / "packed", (made / "base", made / "new"))
     )
     assert all_same(found, expected)
-    assert not list(verify.verify(verify.Config(str(tmp_path / "packed")), verify.Report("", "")))
+    assert not verify.verify(verify.Config(str(tmp_path / "packed"))).findings
 
 
 @pytest.mark.parametrize(("given", "told"), [("a-b=re.jsonl", "'a-b' is no name"), ("b=re.txt", "ends in")])

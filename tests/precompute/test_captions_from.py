@@ -98,7 +98,7 @@ def findings(output: Path, raw: Path, options: tuple[str, ...]) -> list[object]:
         data_dir=raw / "raw",
         options=options,
     )
-    return list(verify.verify(config, verify.Report(str(output), "test")))
+    return verify.verify(config).findings
 
 
 def test_behind_and_prepared(raw, tmp_path, monkeypatch, capsys) -> None:
@@ -170,7 +170,7 @@ def test_datasets_of_others_are_joined_with_the_same_account(
     assert drawn(output, captions={"caption": 1}) == ["new c", "own a", "own b"]
     files = (f"captions_from={json.dumps({'llava': str(file)})}",)
     config = verify.Config(str(output), decode=3, text_encoder=("toy",), source=str(photos), options=files)
-    assert not list(verify.verify(config, verify.Report("", "")))
+    assert not verify.verify(config).findings
     gc.collect()  # datasets' imagefolder leaves its table to the garbage collector
 
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from precompute.verify import Config as VerifyConfig
-from precompute.verify import Report, verify
+from precompute.verify import verify
 from tests.support.launching import leftovers, tars
 from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
@@ -57,7 +57,7 @@ def check(output: Path, undisturbed: Path) -> None:
         assert (output / path.name).read_bytes() == path.read_bytes()
     assert (output / "manifest.json").read_bytes() == (undisturbed / "manifest.json").read_bytes()
     assert not leftovers(output)
-    assert not list(verify(VerifyConfig(str(output)), Report(str(output), "all")))
+    assert not verify(VerifyConfig(str(output))).findings
 
 
 def wait_for(output: Path, pattern: str) -> None:

@@ -24,7 +24,7 @@ from loader.format import Manifest
 from precompute import run
 from precompute.encode.image import ImageEncoder
 from precompute.runtime import session
-from precompute.verify import Config, Report, verify
+from precompute.verify import Config, verify
 from tests.support.raw.photos import HTML, encode, jpeg, truncated
 
 TARS, ROWS = 10, 100
@@ -177,7 +177,7 @@ def test_ledger_says_which_rows_and_why(tmp_path: Path, monkeypatch: pytest.Monk
     assert counts.pop("ok") == train.samples
     assert train.rejected == counts
     assert set(counts) == {*REASONS, "non_finite"}, "every reason there is"
-    assert not list(verify(Config(str(output)), Report(str(output), "all")))
+    assert not verify(Config(str(output))).findings
 
 
 @pytest.mark.usefixtures("flagged")

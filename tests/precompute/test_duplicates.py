@@ -67,7 +67,7 @@ def test_copies_are_found_and_the_largest_is_kept(
     batches = make_loader(output, 2, resolution=256, keys=str(kept), extras=["key"])
     assert sorted(key for batch in batches for key in batch["key"]) == sorted(keys)
     # What was made before, and what is packed of both, is as whole as ever; but it has no hashes.
-    assert not list(verify.verify(verify.Config(str(output)), verify.Report("", "")))
+    assert not verify.verify(verify.Config(str(output))).findings
     pack.run(pack.Config((str(output),), tmp_path / "packed", keys=kept))
     assert "0 groups" in choose.count_chosen(choose.Config(str(tmp_path / "packed"), duplicates=True))
 

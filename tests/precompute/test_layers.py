@@ -203,10 +203,7 @@ def test_a_row_that_fails_in_a_layer_alone_is_counted_there(folder: Path, raw: P
 
 
 def findings(output: Path, **options: Any) -> list[str]:
-    return [
-        str(finding)
-        for finding in verify.verify(verify.Config(str(output), **options), verify.Report("", ""))
-    ]
+    return [str(finding) for finding in verify.verify(verify.Config(str(output), **options)).findings]
 
 
 def test_verify_proves_a_layer_whole_and_of_its_base(folder: Path, raw: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def manifest_of(folder: Path) -> Manifest:
 
 
 def findings(folder: Path) -> list[str]:
-    return [str(finding) for finding in verify.verify(verify.Config(str(folder)), verify.Report("", ""))]
+    return [str(finding) for finding in verify.verify(verify.Config(str(folder))).findings]
 
 
 def test_base_and_layer_packed_are_what_is_made_at_once(folder: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_two_processes_killed_at_random_instants(folder: Path, tmp_path: Path, s
         assert tars(output) == tars(tmp_path / "undisturbed") and not leftovers(output)
         for path in [*(tmp_path / "undisturbed").glob("*.parquet"), tmp_path / "undisturbed" / MANIFEST]:
             assert (output / path.name).read_bytes() == path.read_bytes()
-        assert not list(verify.verify(verify.Config(str(output)), verify.Report("", "")))
+        assert not verify.verify(verify.Config(str(output))).findings
 
 
 def test_what_does_not_go_together_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from loader.printable import one_line
 from precompute import preview, run, verify
 from precompute.errors import ModelError, UsageError
 from precompute.report import sheet
-from precompute.report.figures import Figures, _describe_rows, near_pairs, perceptual_hash
+from precompute.report.figures import describe_rows, near_pairs, perceptual_hash
 from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
 from precompute.report.tiles import Card, Tile
 from precompute.shards import sample_reader
@@ -71,7 +71,7 @@ def test_the_sheet_shows_each_source_beside_what_its_latents_decode_to(demo: Pat
 
 
 def test_the_shards_are_left_as_they_were(demo: Path) -> None:
-    assert list(verify.verify(verify.Config(str(demo)), verify.Report("", ""))) == []
+    assert verify.verify(verify.Config(str(demo))).findings == []
 
 
 @pytest.mark.parametrize("caption", HOSTILE)
@@ -182,7 +182,7 @@ def test_a_model_from_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path) -> N
     assert "give that folder as --vae" in page
     assert "no token lengths of caption_latents: its model came from a folder" in page
     with pytest.raises(ModelError, match="--vae: the shards were made with a model from a folder, 'gpt2'"):
-        list(verify.verify(verify.Config(str(output), decode=1), verify.Report("", "")))
+        verify.verify(verify.Config(str(output), decode=1))
 
 
 @pytest.mark.parametrize("padding", ["max_length", "masked"])
@@ -192,8 +192,7 @@ def test_a_caption_without_spaces_has_its_length(padding: str) -> None:
     spec = Field("caption_latents", "caption_latents", "float16", (77, 6))
     manifest: Any = SimpleNamespace(fields=[spec], recipe={"text_encoders": [encoder]})
     row = {"status": "ok", "width": 64, "height": 64, "caption": "一只猫坐在窗台上"}
-    figures = Figures()
-    _describe_rows(figures, [(0, pa.Table.from_pylist([row]))], manifest)
+    figures = describe_rows([(0, pa.Table.from_pylist([row]))], manifest)
     assert figures.characters.tolist() == [8]
     assert figures.tokens["caption_latents"].tolist() == [8 * 3 + len("<a >") - 2]
 

@@ -60,8 +60,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def findings_of(folder: Path, **flags: Any) -> list[str]:
-    report = verify.Report(str(folder), "test")
-    return [str(finding) for finding in verify.verify(verify.Config(str(folder), **flags), report)]
+    return [str(finding) for finding in verify.verify(verify.Config(str(folder), **flags)).findings]
 
 
 def arrays_of(shards: Path) -> dict[str, dict[str, Any]]:

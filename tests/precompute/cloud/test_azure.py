@@ -42,8 +42,7 @@ def test_the_files_are_those_of_a_plain_run_and_are_read_there(
     for _ in range(2):
         run.run(config(url, raw, store_option=store.options))
         check(store, "plain/run", plain)
-    report = verify.Report("", "")
-    assert not list(verify.verify(verify.Config(url, store_option=store.options), report))
+    assert not verify.verify(verify.Config(url, store_option=store.options)).findings
     found = batches(url, storage_options=store.storage_options)
     assert all_same(found, batches(plain)) and len(found) == 12
     monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path))

@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, raw: Path, plain: Path) -> Pa
 
 def findings(store: FaultyStore, output: Path | str, base: Path | str) -> list[str]:
     given = verify.Config(str(output), beside=str(base), store_option=store.options)
-    return [str(finding) for finding in verify.verify(given, verify.Report("", ""))]
+    return [str(finding) for finding in verify.verify(given).findings]
 
 
 def batches(store: FaultyStore, *paths: Path | str) -> list[Any]:

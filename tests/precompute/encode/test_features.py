@@ -199,10 +199,7 @@ def test_a_layer_of_features_is_what_is_made_at_once(
 
 
 def told(folder: Path, **options: Any) -> list[str]:
-    return [
-        str(finding)
-        for finding in verify.verify(verify.Config(str(folder), **options), verify.Report("", ""))
-    ]
+    return [str(finding) for finding in verify.verify(verify.Config(str(folder), **options)).findings]
 
 
 @pytest.mark.parametrize(("name", "buckets"), [("dinov2", None), ("siglip2", None), ("siglip2", 16)])

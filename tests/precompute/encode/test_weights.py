@@ -134,5 +134,5 @@ def test_a_shift_that_is_left_out_stays_out(
         recipe = json.loads((output / "manifest.json").read_text())["recipe"]["image_encoder"]
         assert (recipe["shift"], recipe["model"], recipe["revision"]) == (0.0, REPOSITORY, COMMIT)
     config = verify.Config(str(base), decode=2, data_dir=photos)
-    said = [str(finding) for finding in verify.verify(config, verify.Report(str(base), "all"))]
+    said = [str(finding) for finding in verify.verify(config).findings]
     assert not [finding for finding in said if "of the recipe" in finding], "as the model's config has it"

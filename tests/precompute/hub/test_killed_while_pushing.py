@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from precompute.verify import Config as VerifyConfig
-from precompute.verify import Report, verify
+from precompute.verify import verify
 from tests.precompute.hub.test_push import REPO
 from tests.support.disk import Watch
 from tests.support.launching import leftovers, tars
@@ -77,4 +77,4 @@ def test_killed_while_they_push(
             assert hashlib.sha256(files[f"{shard['name']}.tar"].data).hexdigest() == shard["sha256"]
     assert not tars(output) and not leftovers(output)
     address = f"hf://datasets/{REPO}"
-    assert not list(verify(VerifyConfig(address), Report(address, "all")))
+    assert not verify(VerifyConfig(address)).findings

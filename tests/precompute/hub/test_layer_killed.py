@@ -42,4 +42,4 @@ def test_killed_beside_another_process_it_comes_out_the_same(
         finish(start, output, raw, **options)
         assert tars(output) == tars(tmp_path / "undisturbed") and not leftovers(output)
         config = verify.Config(str(output), beside=f"hf://datasets/{REPO}")
-        assert not list(verify.verify(config, verify.Report("", "")))
+        assert not verify.verify(config).findings

@@ -297,7 +297,7 @@ def test_no_more_than_an_hour_is_waited(
 def test_ctrl_c_ends_the_waits_of_all_that_read(
     hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each reader of markers has been asked to wait for ten minutes."""
+    """A reader of markers is asked to wait for ten minutes, by a status that the client leaves to us."""
     push.push(Config(write_shards(tmp_path / "old", units=3), REPO))
     waiting = threading.Semaphore(0)
 
@@ -310,7 +310,7 @@ def test_ctrl_c_ends_the_waits_of_all_that_read(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(backoff, "cut_short", wait)
-    hub.fail("HEAD", "train-00002.json", 429, times=99, headers={"Retry-After": "600"})
+    hub.fail("HEAD", "train-00002.json", 408, times=99, headers={"Retry-After": "600"})
     thread = threading.Thread(target=interrupt)
     thread.start()
     (tmp_path / "new").mkdir()

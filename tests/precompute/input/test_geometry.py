@@ -16,7 +16,7 @@ from precompute import run
 from precompute.errors import RecipeMismatch, UsageError
 from precompute.input.pixels import buckets, nearest_bucket, place_of, read_picture
 from precompute.verify import Config as VerifyConfig
-from precompute.verify import Report, verify
+from precompute.verify import verify
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import encode, jpeg, photo
 
@@ -154,8 +154,8 @@ def test_run_with_random_crops_is_found_right_by_verify(tmp_path: Path, buckets:
     run.run(config)
     recipe = Manifest.from_json((tmp_path / "out" / "manifest.json").read_bytes()).recipe
     assert (recipe["crop"], recipe["seed"]) == ("random", 0)
-    report = Report(str(tmp_path / "out"), "all")
-    assert not list(verify(VerifyConfig(str(tmp_path / "out"), decode=6, data_dir=tmp_path / "raw"), report))
+    report = verify(VerifyConfig(str(tmp_path / "out"), decode=6, data_dir=tmp_path / "raw"))
+    assert not report.findings
     assert len(report.psnr) == 12 and min(report.psnr.values()) > 12
     with pytest.raises(RecipeMismatch, match=r"seed: 0 there, 1 here"):
         run.run(replace(config, seed=1))

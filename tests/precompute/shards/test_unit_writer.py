@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from loader.bucket import Bucket
 from loader.format import FormatError, Marker, npy_bytes
 from precompute.errors import OutputError
 from precompute.shards.destination import WORK
@@ -178,11 +179,12 @@ def test_unit_of_rejected_rows_has_a_sidecar_and_no_tar(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "train-00000.parquet").column("key").to_pylist() == ["first", "last"]
 
 
-def test_groups_do_not_share_a_shard(tmp_path: Path) -> None:
+def test_buckets_do_not_share_a_shard(tmp_path: Path) -> None:
     writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 2, "1-ab")
-    for index, group in enumerate("abababa"):
-        writer.write(SidecarRow(f"{group}{index}"), {"txt": b""}, group)
-    writer.reject(SidecarRow("b7"), "too_small", "b")
+    buckets = {"a": Bucket(((64, 32),)), "b": Bucket(((32, 64),))}
+    for index, name in enumerate("abababa"):
+        writer.write(SidecarRow(f"{name}{index}"), {"txt": b""}, buckets[name])
+    writer.reject(SidecarRow("b7"), "too_small", buckets["b"])
     marker = writer.commit({}, [], {}, {})
     writer.discard()
     keys = [pq.read_table(tmp_path / f"{s.name}.parquet").column("key").to_pylist() for s in marker.shards]

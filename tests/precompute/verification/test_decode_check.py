@@ -70,9 +70,7 @@ def test_gravel_is_not_taken_for_a_smooth_grey_neighbour() -> None:
 
 
 def report_of(output: Path, **flags: object) -> verify.Report:
-    report = verify.Report(str(output), "test")
-    report.findings = list(verify.verify(verify.Config(str(output), **flags), report))
-    return report
+    return verify.verify(verify.Config(str(output), **flags))
 
 
 def remake(
@@ -262,7 +260,6 @@ def test_no_path_of_this_machine_is_published(tmp_path: Path) -> None:
 
 
 def test_a_manifest_with_another_scale_is_named(demo: Path) -> None:
-    report = verify.Report(str(demo), "test")
     store = Store(str(demo))
     there = read_folder.read_markers(store)
     markers, manifest = there.markers, there.manifest
@@ -270,7 +267,8 @@ def test_a_manifest_with_another_scale_is_named(demo: Path) -> None:
     recipe = {**manifest.recipe, "image_encoder": {**manifest.recipe["image_encoder"], "scale": 0.18215}}
     changed = SimpleNamespace(recipe=recipe, fields=manifest.fields, splits=manifest.splits)
     config = verify.Config(str(demo), decode=2)
-    found = list(verify.check_meaning(store, changed, markers, config, report))
+    told = verify.check_meaning(store, changed, markers, config)
+    found = [finding for finding in told if isinstance(finding, Finding)]
     assert [(f.shard, f.what.split(",")[0]) for f in found] == [
         ("manifest.json", "scale of the recipe is 0.18215")
     ]

@@ -42,7 +42,7 @@ def shards(tmp_path: Path) -> Path:
 
 def findings(output: Path, **flags: object) -> list[Finding]:
     config = verify.Config(str(output), **flags)
-    return list(verify.verify(config, verify.Report(str(output), "test")))
+    return verify.verify(config).findings
 
 
 def only(output: Path, **flags: object) -> Finding:
@@ -76,8 +76,8 @@ def rewrite(output: Path, samples: dict[str, dict[str, bytes]], listed: dict[str
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_clean_dataset_has_no_finding(tmp_path: Path, samples_per_shard: int, quick: bool) -> None:
     output = write_shards(tmp_path / "latents", samples_per_shard=samples_per_shard)
-    report = verify.Report(str(output), "test")
-    assert list(verify.verify(verify.Config(str(output), quick=quick), report)) == []
+    report = verify.verify(verify.Config(str(output), quick=quick))
+    assert report.findings == []
     assert report.splits == {"train": {"samples": 15, "rejected": 3, "rows": 18}}
     assert report.shards == 3 * (1 if samples_per_shard == 100 else 3)
 
