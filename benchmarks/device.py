@@ -111,7 +111,7 @@ def bare(image: ImageEncoder, text: TextEncoder, images: int, batch: int) -> flo
 
 
 class Decoded(torch.utils.data.Dataset[Any]):
-    """As the scripts' dataset: decoded in full, then resized and normalised for each resolution."""
+    """A dataset as that of the scripts: decoded in full, then resized and normalised for each resolution."""
 
     def __init__(self, images: int) -> None:
         self._images, self._jpegs, self._tokenizer = images, photographs(SIZE), ToyTokenizer()

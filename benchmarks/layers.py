@@ -77,7 +77,7 @@ def rate_of(path: Any, seconds: float = 2.0) -> float:
 
 
 def seconds_of(work: Callable[[Path], object]) -> float:
-    """Of one run into an empty folder in memory."""
+    """Time one run into an empty folder in memory."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         started = time.perf_counter()
         work(Path(folder))

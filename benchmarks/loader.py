@@ -196,7 +196,7 @@ def measure(name: str, folder: Path, workers: int, count: int) -> dict[str, floa
 
 
 def cpu_seconds() -> float:
-    """Of this process and all its threads; workers come and go, and are not in it."""
+    """Time of the CPU that this process and its threads had; workers come and go, and are not in it."""
     return sum(psutil.Process().cpu_times()[:2])
 
 

@@ -52,7 +52,7 @@ def ours(jpeg: bytes) -> Pixels:
 
 
 def plain(jpeg: bytes) -> list[torch.Tensor]:
-    """As trainers' scripts do: decode all; for each resolution resize the shorter edge, crop the centre, normalise to
+    """What trainers' scripts do: decode all; for each resolution resize the shorter edge, crop the centre, normalise to
     float in [-1, 1] on the host."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     found = []

@@ -73,7 +73,7 @@ class Nothing(Worker):
 
 
 class Pictures(Photographs):
-    """As records have it: no options, and no row is left out by design."""
+    """What records say of their source: no options, and no row is left out by design."""
 
     recipe: ClassVar[dict[str, str]] = {}
 

@@ -25,7 +25,8 @@ from precompute.shards.markers import manifest_of
 from precompute.shards.output_folder import OutputFolder, write_file
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
 
-FIELDS = (  # what SDXL's VAE and the paper's text encoder give: 16 + 64 + 154 KiB
+# What SDXL's VAE and the paper's text encoder give: 16 + 64 + 154 KiB.
+FIELDS = (
     Field("moments_256", "moments", "float16", (8, 32, 32), 0.13025, 0.0),
     Field("moments_512", "moments", "float16", (8, 64, 64), 0.13025, 0.0),
     Field("caption_latents", "caption_latents", "float16", (77, 1024)),

@@ -104,9 +104,8 @@ class Diffusiondb(ArchiveBuilder):
         extras: dict[str, Any] = {"image_nsfw": image_nsfw, "prompt_nsfw": prompt_nsfw}
         extras |= {column: _cast(kind, (found or {}).get(key)) for column, (key, kind) in _PARAMETERS.items()}
         limit = 1.0 if self.config.safety_threshold is None else self.config.safety_threshold
-        is_safe = scores is not None and all(
-            score is not None and score <= limit for score in scores
-        )  # NaN is not
+        # A score of NaN is not safe.
+        is_safe = scores is not None and all(score is not None and score <= limit for score in scores)
         captions = None if found is None or found.get("p") is None else [found["p"]]
         return SourceRow(
             make_key(stem(name)),

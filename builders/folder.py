@@ -207,9 +207,8 @@ def _list_files(
         if len(pictures) < 2:
             used.update(() if any(listed.get(path) for path in pictures) else sidecars[:1])
             files.append(_File(make_key(stem), next(iter(pictures), None), next(iter(sidecars), None)))
-        for path in (
-            pictures if len(pictures) > 1 else ()
-        ):  # cat.jpg beside cat.png: the suffix goes into the key
+        # Where cat.jpg lies beside cat.png, the suffix goes into the key.
+        for path in pictures if len(pictures) > 1 else ():
             own = [name for name in sidecars if os.path.splitext(name)[0] == path] or sidecars[:1]
             used.update(() if listed.get(path) else own[:1])
             files.append(_File(make_key(path), path, own[0] if own else None))

@@ -122,9 +122,8 @@ class Journeydb(ArchiveBuilder):
         captions = {"prompt": prompt if plain else without_flags(str(prompt)), "gpt": sentence}
         kinds = ["prompt", "gpt"] if self.config.caption_field == "prompt" else ["gpt", "prompt"]
         if clean_captions([captions[kinds[0]]], self.config.caption_cleaning)[1] is not None:
-            kinds = kinds[
-                :1
-            ]  # the other does not stand in for it: the row is rejected by the one that was asked for
+            # The other does not stand in for it: the row is rejected by the one that was asked for.
+            kinds = kinds[:1]
         extras = {
             "prompt": prompt,
             "task1": _dumps(found.get("Task1")),

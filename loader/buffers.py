@@ -27,9 +27,8 @@ class Buffers:
         if get_worker_info() is not None:
             storage = torch.UntypedStorage._new_shared(2 * size)  # type: ignore[no-untyped-call]
             return torch.empty(0, dtype=torch.float16).set_(storage, 0, shape)  # type: ignore[call-overload]
-        if (
-            self._pin_memory
-        ):  # torch keeps pinned memory itself, and knows when a copy to the device has ended
+        # Torch keeps pinned memory itself, and knows when a copy to the device has ended.
+        if self._pin_memory:
             return torch.empty(shape, dtype=torch.float16, pin_memory=True)
         with self._lock:
             kept = self._kept

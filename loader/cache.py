@@ -179,9 +179,8 @@ class Cache:
                 if not wait:
                     raise
                 continue
-            if whole.exists() and _is(
-                part, descriptor
-            ):  # it became whole before we made this part, an empty one
+            # It became whole before we made this part, an empty one.
+            if whole.exists() and _is(part, descriptor):
                 part.unlink()
             return _is(part, descriptor)
         return False

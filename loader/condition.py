@@ -31,13 +31,14 @@ from loader.source import ManifestSource
 from loader.tar_source import TarSource
 
 Keys = str | os.PathLike[str] | Iterable[str]
+# Columns of a sidecar; `extras` is a JSON object of more of them.
 COLUMNS = (
     "key",
     "caption",
     "width",
     "height",
     "source",
-)  # of a sidecar; `extras` is a JSON object of more of them
+)
 NO_COLUMNS = {
     "and",
     "or",

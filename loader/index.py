@@ -31,9 +31,8 @@ I64 = npt.NDArray[np.int64]
 log = logging.getLogger("loader")
 
 VERSION = 2  # of what is remembered
-SAMPLE = re.compile(
-    r"((?:.*/)?[^./]+)\.([^/]+)"
-)  # WebDataset's rule: the key ends at the first dot of the file name
+# WebDataset's rule: the key ends at the first dot of the file name.
+SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
 
 
 class DoubledMember(FormatError):

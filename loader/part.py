@@ -35,7 +35,7 @@ class GrowingFile:
 
     @property
     def sha256(self) -> str:
-        """Of what is here."""
+        """Hash what is here."""
         return self._sha256.hexdigest()
 
     def _count(self, data: Bytes) -> None:

@@ -50,7 +50,7 @@ class RemoteFolder:
         self._unproven = Unproven()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of the first batches nothing goes with a copy: it is a file of this process."""
+        """Leave the first batches behind: they lie in a file of this process."""
         return {**self.__dict__, "_held": {}, "_unproven": Unproven()}
 
     def address(self, name: str) -> str:

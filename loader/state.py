@@ -99,9 +99,8 @@ class ShardSet:
                     return None
                 first, last = packed >> BITS, packed & (1 << BITS) - 1
                 here = {unit_of(n) for n in self.parts[int(match[1])].names}
-                if last - first > len(here) + (
-                    1 << 20
-                ):  # no state of ours, or of a dataset that is not this one
+                # It is no state of ours, or of a dataset that is not this one.
+                if last - first > len(here) + (1 << 20):
                     return None
                 units[int(match[1])].update(range(first, last + 1))
         return units if all(units) else None

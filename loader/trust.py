@@ -24,7 +24,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """Of the time since this machine was started; "" where the system has none."""
+    """Name the time since this machine was started; "" where the system has no name for it."""
     with contextlib.suppress(OSError):
         return BOOT_ID.read_text()
     return ""
@@ -55,7 +55,7 @@ class Trust:
         return True
 
     def prepare(self, descriptor: int) -> None:
-        """Before a file gets its name. Where nothing tells of a power cut, it has to be on the disk first."""
+        """Make a file ready to get its name. Where nothing tells of a power cut, it has to be on the disk first."""
         self._doubt_what_was_written_before()
         if not self._boot:
             os.fsync(descriptor)

@@ -27,7 +27,7 @@ from precompute.cloud.place import open_output
 from precompute.commands import parse
 from precompute.config import Config, check, check_repeats
 from precompute.encode.devices import is_main, processes_here
-from precompute.encode.presets import Chosen
+from precompute.encode.presets import ChosenModels
 from precompute.errors import PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
 from precompute.input.caption_files import CaptionFiles
@@ -57,7 +57,7 @@ def run(config: Config) -> None:
             done = manifest.splits[config.split].units_done
             what = config.beside or config.dataset
             if config.beside and not names_models(config):
-                print(f"--beside {what}:\n{Chosen(image_encoder_of(manifest.recipe), ())}")
+                print(f"--beside {what}:\n{ChosenModels(image_encoder_of(manifest.recipe), ())}")
             print(f"{what} {config.split} -> {config.output}, on {session.device}: {done} of ", end="")
             print(f"{len(session.units)} units finished before", end="")
             print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)

@@ -1,4 +1,4 @@
-"""From photographs to training batches with real model classes: each number held against the library's own."""
+"""Photographs become training batches with real model classes: each number is held against the library's own."""
 
 import io
 import json

@@ -77,9 +77,8 @@ def test_flipped_samples_are_the_mirrored_photographs(tmp_path: Path) -> None:
                 assert np.array_equal(latents, upright) != np.array_equal(latents, mirrored)
                 if np.array_equal(latents, mirrored):
                     flipped += 1
-                    assert np.allclose(
-                        latents[:3], upright[:3, :, ::-1], atol=0.02
-                    )  # means of red, green, blue
+                    # The first three channels are means of red, green and blue.
+                    assert np.allclose(latents[:3], upright[:3, :, ::-1], atol=0.02)
         assert 0 < flipped < PICTURES, epoch
     with pytest.raises(
         ValueError, match=r"flip_prob: .* has no moments_64_flipped; make it with precompute's --flip"

@@ -15,9 +15,8 @@ from builders.archives.positioned_file import PositionedFile
 from builders.core.errors import ArchiveError
 
 BLOCK = 512
-LONGEST_END = (
-    1024 + 10_240
-)  # bytes of zeros: the end mark and one record of padding, as every common writer has it
+# Bytes of zeros: the end mark and one record of padding, as every common writer has it.
+LONGEST_END = 1024 + 10_240
 _LONGEST_RECORD = 2**20  # bytes: `tar -b 2048`
 _MAX_EXTENSION = 2**20  # bytes of a header that only carries a long name
 _MAX_SIZE = 2**62  # bytes

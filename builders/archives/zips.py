@@ -14,9 +14,8 @@ from typing import IO, NamedTuple
 
 from builders.core.errors import ArchiveError
 
-_ENTRY = struct.Struct(
-    "<4s4x2H4x3L14xL"
-)  # signature, flags, method, crc, packed size, size, offset of the member
+# Signature, flags, method, crc, packed size, size, offset of the member.
+_ENTRY = struct.Struct("<4s4x2H4x3L14xL")
 _LENGTHS = struct.Struct("<3H")  # of name, extra fields and comment, 28 bytes into the entry
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")

@@ -20,9 +20,8 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
     """Counts rows by outcome: `_generate_examples` takes the account, the parent of all jobs sums and shows it."""
 
     config: ImageCaptionConfig
-    _without_records: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # split -> its account, of those that this build found empty
+    # Split -> its account, of those that this build found empty.
+    _without_records: Mapping[str, str] = MappingProxyType({})
 
     # --- the account: jobs leave their counts in the folder that the build writes to, the parent sums and shows them ---------------
 
@@ -50,9 +49,8 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             json.dump(account.as_json(), file)
         try:
             self._report(split_generator.gen_kwargs, account)
-        except (
-            NoRecordsError
-        ) as error:  # which must not cost the other splits: as_dataset raises it where this one is asked for
+        except NoRecordsError as error:
+            # It must not cost the other splits: as_dataset raises it where this one is asked for.
             logger.warning(str(error))
             self._without_records = {**self._without_records, split: str(error)}
 

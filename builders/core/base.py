@@ -64,9 +64,8 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
             check_files(files, self.CAPTION_KIND)
             kwargs["captions_sha256"] = hash_files(files, kwargs.get("token"))
         super().__init__(*args, data_dir=data_dir, hash=code_hash(type(self)), **kwargs)
-        restore_rgb_image(
-            self.info, self.config.color_profile
-        )  # which comes from the cache where there is one
+        # The info comes from the cache where there is one.
+        restore_rgb_image(self.info, self.config.color_profile)
         self._raw_features = datasets.Features(
             {**self._info().features, "image": datasets.Image(decode=False)}
         )

@@ -17,9 +17,8 @@ from builders.core.errors import ConfigError
 
 __all__ = ["LONGEST", "PROFILES", "clean_caption", "clean_captions", "says_something", "whole"]
 
-LONGEST = (
-    2**14
-)  # characters of a caption; what is longer is a page, and is rejected as caption_too_long before it is cleaned
+# Characters of a caption; what is longer is a page, and is rejected as caption_too_long before it is cleaned.
+LONGEST = 2**14
 PROFILES: dict[str, Callable[[str], str]] = {
     "none": str.strip,
     "light": light.clean,

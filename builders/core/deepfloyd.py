@@ -48,11 +48,8 @@ def _steps(*rows: tuple[tuple[str, ...], str, _Replacement]) -> list[_Step]:
 
 # Only where a character is not ASCII.
 _SCRIPTS = _steps(
-    (
-        ("",),
-        "[\u31c0-\u9fff]+",
-        "",
-    ),  # CJK strokes, phonetic extensions, enclosed, compatibility, ideographs, Yijing
+    # CJK strokes, phonetic extensions, enclosed, compatibility, ideographs, Yijing.
+    (("",), "[\u31c0-\u9fff]+", ""),
     (("",), f"[{_DASHES}]+", "-"),
     (("",), "[´«»“”¨]", '"'),
     (("",), "[‘’]", "'"),
@@ -187,8 +184,7 @@ def _strip_markup(text: str) -> str:
     from bs4.exceptions import ParserRejectedMarkup
 
     try:
-        return str(
-            BeautifulSoup(io.StringIO(text), features="html.parser").text
-        )  # a str could draw "looks like a file name"
+        # A str could draw the warning that it looks like a file name.
+        return str(BeautifulSoup(io.StringIO(text), features="html.parser").text)
     except ParserRejectedMarkup:
         return text

@@ -109,9 +109,8 @@ def plain_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """
     if kind == "JPEG":
         frame, scan = jpeg_parts(data)
-        if (
-            frame < 0 or scan < 0 or data.find(b"\xff\xe1", 0, scan) >= 0
-        ):  # APP1: EXIF, XMP; behind the frame too
+        # APP1 is EXIF or XMP, and may stand behind the frame too.
+        if frame < 0 or scan < 0 or data.find(b"\xff\xe1", 0, scan) >= 0:
             return None
         if data[frame + 1] not in _FRAMES or data[frame + 4] != 8:
             return None

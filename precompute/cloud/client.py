@@ -44,7 +44,8 @@ class Client(Objects):
     def open(cls, flag: str, url: str, options: Iterable[str], reads: float | None = None) -> Self:
         """options: NAME=VALUE. Raises UsageError."""
         assert reads is None, "it writes"
-        return cls(flag, url, *open_stores(flag, url, options, (TIMEOUT, UPLOAD)), options)
+        small, large = open_stores(flag, url, options, (TIMEOUT, UPLOAD))
+        return cls(flag, url, small, large, options)
 
     def create(self, key: str, data: Data) -> Version | None:
         """Write an object that is not there; None where another is. One that is equal counts as ours."""

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from precompute.encode.text_states import Launched
 
-CACHED_BYTES = (
-    1 << 30
-)  # of each text encoder: some 9,000 captions of CLIP-L, 5,000 of T5-XXL; then the oldest are forgotten
+# Of each text encoder: some 9,000 captions of CLIP-L, 5,000 of T5-XXL; then the oldest are forgotten.
+CACHED_BYTES = 1 << 30
 
 
 class CaptionCache:

@@ -17,16 +17,11 @@ from precompute.errors import ModelError
 
 logger = logging.getLogger("precompute")
 
-VARIANTS = (
-    "fp16",
-    "bf16",
-)  # of the weights, as model.fp16.safetensors: for repositories that have no others
+# Variants of the weights, as model.fp16.safetensors: for repositories that have no others.
+VARIANTS = ("fp16", "bf16")
 TOKENIZER_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-ABOUT_LIBRARIES = (
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-)  # besides what begins with _, as _diffusers_version
+# What begins with _, as _diffusers_version does, is about libraries too.
+ABOUT_LIBRARIES = ("transformers_version", "torch_dtype", "dtype")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # NAME:ID of a package that is installed here, openclip's among them; local-dir is what OpenCLIP calls a folder.

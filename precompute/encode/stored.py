@@ -1,4 +1,4 @@
-"""In what precision values are stored, whatever they are computed in: `--store`."""
+"""The precision in which values are stored, whatever they are computed in: `--store`."""
 
 from typing import Any, Literal
 

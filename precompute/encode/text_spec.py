@@ -40,11 +40,8 @@ from precompute.errors import UsageError
 logger = logging.getLogger("precompute")
 
 Padding = Literal["full", "masked", "trim"]
-PADDINGS: dict[Padding, str] = {
-    "full": "max_length",
-    "masked": "masked",
-    "trim": "trimmed",
-}  # as the recipe puts it
+# Each as the recipe puts it.
+PADDINGS: dict[Padding, str] = {"full": "max_length", "masked": "masked", "trim": "trimmed"}
 CHOICES = {
     "padding": get_args(Padding),
     "pooled": ("", "only"),

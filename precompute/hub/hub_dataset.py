@@ -27,10 +27,8 @@ from precompute.shards.destination import Destination
 from precompute.verification.check_folder import README, REPORT, SHEET
 
 GO_ON = "look at its discussions, and go on with --revision refs/pr/NUMBER, or again with --create-pr"
-FIRST, MOST = (
-    200,
-    2000,
-)  # files of the first commit, and of any; the Hub's gateway gives up on commits of too many
+# Files of the first commit, and of any; the Hub's gateway gives up on commits of too many.
+FIRST, MOST = 200, 2000
 CONFLICTS = (409, 412)  # somebody else has committed since
 
 

@@ -43,10 +43,8 @@ class Board:
         self._timeout, self._clock, self._rng = timeout, clock, rng
         self._free: list[Free] = []
         self._others = self._window = 1
-        self._passed, self._behind = (
-            0,
-            dict[str, Unit](),
-        )  # units that looks came to; the unfinished of them, by stem
+        # Units that looks came to; the unfinished of them, by stem.
+        self._passed, self._behind = 0, dict[str, Unit]()
         self._looked, self._took = -math.inf, 0.0
         self.finished: set[int] = set()
 

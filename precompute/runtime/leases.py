@@ -20,10 +20,8 @@ from precompute.runtime.clock import SYSTEM, Clock
 from precompute.shards.destination import Destination, stem_of
 
 RACES = 8  # lost before a process looks again who is at what
-BACKOFF, MOST = (
-    0.05,
-    0.4,
-)  # seconds up to which a process waits after its first lost race, doubled by each further one
+# Seconds up to which a process waits after its first lost race, doubled by each further one; and at the most.
+BACKOFF, MOST = 0.05, 0.4
 SHORTEST = 0.2  # seconds between attempts while no unit is to be had; then a fifth longer each time
 
 

@@ -128,7 +128,7 @@ class Packing:
         )
 
     def _tars(self, batches: Sequence[int], members: Sequence[str], most: int) -> Iterator[list[int]]:
-        """Of each sample the descriptor of the tar of each member, which is open until the next is asked for."""
+        """Give of each sample the descriptors of its members' tars, which are open until the next is asked for."""
         opened = OrderedDict[int, list[int]]()
         try:
             for batch in batches:

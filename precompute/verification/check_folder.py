@@ -29,14 +29,8 @@ from loader.recipe import Plan
 from precompute.commands import command, launched
 from precompute.shards.store import File, Store
 
-READING = (
-    OSError,
-    HTTPError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    AttributeError,
-)  # what file systems of others raise
+# What file systems of others raise.
+READING = (OSError, HTTPError, ValueError, TypeError, RuntimeError, AttributeError)
 OTHER_SIDECAR = "the .parquet is not the one that the marker was written with (its sha256 differs)"
 
 

@@ -278,9 +278,8 @@ def value_fault(array: np.ndarray[Any, Any], spec: Field) -> str:
 def _not_finite(
     array: np.ndarray[Any, Any], values: np.ndarray[Any, Any], deviations: np.ndarray[Any, Any]
 ) -> str:
-    if (
-        array.dtype == np.float16
-    ):  # by its bits, where an exponent of ones is 0x7c00: 20 times as fast as isfinite
+    # An exponent of ones is 0x7c00 in its bits, which are looked at 20 times as fast as by isfinite.
+    if array.dtype == np.float16:
         good = np.bitwise_and(_bits(values), 0x7FFF).max(initial=0) < 0x7C00
         if good and _bits(deviations).max(initial=0) < 0x7C00:
             return ""

@@ -17,9 +17,8 @@ from precompute.errors import ModelError, PrecomputeError, UsageError
 from precompute.input.recorded_source import tell_opened
 
 Encoder = TypeVar("Encoder")
-ValueOf = Callable[
-    [dict[str, Any], str], str
-]  # of a part of a recipe and the model's place: the value of its flag
+# What makes the value of its flag out of a part of a recipe and the model's place.
+ValueOf = Callable[[dict[str, Any], str], str]
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,8 @@ def check_listing(
     inside = {source[: at.start()] for source in sources for at in re.finditer("/", source)}
     loose = [path for path in files if path not in inside and path not in sources]
     yield from _compare(folder.name, loose, left_out["no_archive"])
-    if not any(
-        path in sources for path in files
-    ):  # else an archive breaks off, and nobody knows what it held
+    # Else an archive breaks off, and nobody knows what it held.
+    if not any(path in sources for path in files):
         members = [name for path in files if path in inside for name in _strays_of(folder, path, sources)]
         yield from _compare(f"the tars of {folder.name}", members, left_out["hidden"])
 

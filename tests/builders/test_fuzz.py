@@ -215,7 +215,7 @@ def test_a_flipped_bit_in_a_zips_name_gives_no_picture_its_neighbours_caption(
 def test_a_zip_that_claims_an_absurd_place_is_damaged(
     what: str, place: int, build: Build, tmp_path: Path
 ) -> None:
-    """Of a file on a disk, where a seek beyond what the file system can hold is an error. It ends as a rejected row."""
+    """A seek beyond what the file system can hold is an error of a file on a disk. It ends as a rejected row."""
     coco.make(tmp_path / "raw")
     path, name = tmp_path / "raw/val2014.zip", f"val2014/COCO_val2014_{1:012d}.jpg"
     write_zip(path, [(name, PICTURES["jpg"])])

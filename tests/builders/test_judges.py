@@ -26,7 +26,7 @@ WAYS = pytest.mark.parametrize("streaming", [False, True])
 
 
 def left_out(caplog: pytest.LogCaptureFixture) -> dict[str, int]:
-    """By reason, as the account tells of them."""
+    """Count them by reason, as the account tells of them."""
     told = [message for message in caplog.messages if "left out: " in message]
     found: dict[str, int] = {}
     for message in told:
@@ -156,9 +156,7 @@ def test_every_file_that_find_lists_is_a_row_or_its_caption_or_counted(
     assert len(listed_by_find(folder)) == len(pictures) + len(captions) + table + sum(counted.values())
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # imagefolder leaves its table open
+# imagefolder leaves its table open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_every_picture_of_imagefolder_is_ours_or_in_the_account(
     folder: Path, build: Build, tmp_path: Path

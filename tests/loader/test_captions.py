@@ -32,7 +32,8 @@ FIELDS = (
     Field("caption_latents_t5", "caption_latents", "float16", (None, D), captions=5),
     Field("caption_pooled", "caption_pooled", "float16", (D,), captions=5),
 )
-KINDS = (  # of the captions of sample 0, 5, 10, ..., of 1, 6, 11, ... and so on
+# Kinds of the captions of sample 0, 5, 10, ..., of 1, 6, 11, ... and so on.
+KINDS = (
     ["human", "human", "human", "human", "human"],
     ["alt", "llava"],
     ["alt"],

@@ -15,7 +15,7 @@ EPOCHS, SAMPLES = 4, 100
 
 
 def draws(shards: Path, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
-    """For each epoch and sample whether it was mirrored, and whether its caption was dropped; found in the batches alone."""
+    """Whether each sample of each epoch was mirrored, and whether its caption was dropped; found in the batches alone."""
     loader = make_loader(
         shards, 10, flip_prob=0.5, caption_drop_prob=0.5, posterior="mean", seed=seed, **OPTIONS
     )
@@ -34,7 +34,7 @@ def draws(shards: Path, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def test_no_two_draws_hash_for_the_same_purpose() -> None:
-    """With one hash for two of them, what is dropped would tell the noise, and the noise the order."""
+    """One hash for two of them would let what is dropped tell the noise, and the noise the order."""
     purposes = [order.SHARDS, order.WINDOWS, order.DETOURS, draw.NOISE, draw.DROP, draw.FLIP, draw.CAPTION]
     assert len(set(purposes)) == len(purposes)
 
@@ -52,7 +52,7 @@ def test_flips_drops_and_epochs_and_seeds_are_independent(shards: Path) -> None:
 
 
 def test_captions_are_dropped_as_often_as_was_asked_for(shards: Path, more_shards: Path) -> None:
-    """Over ten epochs, in the whole of a mixture and in each of its paths; each encoder's by a chance of its own."""
+    """It holds over ten epochs, in the whole of a mixture and in each of its paths; each encoder's by a chance of its own."""
     chances = {"": 0.1, "t5": 0.35}
     options = {**OPTIONS, "text_encoders": ["", "t5"], "flip_prob": 0.25, "posterior": "mean", "seed": 7}
     loader = make_loader([shards, more_shards], 10, weights=[2, 3], caption_drop_prob=chances, **options)

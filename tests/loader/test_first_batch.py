@@ -217,7 +217,7 @@ def test_nothing_is_left_of_a_loader_that_was_closed_before(server: Server, cach
 def test_ranges_are_asked_for_where_the_file_was_found_to_lie(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the Hub one request a file or two, and no token goes to where it redirects."""
+    """The Hub gets one request a file or two, and no token goes to where it redirects."""
     import huggingface_hub
 
     commit = "c0ffee" * 6 + "c0ff"

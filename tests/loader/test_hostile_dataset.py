@@ -47,9 +47,8 @@ def add_member(tar: Path, extension: str, data: bytes) -> None:
     tar.write_bytes(out.getvalue())
 
 
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # webdataset leaves tars open
+# webdataset leaves tars open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("extension", ["pyd", "pickle", "pkl", "pth", "pt", "x.pyd", "evil.npy", "npz"])
 def test_a_member_with_code_in_it_is_not_run(tmp_path: Path, extension: str) -> None:
     folder, mark = write_shards(tmp_path / "shards", [3]), tmp_path / "ran"
@@ -101,9 +100,8 @@ def header_of(shape: tuple[int, ...]) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # webdataset leaves tars open
+# webdataset leaves tars open.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "extension, data",
     [

@@ -112,7 +112,7 @@ def test_validation_sees_the_same_batches_each_time(shards: Path, make: str) -> 
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_padding_is_marked(shards: Path, world_size: int) -> None:
-    """Over all ranks, what is not marked is the epoch, each key once."""
+    """What is not marked, of all ranks, is the epoch, each key once."""
     real, padded = [], 0
     for rank in range(world_size):
         for batch in make_loader(shards, 7, drop_last=False, rank=rank, world_size=world_size, **OPTIONS):

@@ -1,4 +1,4 @@
-"""With the libraries of others: accelerate, torchdata, webdataset; and without them."""
+"""The loader beside the libraries of others: accelerate, torchdata, webdataset; and without them."""
 
 import gc
 import itertools
@@ -22,7 +22,8 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Any] = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "seed": 3}
-leaves_tars_open = pytest.mark.filterwarnings(  # as webdataset does
+# webdataset does.
+leaves_tars_open = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 

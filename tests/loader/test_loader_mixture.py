@@ -36,7 +36,7 @@ def test_a_mixture_holds_its_weights_and_says_so(shards: Path, more_shards: Path
 def test_the_share_of_a_path_is_its_weight_over_any_stretch(
     shards: Path, more_shards: Path, weights: list[float]
 ) -> None:
-    """Over ten epochs and any of their beginnings, give or take one; and of a path each sample as often as any other."""
+    """It holds for ten epochs and any of their beginnings, give or take one; each sample of a path comes as often as any other."""
     batches = make_loader([shards, more_shards], 10, weights=weights, resolution=512, extras=["key"])
     keys = [key for _ in range(10) for batch in batches for key in batch["key"]]
     exact = [Fraction(str(weight)) for weight in weights]

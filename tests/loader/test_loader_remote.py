@@ -359,5 +359,5 @@ def test_any_fsspec_address(folder: Path) -> None:
 
 
 def test_an_asynchronous_file_system_works_in_forked_workers(server: Server, folder: Path) -> None:
-    """Of such ones fsspec refuses an instance that was made before the fork."""
+    """fsspec refuses an instance of such a one that was made before the fork."""
     assert keys(f"simplecache::{server.url}", num_workers=2, multiprocessing_context="fork") == keys(folder)

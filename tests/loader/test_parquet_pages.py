@@ -54,7 +54,7 @@ def test_a_short_text_that_all_rows_repeat_is_read(nested: bool) -> None:
 
 @pytest.mark.parametrize("claim", [1 << 27, (1 << 31) - 1])
 def test_a_page_that_claims_gigabytes_is_refused(claim: int) -> None:
-    """By its own header; the footer tells of 1 kB."""
+    """The page's own header claims them; the footer tells of 1 kB."""
     data = stored(
         pa.table({"caption": pa.array(["x" * 1_000])}), use_dictionary=False, write_statistics=False
     )

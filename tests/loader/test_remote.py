@@ -58,7 +58,7 @@ def test_a_file_may_take_long_if_only_something_arrives(tmp_path: Path, clock: C
 
 
 def test_a_file_of_which_a_byte_comes_now_and_then_is_given_up(tmp_path: Path, clock: Clock) -> None:
-    """Over one connection, and over many of a byte each."""
+    """The bytes come over one connection, and over many of a byte each."""
     transport = Slow(clock, 50.0, b"x")
     with pytest.raises(TimeoutError, match=r"^slow://made-up/a: reset; 12 bytes arrived in 600 s"):
         RemoteFolder(transport, Cache(tmp_path, None), PATIENCE).read("a")

@@ -169,7 +169,7 @@ def test_a_manifest_that_is_another_after_each_request_is_read_as_it_was_at_one(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As one that grows; and one without a byte is no manifest, at once."""
+    """A manifest that grows is so; and one without a byte is no manifest, at once."""
     client = boto3.client("s3", endpoint_url=options["endpoint_url"], region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="y")  # fmt: skip
     inner, place = server._server, {"Bucket": "shards", "Key": "my data/manifest.json"}
     assert inner is not None

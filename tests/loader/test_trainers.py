@@ -82,7 +82,7 @@ def lightning_module() -> Any:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_lightning_trains_on_whole_epochs(shards: Path, tmp_path: Path, workers: int) -> None:
-    """With its sanity check and three batches of each validation, which are the same ones each time."""
+    """Its sanity check and three batches of each validation are the same ones each time."""
     module = lightning_module()
     train = make_loader(shards, 10, num_workers=workers, **OPTIONS)
     valid = make_loader(shards, 8, shuffle=False, from_start=True, drop_last=False, **OPTIONS)

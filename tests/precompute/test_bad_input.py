@@ -182,7 +182,7 @@ def test_a_table_without_rows(fail, tmp_path: Path) -> None:
 
 
 def test_a_table_of_paths(tmp_path: Path) -> None:
-    """Of a stream of CSV the types of the columns are not known before it is read."""
+    """The types of the columns of a stream of CSV are not known before it is read."""
     photo, table = tmp_path / "a.jpg", tmp_path / "table"
     photo.write_bytes(jpeg())
     table.mkdir()

@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path, start: Any
 
 
 def check(output: Path, undisturbed: Path) -> None:
-    """As if nothing had happened."""
+    """It is as if nothing had happened."""
     assert tars(output) == tars(undisturbed)
     for path in undisturbed.glob("*.parquet"):
         assert (output / path.name).read_bytes() == path.read_bytes()

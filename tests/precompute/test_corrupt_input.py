@@ -124,7 +124,7 @@ def write(folder: Path, number: int) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def flagged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a dataset with safety scores rejects: the row of `nsfw`."""
+    """Reject as a dataset with safety scores does: the row of `nsfw`."""
     read = Webdataset._read
 
     def flag(self: Webdataset, shard: Any) -> Iterator[SourceRow]:

@@ -51,7 +51,7 @@ def captions(*outputs: Path) -> list[str]:
 
 
 def later(path: Path) -> None:
-    """As an editor leaves it: a time after all others."""
+    """Date a file as an editor leaves it: after all others."""
     os.utime(path, ns=(os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns + 5_000_000_000))
 
 

@@ -201,7 +201,7 @@ def test_unreadable_archive_is_done_again_once_it_is_mended(tars: Path, tmp_path
 
 
 def http_error(reason: BaseException) -> FileNotFoundError:
-    """As fsspec calls every failure to ask for a file's size."""
+    """Raise what fsspec calls every failure to ask for a file's size."""
     error = FileNotFoundError("http://127.0.0.1/cat.jpg?key=SECRET")
     error.__cause__ = reason
     return error

@@ -61,7 +61,7 @@ def test_shipped_recipe_names_the_datasets_of_the_paper() -> None:
 
 @pytest.fixture(autouse=True)
 def in_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `python precompute/make.py` starts the others."""
+    """Start the others as `python precompute/make.py` does."""
     monkeypatch.setattr("sys.argv", ["precompute/make.py"])
 
 

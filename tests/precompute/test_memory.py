@@ -46,7 +46,7 @@ def encode(folder: Path, number: int, encoder: BatchEncoder) -> None:
     leases = Leases(OutputFolder(folder), records.units)
 
     def delete() -> None:
-        """As --delete-pushed does: no need to fill a disk."""
+        """Delete tars as --delete-pushed does: no need to fill a disk."""
         for path in folder.glob("*.tar"):
             path.unlink()
 

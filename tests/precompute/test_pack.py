@@ -118,7 +118,7 @@ def test_base_and_layer_packed_are_what_is_made_at_once(folder: Path, tmp_path: 
 def test_tars_open_at_once_are_bounded_however_many_shards_a_shuffle_touches(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kernel lists them, over all units that are written at once."""
+    """The kernel lists them, over all units that are written at once."""
     many = packed(tmp_path / "many", folder / "whole", samples_per_shard=1)
     opened, header = [], tar_writer.tar_header
 
@@ -271,7 +271,7 @@ def test_stock_datasets_reads_packed_shards(folder: Path, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Up to three captions of each of nine samples, bfloat16, of two shapes; a layer of as many captions; and both packed."""
+    """Nine samples of up to three captions each, bfloat16, of two shapes; a layer of as many captions; and both packed."""
     root = tmp_path_factory.mktemp("several")
     for unit, numbers in enumerate((range(5), range(5, 9))):
         members = []

@@ -187,7 +187,7 @@ def test_a_model_from_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("padding", ["max_length", "masked"])
 def test_a_caption_without_spaces_has_its_length(padding: str) -> None:
-    """In tokens of the template and it, where the tokenizer is at hand, and in characters."""
+    """Its length is told in tokens of the template and it, where the tokenizer is at hand, and in characters."""
     encoder = {"model": "toy", "name": "", "padding": padding, "template": "a {}", "skip": 2}
     spec = Field("caption_latents", "caption_latents", "float16", (77, 6))
     manifest: Any = SimpleNamespace(fields=[spec], recipe={"text_encoders": [encoder]})

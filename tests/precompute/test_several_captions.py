@@ -25,7 +25,8 @@ from tests.support.finished_folder import write_manifest, write_shards
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 
-CAPTIONS = {  # of each picture, as many as it has
+# Of each picture, as many as it has.
+CAPTIONS = {
     "a": ["a cat", "a cup", "a woman with a cat and a cup"],
     "b": ["one"],
     "c": ["a cat", "the second", "the third, which is longer", "the fourth is not embedded"],

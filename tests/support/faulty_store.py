@@ -14,9 +14,8 @@ from moto.server import ThreadedMotoServer
 
 KEYS = {"access_key_id": "made-up", "secret_access_key": "s3cr3t-of-the-store"}
 Environ = dict[str, Any]
-Answer = Callable[
-    [Environ], str | None
-]  # what happens to a request: one of Front's words, or a status; None: nothing
+# What happens to a request: one of Front's words, or a status; None: nothing.
+Answer = Callable[[Environ], str | None]
 
 
 def error_body(code: str) -> bytes:

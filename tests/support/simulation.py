@@ -110,7 +110,7 @@ class Simulation:
             raise Died
 
     def run(self, until: float = float("inf")) -> None:
-        """Until nothing is left to do. Raises what a task raised first."""
+        """Go on until nothing is left to do. Raises what a task raised first."""
         try:
             while self._due and self.now <= until:
                 self._next()
@@ -179,7 +179,7 @@ class SimulatedStore:
     # --- control files ---
 
     def create(self, name: str, data: bytes) -> bool:
-        """By a process of another machine each."""
+        """Create a control file; each is of a process of another machine."""
         data = json.dumps({**json.loads(data), "host": "elsewhere"}).encode()
         return self._request("create", lambda: name not in self._controls and self._set(name, data))
 

@@ -161,7 +161,7 @@ def gemma2(folder: Path) -> dict[str, Any]:
 
 
 def llama(folder: Path) -> dict[str, Any]:
-    """Of 32 layers, all of which HiDream takes."""
+    """A model of 32 layers, all of which HiDream takes."""
     tokenizer = tokenizer_of(
         folder / "tokenizer_4", ("<|begin_of_text|>", "<|eot_id|>"), "<|begin_of_text|> $A",
         bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|eot_id|>",

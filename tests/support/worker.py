@@ -100,7 +100,7 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "os.tru
 
 
 def turn_to(hub: str, output: Path) -> None:
-    """As the fixture `hub` does in the process of the tests."""
+    """Turn this process to a Hub, as the fixture `hub` does with that of the tests."""
     constants, config = huggingface_hub.constants, push.Config
     constants.ENDPOINT = hub
     constants.HUGGINGFACE_CO_URL_TEMPLATE = hub + "/{repo_id}/resolve/{revision}/{filename}"
@@ -112,7 +112,7 @@ def turn_to(hub: str, output: Path) -> None:
 
 
 def die_at_change(output: Path, number: int) -> None:
-    """As `kill -9` does, just before the n-th call that changes the folder, or syncs it, in whichever thread."""
+    """End this process as `kill -9` does, just before the n-th call that changes the folder, or syncs it, in whichever thread."""
     left = itertools.count(number - 1, -1)
 
     def count() -> None:
@@ -122,9 +122,8 @@ def die_at_change(output: Path, number: int) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             path = str(arguments[0])
-            if path.startswith(str(output)) or not os.path.isabs(
-                path
-            ):  # rmtree names files within their folder
+            # rmtree names files within their folder.
+            if path.startswith(str(output)) or not os.path.isabs(path):
                 count()
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:

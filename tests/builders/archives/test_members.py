@@ -105,9 +105,8 @@ def test_zip64(monkeypatch: pytest.MonkeyPatch) -> None:
     data = zip_bytes(zipfile.ZIP_STORED)
     assert b"PK\6\6" in data and b"PK\6\7" in data
     at = data.rindex(b"PK\5\6")
-    data = (
-        data[: at + 8] + b"\xff" * 12 + data[at + 20 :]
-    )  # as writers do that put all of it into the zip64 record
+    # So do writers that put all of it into the zip64 record.
+    data = data[: at + 8] + b"\xff" * 12 + data[at + 20 :]
     assert read(io.BytesIO(data)) == PLAIN
 
 
@@ -243,7 +242,7 @@ def test_a_tar_cut_inside_a_member_is_told_whether_it_is_read_or_skipped(size: A
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("limit", [5, 1000])
 def test_zip64_sizes(monkeypatch: pytest.MonkeyPatch, compression: Any, limit: Any) -> None:
-    """Of packed and unpacked size either may be in the 64-bit field, or both."""
+    """Either of packed and unpacked size may be in the 64-bit field, or both."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
     contents = [("a.txt", b"abc" * 1000), ("b.txt", b"short"), ("c.txt", random.Random(0).randbytes(2000))]
     assert read(io.BytesIO(zip_bytes(compression, contents))) == contents

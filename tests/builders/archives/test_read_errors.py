@@ -21,7 +21,7 @@ def answered(kind: Any, status: Any) -> Any:
 
 
 def not_found(cause: Any = None) -> Any:
-    """As a file system that is no disk says it: without a number."""
+    """A file system that is no disk says it so: without a number."""
     error = FileNotFoundError("datasets/USER/SET/a.tar")
     error.__cause__ = cause
     return error
@@ -34,10 +34,8 @@ def not_found(cause: Any = None) -> Any:
         (not_found(answered(hub.RemoteEntryNotFoundError, 404)), ArchiveError),
         (answered(hub.RemoteEntryNotFoundError, 404), ArchiveError),
         (answered(hub.HfHubHTTPError, 410), ArchiveError),
-        (
-            not_found(answered(hub.RepositoryNotFoundError, 404)),
-            RefusedError,
-        ),  # which a private one is said to be
+        # A private one is said to be not there.
+        (not_found(answered(hub.RepositoryNotFoundError, 404)), RefusedError),
         (not_found(answered(hub.RepositoryNotFoundError, 401)), RefusedError),
         (answered(hub.GatedRepoError, 403), RefusedError),
         (not_found(answered(hub.RevisionNotFoundError, 404)), DownloadError),

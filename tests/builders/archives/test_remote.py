@@ -130,7 +130,7 @@ def without_ranges(body_length: Any, headers: Any, sent: Any = None) -> Any:
 
 
 def test_a_server_that_ignores_ranges_is_not_read_whole(server: Any, waits: list[float]) -> None:
-    """Of a file of 40 GB the first range is taken, and the second is an error before its body has come."""
+    """The first range of a file of 40 GB is taken, and the second is an error before its body has come."""
     sent: list[Any] = []
     headers = {"Content-Length": str(40 * 2**30)}
     server.faults["0.tar"] = without_ranges(40 * 2**30, headers, sent)

@@ -49,12 +49,12 @@ def test_deepfloyd_equals_diffusers_on_12000_captions(diffusers_clean: Any) -> N
     captions = made_up_captions(12_000, seed=20)
     different = [text for text in captions if clean_caption(text, "deepfloyd") != diffusers_clean(text)]
     assert not different, different[:5]
-    assert (
-        len({clean_caption(text, "deepfloyd") for text in captions}) > 6_000
-    )  # they do not all clean to the same
+    cleaned = {clean_caption(text, "deepfloyd") for text in captions}
+    assert len(cleaned) > 6_000, "they do not all clean to the same"
 
 
-NASTY = {  # what the steps that are not diffusers' own patterns look for, in alphabets small enough to meet every case
+# What the steps that are not diffusers' own patterns look for, in alphabets small enough to meet every case.
+NASTY = {
     "links": [*"a1.-/@: é_", ".com", ".co", ".it", "http:", "https:", "www:", "//", "%", "\n"],
     "numbers and codes": [*"1a.x_ ×х٣é", "12", "ab"],
     "file names and dots": [*"a. _é", ".png", ".jpeg", "\u3000", " .", ".  "],
@@ -88,7 +88,8 @@ def test_deepfloyd_equals_diffusers_on_nasty_captions(alphabet: Any, diffusers_c
 REPEATED = """a| |<|<a |<a b=|<!--|&|&amp;|amp;|&lt;|http://|www.|www:/|a.|a-|a.com@|.com|a.com/|a-.|.|1|1a|1a2b3c|-|"|'|free |worldwide |free  |
 png image|a.png|a.pn|1.|111.|page |click on |@a|()[]|1x|1х|%41|%25|+|Ã©|â€œ|Ã¢â‚¬Å“|猫|\u0301|\u0301\u0323|<a>|<div>|<b>|<![CDATA[|<?|<!|
 <!DOCTYPE |</|</a|<a b='|<a b="|<a b |<br / |☀|\ud800|\x00|\u202e|&#1;|&#x|_|_a-|<table>|\x1b[31m|\x80|é|Ð|Â |a b=c |1:11 """
-FRAMED = [  # one piece repeated between two others
+# One piece repeated between two others.
+FRAMED = [
     ("x", " ", ".x"), ("<a ", "b=c ", ""), ("<a", " ", "x"), ("<a", " b", ""), ("<a", " b=b b", ""), ("&", "amp;", ""),
     ("", "a", "1!"), ("a1a", "1", "_"), ("", "1", "aaa_"), ("", "1", "."), ("1.", "1", "x"), ("1x1.", "1", "a"), ("page", " ", "x"),
     ("", "a", " x.png"), (".png ", "a", ""), ("worldwide", " ", "shipping"), ("free", " ", "download"), ("1:11", " ", "x1"),

@@ -60,7 +60,7 @@ def test_a_fault_has_its_reason(fault: dict[str, Any], reason: str) -> None:
 
 @pytest.mark.parametrize("first", range(5))
 def test_the_first_fault_is_the_one_that_counts(first: int) -> None:
-    """With every later one beside it, as far as a row can have both."""
+    """Every later one stands beside it, as far as a row can have both."""
     fault, reason = FAULTS[first]
     others = {name: value for later, _ in FAULTS[:first:-1] for name, value in later.items()}
     assert judge(row(**{**others, **fault}), RULES, "alt").reject == reason

@@ -1,4 +1,4 @@
-"""By which URL captions from elsewhere are joined to a row."""
+"""The URL by which captions from elsewhere are joined to a row."""
 
 from typing import Any
 

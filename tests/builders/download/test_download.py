@@ -177,7 +177,7 @@ def test_a_run_that_ended_in_the_middle_goes_on_in_the_next(
 
 
 def without_length(handler: Any, body: Any, endless: Any = False) -> Any:
-    """As a server of HTTP 1.0 answers: the end of the connection is the end of the file."""
+    """Answer like a server of HTTP 1.0: the end of the connection is the end of the file."""
     handler.send_response(200)
     handler.send_header("Connection", "close")
     handler.end_headers()

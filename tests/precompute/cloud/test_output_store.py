@@ -224,7 +224,7 @@ def test_what_another_owner_left_is_not_written_over_and_goes(tmp_path: Path) ->
 
 
 def test_requests_do_not_grow_with_what_is_finished(tmp_path: Path) -> None:
-    """Of 4,000 units 3,900 are finished: to claim one more, and to give it back, is a handful of requests."""
+    """3,900 of 4,000 units are finished: to claim one more, and to give it back, is a handful of requests."""
     store = MemoryStore()
     for unit in range(3900):
         for end in ("tar", "parquet", "json"):

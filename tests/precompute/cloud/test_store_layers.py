@@ -216,7 +216,7 @@ def test_names_that_are_taken_in_base_and_layer(
 def test_what_is_damaged_is_removed_as_verify_says_and_made_again(
     store: FaultyStore, raw: Path, plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Under its old names: a layer beside it stays good."""
+    """It gets its old names: a layer beside it stays good."""
     base, url = store.upload(plain, "mended/base"), "s3://bucket/mended/layer"
     layer(url, raw, base, store_option=store.options)
     leave(store, "mended/base", "train-00001-02.tar", "train-00004-01.parquet")

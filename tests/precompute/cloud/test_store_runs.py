@@ -77,7 +77,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(store: Any, prefix: str, plain: Path) -> None:
-    """As a plain run's, markers but for their timings, and nothing more."""
+    """Hold a store against a plain run's folder: the same files, markers but for their timings, and nothing more."""
     there = store.objects(prefix)
     expected = {path.name: path.read_bytes() for path in plain.iterdir() if path.is_file()}
     assert there.keys() == expected.keys()

@@ -29,5 +29,5 @@ def test_patience_that_was_in_vain_is_there_again_once_the_store_has_answered(
     ],
 )  # fmt: skip
 def test_an_answer_without_a_code(said: str, expected: str) -> None:
-    """Of S3 to a HEAD, which has no body, it is that of credentials; of others nobody knows."""
+    """S3's to a HEAD, which has no body, is that of credentials; what others mean by it nobody knows."""
     assert expected in str(Trouble("gs://bucket/x").explained(OSError(said)))

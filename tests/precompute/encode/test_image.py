@@ -42,7 +42,7 @@ def one_frame(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def opaque_frame(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As diffusers' QwenImage21Pipeline gives an image: `convert("RGBA")`, which makes alpha 255, or 1."""
+    """What diffusers' QwenImage21Pipeline makes of an image: `convert("RGBA")`, so alpha is 255, or 1."""
     return one_frame(model, torch.nn.functional.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0))
 
 
@@ -291,7 +291,7 @@ def test_overflow_is_computed_again_in_wider_precision_or_rejected(stays: bool) 
 
 
 class SmallMemory(ImageEncoder):
-    """As a device that holds so many images and no more."""
+    """A device that holds so many images and no more."""
 
     holds = 3
     sizes: list[int]

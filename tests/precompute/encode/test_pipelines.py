@@ -99,7 +99,7 @@ def z_image(p: Any, caption: str, null: bool) -> Rows:
 
 
 def masked(p: Any, caption: str, null: bool) -> Rows:
-    """Of a pipeline whose `encode_prompt` gives states and mask, and those of the negative prompt."""
+    """The result of a pipeline whose `encode_prompt` gives states and mask, and those of the negative prompt."""
     states, mask, *negative = p.encode_prompt(caption, device="cpu")
     return {"caption_latents": real(*negative) if null else real(states, mask)}
 

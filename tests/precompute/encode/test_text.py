@@ -210,7 +210,7 @@ def test_encoder_can_be_opened_again_from_its_recipe(llama: Path, options: str) 
 
 
 def test_full_padding_is_behind_the_caption_whatever_the_tokenizer_prefers(tmp_path: Path) -> None:
-    """Of a tokenizer that pads on the left, as Llama's does, `skip` would drop padding."""
+    """`skip` would drop padding of a tokenizer that pads on the left, as Llama's does."""
     folder = tiny_models.save_decoder_only(tmp_path)
     encoder = open_text_encoder(f"auto:{folder}?padding=full&skip=2&length=6&template=the man {{}}")
     right = encoder.encode(["a cat"])

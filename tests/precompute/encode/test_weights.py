@@ -27,7 +27,7 @@ Save = Callable[[Any, Path], None]
 
 
 def pickled(model: Any, folder: Path) -> None:
-    """As before safetensors: `pytorch_model.bin`, or diffusers' name for it."""
+    """Save weights as it was done before safetensors: `pytorch_model.bin`, or diffusers' name for it."""
     model.save_pretrained(folder)
     (weights,) = folder.glob("*.safetensors")
     diffusers_name = "diffusion_" if isinstance(model, diffusers.ModelMixin) else ""
@@ -122,7 +122,7 @@ def test_a_shift_that_is_left_out_stays_out(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """By the recipe alone: in a layer beside, and when verify opens the model again."""
+    """The recipe alone tells it: in a layer beside, and when verify opens the model again."""
     folder = cached(tmp_path / "cache", REPOSITORY, monkeypatch)
     shutil.copytree(plain, folder, dirs_exist_ok=True)
     flags = ["builders/folder", "--data-dir", photos, "--options", "min_image_size=1", "--dtype", "float32"]

@@ -56,7 +56,7 @@ def there(hub: LoopbackHub, ref: str = "main") -> dict[str, bytes]:
 
 
 def never_names_a_missing_shard(hub: LoopbackHub) -> None:
-    """At every commit that ever was, the manifest names what is there, and its marker is there too."""
+    """The manifest of every commit that ever was names what is there, and its marker is there too."""
     seen = 0
     for files in hub.repos[REPO].commits.values():
         if MANIFEST in files:

@@ -109,7 +109,7 @@ def test_hub_that_holds_another_recipe_stops_the_run(hub: LoopbackHub, tmp_path:
 
 
 def hold_the_push_lease(output: Path) -> Path:
-    """As another machine does."""
+    """Hold the lease as another machine does."""
     lease = output / ".work" / "pushing.lock.lease-1"
     lease.parent.mkdir(exist_ok=True)
     lease.write_text(json.dumps({"token": "x", "host": "another", "boot": "", "namespace": "", "pid": 1}))
@@ -117,7 +117,7 @@ def hold_the_push_lease(output: Path) -> Path:
 
 
 def test_run_ends_only_when_the_hub_has_all_though_the_pusher_died(hub: LoopbackHub, tmp_path: Path) -> None:
-    """On another machine, so that only its silence tells."""
+    """It was on another machine, so that only its silence tells."""
     hold_the_push_lease(tmp_path)
     run.run(config(tmp_path, lease_timeout=1.0))
     assert tars_there(hub) == ALL
@@ -127,7 +127,7 @@ def test_run_ends_only_when_the_hub_has_all_though_the_pusher_died(hub: Loopback
 def test_run_ends_when_another_process_has_pushed_all_though_it_goes_on(
     hub: LoopbackHub, tmp_path: Path
 ) -> None:
-    """With a split of its own, say."""
+    """It goes on with a split of its own, say."""
     lease = hold_the_push_lease(tmp_path)
     thread = threading.Thread(target=run.run, args=(config(tmp_path, lease_timeout=600.0),))
     thread.start()

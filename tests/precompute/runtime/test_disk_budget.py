@@ -23,7 +23,7 @@ NOBODY = 2**22 + 5  # no process has a number so high
 
 
 def lease(folder: Path, name: str, **owner: Any) -> Path:
-    """As a process writes it: this one, unless `owner` says otherwise."""
+    """A lease as a process writes it: this one, unless `owner` says otherwise."""
     path = folder / WORK / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"token": "x", **this_process(), **owner}))

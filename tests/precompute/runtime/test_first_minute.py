@@ -34,7 +34,7 @@ def as_parquet(folder: Path) -> None:
 
 
 def published(folder: Path) -> None:
-    """As `push_to_hub` describes it."""
+    """A dataset on the Hub as `push_to_hub` describes it."""
     as_parquet(folder)
     info = f"dataset_info:\n  splits:\n  - name: train\n    num_bytes: 1\n    num_examples: {ROWS}\n"
     (folder / "README.md").write_text(f"---\n{info}---\n")

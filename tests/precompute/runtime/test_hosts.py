@@ -142,7 +142,7 @@ def command(data: Path, store: Store, *more: str) -> list[str]:
 
 
 def check(store: Store, plain: dict[str, bytes]) -> None:
-    """As the plain run's, markers but for their timings, and nothing more."""
+    """Hold a folder against the plain run's: the same files, markers but for their timings, and nothing more."""
     there = store.files()
     assert there.keys() == plain.keys()
     for name, contents in plain.items():

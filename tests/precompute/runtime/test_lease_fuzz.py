@@ -20,7 +20,7 @@ MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "250"))
 
 
 def test_a_mutated_lease(tmp_path: Path, clock: Clock) -> None:
-    """Of a living process: each is waited for, or seen to be dead; then its unit is worked on, and nothing is left."""
+    """It is a living process's: each is waited for, or seen to be dead; then its unit is worked on, and nothing is left."""
     whole, rng, waited = {"token": "x", **this_process()}, random.Random(5), 0
     for seed in range(MUTATIONS):
         data = mutated_json(whole, rng) if seed % 2 else mutated(json.dumps(whole).encode(), seed)

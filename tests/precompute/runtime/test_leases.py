@@ -51,7 +51,7 @@ def path_of(lease: Lease) -> Path:
 
 
 def rewrite(lease: Lease, **owner: object) -> None:
-    """As if another process had written it."""
+    """Write a lease as if another process had done it."""
     path = path_of(lease)
     path.write_text(json.dumps({**json.loads(path.read_text()), **owner}))
 

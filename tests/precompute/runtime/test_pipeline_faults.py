@@ -364,7 +364,7 @@ def test_a_reader_that_waits_out_an_outage_is_not_waited_for(
 def test_unit_stolen_between_its_opening_and_its_commit_is_not_made_visible(
     work: Any, tmp_path: Path, expected: dict[str, bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As long as the thief holds it, who may be about to revoke what the first owner has written."""
+    """It holds as long as the thief has the lease, who may be about to revoke what the first owner has written."""
     folder, done, seen = tmp_path / "out", threading.Event(), []
     stolen = folder / WORK / "train-00001.lease-2"
 

@@ -222,7 +222,7 @@ SEEN = [
 def outlooks(
     before: tuple[int, int], peers: int, finished: tuple[int, ...] = (0, 0, 2), rows: int | None = None
 ) -> list[Outlook]:
-    """Of eight units."""
+    """What is told of a run of eight units."""
     clock, looks = Ticks(), []
     forecast = Forecast(8, rows, before, peers, clock)
     for stats, others in zip(SEEN, finished, strict=True):

@@ -59,7 +59,7 @@ def ray_arguments(data: Path, output: Path | str, workers: int) -> list[str]:
 
 
 def check(output: Path, plain: Path) -> None:
-    """As if one plain process had been at it, undisturbed."""
+    """It is as if one plain process had been at it, undisturbed."""
     assert tars(output) == tars(plain)
     for name in [*(path.name for path in plain.glob("*.parquet")), "manifest.json", "null_caption.npz"]:
         assert (output / name).read_bytes() == (plain / name).read_bytes(), name
@@ -175,7 +175,7 @@ def test_same_bytes_as_a_plain_run(
 
 @long
 def test_a_node_is_killed_and_one_joins(tmp_path: Path, data: Path, plain: Path, cluster: Cluster) -> None:
-    """Of two, while it is at its units."""
+    """There were two, and it is at its units."""
     doomed, _ = [cluster.add_node(**SMALL) for _ in range(2)]
     with started(data, tmp_path, cluster.address, 2) as process:
         while_running(process, lambda: at_work(tmp_path) == 2)
@@ -208,7 +208,7 @@ def test_into_an_object_store(store: FaultyStore, data: Path, plain: Path, clust
 def test_the_driver_is_killed_too_and_started_again(
     tmp_path: Path, data: Path, plain: Path, cluster: Cluster
 ) -> None:
-    """Of three nodes one is killed, one joins, and then the driver is killed while all are at work."""
+    """One of three nodes is killed, one joins, and then the driver is killed while all are at work."""
     doomed, *_ = [cluster.add_node(**SMALL) for _ in range(3)]
     with started(data, tmp_path, cluster.address, 3) as process:
         while_running(process, lambda: at_work(tmp_path) >= 2)

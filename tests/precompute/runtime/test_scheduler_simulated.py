@@ -58,7 +58,7 @@ class Workers:
         self.ended.append(machine)
 
     def finish(self, leases: Leases, lease: Lease) -> None:
-        """As `OpenUnit` does: a lease is held against others at the beginning and right before the commit."""
+        """Finish a unit as `OpenUnit` does: a lease is held against others at the beginning and right before the commit."""
         try:
             lease.check()
             self.simulation.sleep(self.unit_seconds * self.rng.uniform(0.5, 1.5))

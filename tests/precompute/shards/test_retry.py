@@ -23,7 +23,7 @@ MINUTE = 60 * 10**9  # ns
 
 
 def finish(folder: Path, unit: int, *reasons: str, before: int = 0) -> None:
-    """As a process does. before: so many ns ago, by the clock of the folder."""
+    """Finish a unit as a process does. before: so many ns ago, by the clock of the folder."""
     writer = UnitWriter(OutputFolder(folder), unit, ["latents_8"], 10, f"1-{unit}")
     for reason in reasons:
         writer.reject(SidecarRow(reason), reason)
@@ -111,7 +111,7 @@ def test_units_of_others_of_the_launch_that_were_through_already_are_kept(folder
 
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_clock_of_the_folder_may_be_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
-    """By hours: a file server's, against this machine's."""
+    """A file server's clock may be hours off this machine's."""
     shift, now = hours * 3600, time.time
     monkeypatch.setattr(time, "time", lambda: now() + shift)
     finish(folder, 0, "bad_archive", before=30 * MINUTE)

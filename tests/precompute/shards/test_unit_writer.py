@@ -301,7 +301,7 @@ def test_every_file_is_synced_before_it_gets_its_name_and_the_marker_comes_last(
 
 
 def test_a_layer_has_the_names_of_its_base_whatever_they_are(tmp_path: Path) -> None:
-    """In a store, a part of a unit may lie under another number than it would have alone."""
+    """A part of a unit in a store may lie under another number than it would have alone."""
     names = ["train-00003-50", "train-00003-02"]
     writer = UnitWriter(OutputFolder(tmp_path), 3, [], 10, "1-ab", names)
     for name in reversed(names):

@@ -142,7 +142,7 @@ def test_a_marker_without_its_file(shards: Path, suffix: str, quick: bool) -> No
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("name", ["train-00007", "train-00001-07"])
 def test_a_tar_without_marker(shards: Path, quick: bool, name: str) -> None:
-    """Of a unit that is finished it is no use to run again."""
+    """A finished unit is not helped by another run."""
     shutil.copy(shards / "train-00001.tar", shards / f"{name}.tar")
     finding = only(shards, quick=quick)
     assert finding.shard == name and f"no marker lists {name}.tar" in finding.what
@@ -271,7 +271,7 @@ def test_an_array_of_another_kind(shards: Path, data: bytes, what: str) -> None:
 
 
 def test_a_shape_unlike_the_others_of_its_shard(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With buckets a shard's images may have any shape, but all the same one."""
+    """A shard's images may have any shape where there are buckets, but all the same one."""
     free = (dataclasses.replace(FIELDS[0], shape=(8, None, None)), FIELDS[1])
     monkeypatch.setattr(finished_folder, "FIELDS", free)
     monkeypatch.setattr(sys.modules[__name__], "FIELDS", free)

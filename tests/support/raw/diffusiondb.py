@@ -26,7 +26,8 @@ _SCHEMA = pyarrow.schema(
         "prompt_nsfw": pyarrow.float32(),
     }
 )
-_SCORES = {  # name: image_nsfw, prompt_nsfw
+# Name: image_nsfw, prompt_nsfw.
+_SCORES = {
     "a": (0.1, 0.05),
     "blurred": (2.0, 0.01),
     "nan": (float("nan"), 0.01),
@@ -52,9 +53,8 @@ def _part(suffix: str, image: bytes, other: bytes) -> tuple[list[tuple[str, byte
         for name in (*names, "cut")
         if name != "unprompted"
     }
-    parameters[f"a.{suffix}"] = _parameters(
-        "geodesic landscape, 4 k, ", se="38753269", c="12", st="50"
-    )  # strings occur
+    # Strings occur where numbers are meant.
+    parameters[f"a.{suffix}"] = _parameters("geodesic landscape, 4 k, ", se="38753269", c="12", st="50")
     return images, parameters
 
 

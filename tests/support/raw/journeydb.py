@@ -31,10 +31,8 @@ def make(root: Path) -> None:
             ("000/B.JPG", jpeg(1)),
             ("./000/c.png", png(2)),
             ("000/cut.jpg", truncated(jpeg(3))),
-            (
-                "000/An elegant gold head_1f.jpg",
-                jpeg(4),
-            ),  # no annotation; the name is a cut prompt and no caption
+            # It has no annotation; the name is a cut prompt and no caption.
+            ("000/An elegant gold head_1f.jpg", jpeg(4)),
         ],
     )
     write_tgz(root / "data/train/imgs/001.tgz", [("001/a.jpg", jpeg(5))])
@@ -69,10 +67,8 @@ EXPECTED = {
             ("train-000-c", "see a cup"),
             ("train-000-cut", "!undecodable"),
             ("train-000-An_elegant_gold_head_1f-1347dfc1", "!missing_caption"),
-            (
-                "train-000-MidjourneyDB_03_latest_imgs_Upscaled_x_jpg-e33ff7c0",
-                "!missing_image",
-            ),  # not repathed
+            # This one is not repathed.
+            ("train-000-MidjourneyDB_03_latest_imgs_Upscaled_x_jpg-e33ff7c0", "!missing_image"),
             ("train-000-gone", "!missing_image"),
             ("train-001-a", "no task two"),
         ],
