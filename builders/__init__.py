@@ -39,8 +39,8 @@ def _modules() -> dict[str, str]:
     return theirs | {name: f"{__name__}.{name}" for name in ours}
 
 
-def _wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]:
-    if getattr(factory, "_knows_builders", False):
+def wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]:
+    if getattr(factory, "knows_builders", False):
         return factory
 
     @functools.wraps(factory)
@@ -60,9 +60,9 @@ def _wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]
         )
         return DatasetModule(module.__name__, "", settings)
 
-    dataset_module_factory._knows_builders = True  # type: ignore[attr-defined]
+    dataset_module_factory.knows_builders = True  # type: ignore[attr-defined]
     return dataset_module_factory
 
 
 for _module in (datasets.load, datasets.inspect):  # inspect has imported the name for itself
-    _module.dataset_module_factory = _wrap(_module.dataset_module_factory)
+    _module.dataset_module_factory = wrap(_module.dataset_module_factory)

@@ -24,9 +24,7 @@ from builders.core.record import SourceRow
 from builders.core.text_file import decode_text
 
 LICENSE_PAGE = "https://ai.meta.com/datasets/segment-anything-downloads/"
-_CAPTIONS = Source(
-    "SA1B_caption.tar.gz", hub_url("PixArt-alpha/SAM-LLaVA-Captions10M", "SA1B_caption.tar.gz")
-)
+CAPTIONS = Source("SA1B_caption.tar.gz", hub_url("PixArt-alpha/SAM-LLaVA-Captions10M", "SA1B_caption.tar.gz"))
 _ARCHIVE = re.compile(r"sa_(\d+)\.tar")
 _NUM_SMALL = 10
 
@@ -58,7 +56,7 @@ class Sa1b(ArchiveBuilder):
         if self.config.name == "small":
             chosen = chosen[:_NUM_SMALL]
         archives = [Source(numbers[number], urls[numbers[number]]) for number in chosen]
-        return {"train": SplitSources(archives, {"captions": _CAPTIONS})}
+        return {"train": SplitSources(archives, {"captions": CAPTIONS})}
 
     def _urls(self) -> dict[str, str]:
         """Links by archive name; without links, the archives in data_dir."""

@@ -132,11 +132,11 @@ def _kept(source: ManifestSource | JoinedSource, condition: Condition, folder: P
         pass  # not there, or cut: it is made anew
     found = _work_out(source, condition)
     ends = np.cumsum([len(part) for part in found])
-    _put(path, samples=np.concatenate([np.empty(0, np.int64), *found]).astype(np.int32), ends=ends)
+    save_chosen(path, samples=np.concatenate([np.empty(0, np.int64), *found]).astype(np.int32), ends=ends)
     return found
 
 
-def _put(path: Path, **arrays: npt.NDArray[Any]) -> None:
+def save_chosen(path: Path, **arrays: npt.NDArray[Any]) -> None:
     """A file that is there whole or not at all. What cannot be kept is worked out again next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

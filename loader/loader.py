@@ -71,7 +71,7 @@ class Loader:
         pin_memory: bool,
         multiprocessing_context: str | None,
     ) -> None:
-        self._batches = dataset
+        self.batches = dataset
         self._workers, self._threads, self._prefetch = num_workers, num_threads, prefetch
         self._pin_memory, self._context = pin_memory, multiprocessing_context
         self._stream: Generator[Counted] | None = None
@@ -81,35 +81,35 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same on every rank."""
-        return len(self._batches)
+        return len(self.batches)
 
     @property
     def batch_size(self) -> int:
-        return self._batches.batch_size
+        return self.batches.batch_size
 
     @property
     def drop_last(self) -> bool:
-        return self._batches.drop_last
+        return self.batches.drop_last
 
     @property
     def dataset(self) -> Samples:
         """The samples of the present epoch, of all ranks: `len(loader.dataset)` is how many they are."""
-        return Samples(self._batches, self._take, self.set_epoch)
+        return Samples(self.batches, self._take, self.set_epoch)
 
     @property
     def batch_sampler(self) -> BatchSampler:
         """Positions of this rank's batches in the present epoch, from its beginning."""
-        return BatchSampler(self._batches.sampler, self.set_epoch)
+        return BatchSampler(self.batches.sampler, self.set_epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`, unless it is the present one. No loop needs it: epochs follow each other."""
-        before = self._batches.epoch
-        self._batches.set_epoch(epoch)
+        before = self.batches.epoch
+        self.batches.set_epoch(epoch)
         if epoch != before:
             self.close()
 
     def __iter__(self) -> Iterator[Batch]:
-        sampler = self._batches.sampler
+        sampler = self.batches.sampler
         if sampler.begin():
             self.close()
         stream = self._open_stream()
@@ -120,14 +120,14 @@ class Loader:
 
     def state_dict(self) -> State:
         """A few integers, the same on every rank. Batches that are ready but not yet handed out do not count."""
-        return self._batches.state_dict()
+        return self.batches.state_dict()
 
     def load_state_dict(self, state: State, shards: Literal["same", "added"] = "same") -> None:
         """Go on where `state` was taken, with any number of ranks and workers. Raises ValueError for another order.
 
         shards: "added": there may be more shards than there were; then at the beginning of a new epoch, with all of them.
         """
-        self._batches.load_state_dict(state, shards)
+        self.batches.load_state_dict(state, shards)
         self.close()
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Loader:
             "waiting": self._waited,
             "substitutes": counts["substitutes"],
             "mixture": {
-                url: counts[f"path {n}"] / max(samples, 1) for n, url in enumerate(self._batches.urls)
+                url: counts[f"path {n}"] / max(samples, 1) for n, url in enumerate(self.batches.urls)
             },
             **{
                 name: n
@@ -164,7 +164,7 @@ class Loader:
 
     def _take(self, position: int) -> Batch:
         """The batch that begins at `position` of the present epoch; the next one is ready ahead."""
-        sampler = self._batches.sampler
+        sampler = self.batches.sampler
         if sampler.position != position:
             sampler.go_to(sampler.epoch, position)
             self.close()
@@ -179,16 +179,16 @@ class Loader:
             raise
         self._waited += time.perf_counter() - asked
         self._counts.update(counts)
-        self._batches.sampler.step_over_batch()
+        self.batches.sampler.step_over_batch()
         return batch
 
     def _open_stream(self) -> Generator[Counted]:
         if self._stream is None:
             if self._workers == 0:
-                stream = in_threads(self._batches, self._threads, self._prefetch)
+                stream = in_threads(self.batches, self._threads, self._prefetch)
             else:
                 stream = in_processes(
-                    self._batches, self._workers, self._prefetch, self._pin_memory, self._context
+                    self.batches, self._workers, self._prefetch, self._pin_memory, self._context
                 )
             self._stream = stream
             # At the end of the program too, while threads can still be told to stop.

@@ -111,7 +111,7 @@ class HttpTransport:
             with error:
                 self._reached = True
                 if error.code != 416 or not start:
-                    raise self._meaning(error, name) from error
+                    raise self.meaning(error, name) from error
             yield b""  # there is nothing from there on: what we have is whole, or wrong
             yield from self.stream(name, 0)
         except http.client.InvalidURL as error:
@@ -127,7 +127,7 @@ class HttpTransport:
     def in_order(self, spans: Sequence[Span]) -> Generator[bytes]:
         return self._ranges.in_order(spans, self.address)
 
-    def _meaning(self, error: urllib.error.HTTPError, name: str) -> OSError:
+    def meaning(self, error: urllib.error.HTTPError, name: str) -> OSError:
         what = printable(f"{self.url}/{name}: HTTP {error.code} {error.reason}")
         if error.code in (404, 410):
             return FileNotFoundError(what)
@@ -197,7 +197,7 @@ class FsspecTransport:
         except GeneratorExit:
             raise
         except Exception as error:
-            raise self._meaning(error) from error
+            raise self.meaning(error) from error
 
     def read_spans(self, spans: Sequence[Span], put: Put) -> None:
         try:
@@ -205,11 +205,11 @@ class FsspecTransport:
             names, starts, ends = zip(*((f"{root}/{n}", start, end) for n, start, end in spans), strict=True)
             found = files.cat_ranges(list(names), list(starts), list(ends), on_error="return")
         except Exception as error:
-            raise self._meaning(error) from error
+            raise self.meaning(error) from error
         for span, data in zip(spans, found, strict=True):
             if not isinstance(data, bytes) or len(data) != span[2] - span[1]:
                 raise (
-                    self._meaning(data) if isinstance(data, Exception) else OSError("a range of other bytes")
+                    self.meaning(data) if isinstance(data, Exception) else OSError("a range of other bytes")
                 )
             put(span, data)
 
@@ -231,7 +231,7 @@ class FsspecTransport:
                 raise
             return b""  # of which there is no range
 
-    def _meaning(self, error: Exception) -> OSError:
+    def meaning(self, error: Exception) -> OSError:
         what, kind = f"{type(error).__name__}: {printable(error)}", type(error).__name__
         if kind in _CREDENTIALS:
             return PermissionError(f"{self.url}: {what}. Give them in the environment, or as storage_options")

@@ -46,17 +46,17 @@ _FTFY = ftfy.TextFixerConfig(
 def clean(text: str) -> str:
     """The cleaned caption, possibly empty."""
     text = text.strip()
-    if _is_plain(text):
+    if is_plain(text):
         return " ".join(text.split())
     for _ in range(_MAX_PASSES):
         before = text
-        text = _clean_once(text)
+        text = clean_once(text)
         if text == before:
             break
     return text
 
 
-def _is_plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     """True where no step can change anything but spaces: most captions, and a twentieth of the time."""
     return (
         text.isascii()
@@ -68,7 +68,7 @@ def _is_plain(text: str) -> bool:
     )
 
 
-def _clean_once(text: str) -> str:
+def clean_once(text: str) -> str:
     """Entities first, then tags, then URLs: the address in a link's tag goes with the tag, and the words between the tags stay."""
     for _ in range(_MAX_PASSES):
         if "&" not in text or (unescaped := _ENTITY.sub(_unescape, text)) == text:

@@ -38,7 +38,7 @@ class Client(Objects):
         """parts_options: NAME=VALUE for the client that sends large files to s3:// in parts; None: they go whole."""
         super().__init__(flag, url, store, large)
         in_parts = parts_options is not None and url.startswith("s3:")
-        self._multipart = Multipart(url, parts_options or (), self._ask) if in_parts else None
+        self._multipart = Multipart(url, parts_options or (), self.ask) if in_parts else None
 
     @classmethod
     def open(cls, flag: str, url: str, options: Iterable[str], reads: float | None = None) -> Self:
@@ -107,7 +107,7 @@ class Client(Objects):
             return self._multipart.create(key, memoryview(data))
         store = self._large if len(data) > 1 << 20 else self._store
         conflicts = () if mode == "overwrite" else CONFLICT
-        return self._ask(lambda: obstore.put(store, key, data, mode=mode, use_multipart=False), conflicts)
+        return self.ask(lambda: obstore.put(store, key, data, mode=mode, use_multipart=False), conflicts)
 
 
 def try_out(client: Client) -> None:

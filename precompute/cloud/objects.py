@@ -88,7 +88,7 @@ class Objects:
         return self._unless_missing(lambda: _found(obstore.head(self._store, key)))
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
-        return self._ask(lambda: bytes(obstore.get_range(self._large, key, start=start, end=end)))
+        return self.ask(lambda: bytes(obstore.get_range(self._large, key, start=start, end=end)))
 
     def stream(self, key: str) -> Iterator[memoryview]:
         """All of an object, in blocks; what breaks off goes on where it was. Raises FileNotFoundError too."""
@@ -127,11 +127,11 @@ class Objects:
 
     def _unless_missing(self, call: Callable[[], T]) -> T | None:
         try:
-            return self._ask(call)
+            return self.ask(call)
         except FileNotFoundError:
             return None
 
-    def _ask(self, call: Callable[[], T], conflicts: tuple[type[Exception], ...] = ()) -> T:
+    def ask(self, call: Callable[[], T], conflicts: tuple[type[Exception], ...] = ()) -> T:
         """What a request gives, once it does. conflicts: answers that are the caller's."""
         patience = backoff.Patience(self._patience)
         while True:

@@ -23,7 +23,7 @@ class Scratch:
     def folder(self) -> Path:
         with self._making:
             if self._folder is None:
-                self._sweep()
+                self.sweep()
                 new = Path(tempfile.mkdtemp(prefix=f"new-{NAME}", dir=self._place))
                 (new / LOCK).touch()
                 self._lock = _locked(new)
@@ -36,7 +36,7 @@ class Scratch:
             self._lock.close()
             self._folder = self._lock = None
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """A lock goes with the process that held it."""
         for left in self._place.glob(f"{NAME}*"):
             lock = _locked(left)

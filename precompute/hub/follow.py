@@ -56,11 +56,11 @@ class Follower:
     def _run(self) -> None:
         try:
             with backoff.until(self._enough):
-                self._follow()
+                self.follow()
         except Exception as error:  # noqa: BLE001  check and finish raise it in the main thread
             self._failure = error
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Push, again and again, until the Hub has all. Raises what no later try can mend."""
         while True:
             stopping = self._stop.is_set()

@@ -97,7 +97,7 @@ class Target:
             hub = read_published(self._repository, local)
             missing = missing_files(local, hub)
             if lost := sorted(sent & missing.keys()):
-                self._confirm(local, lost)
+                self.confirm(local, lost)
             if self._delete_pushed:
                 self._delete(local, [stem for stem in local.markers if stem not in missing])
             if not missing and (sent or not final):
@@ -118,7 +118,7 @@ class Target:
                 return True
             sent.update(units)
             if self._delete_pushed:
-                self._confirm(local, units)
+                self.confirm(local, units)
                 self._delete(local, units)
 
     def _bear(self, error: Exception, patience: HubPatience) -> None:
@@ -174,7 +174,7 @@ class Target:
 
     # --- deleting here ---
 
-    def _confirm(self, local: Finished, stems: list[str]) -> None:
+    def confirm(self, local: Finished, stems: list[str]) -> None:
         """Raises PushError unless the Hub says that it has every file of these units."""
         missing = missing_files(local, read_published(self._repository, local))
         for stem in stems:

@@ -157,7 +157,7 @@ class Records(ABC):
 
     def _values(self, unit: Unit) -> Iterator[tuple[int, dict[str, Any] | Record]]:
         """Number (from 1) and columns of each row of a unit; a Record of the archive where it breaks off."""
-        raw, number, patience = self._raw(unit), 1, Patience()
+        raw, number, patience = self.raw_rows(unit), 1, Patience()
         while True:
             try:
                 if (values := next(raw, None)) is None:
@@ -176,7 +176,7 @@ class Records(ABC):
                         f"{what}{innermost(error)}. Finished units are kept: mend that and run again"
                     ) from error
                 # datasets' readers cannot go on where they stopped.
-                raw = itertools.islice(self._raw(unit), number - 1, None)
+                raw = itertools.islice(self.raw_rows(unit), number - 1, None)
                 continue
             yield number, values
             number, patience = number + 1, Patience()
@@ -205,7 +205,7 @@ class Records(ABC):
             left -= count
         return units
 
-    def _raw(self, unit: Unit) -> Iterator[dict[str, Any]]:
+    def raw_rows(self, unit: Unit) -> Iterator[dict[str, Any]]:
         if self.source.prepare:
             yield from self._dataset.select(range(unit.start, unit.stop or len(self._dataset)))
             return

@@ -159,13 +159,13 @@ def _stored_lengths(good: pa.Table, spec: Field) -> Array:
 
 def _count_tokens(spec: dict[str, Any], captions: Sequence[str]) -> Array:
     """Tokens of each caption. Raises OSError or ValueError where the tokenizer cannot be had."""
-    tokenizer = _tokenizer(spec)
+    tokenizer = open_tokenizer(spec)
     template, skip = spec.get("template", "{}"), spec.get("skip", 0)
     counts = [len(tokenizer(template.replace("{}", caption))) - skip for caption in captions]
     return np.array(counts)
 
 
-def _tokenizer(spec: dict[str, Any]) -> Any:
+def open_tokenizer(spec: dict[str, Any]) -> Any:
     """A function from caption to tokens, start and end included, uncut."""
     if spec["model"] == "toy":
         return lambda caption: b"<" + caption.encode() + b">"

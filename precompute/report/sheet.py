@@ -43,8 +43,8 @@ def draw_sheet(title: str, subtitle: str, cards: Sequence[Card]) -> Image.Image:
     width = 2 * MARGIN + columns * step - 2 * GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + 84 + sum(heights) + 2 * GAP * (len(rows) - 1)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN - 8), _clip(title, 30, width - 2 * MARGIN), INK, _font(title, 30))
-    draw.text((MARGIN, MARGIN + 36), _clip(subtitle, TEXT, width - 2 * MARGIN), GREY, _font(subtitle, TEXT))
+    draw.text((MARGIN, MARGIN - 8), _clip(title, 30, width - 2 * MARGIN), INK, font_of(title, 30))
+    draw.text((MARGIN, MARGIN + 36), _clip(subtitle, TEXT, width - 2 * MARGIN), GREY, font_of(subtitle, TEXT))
     y = MARGIN + 84
     for row, height in zip(rows, heights, strict=True):
         for column, card in enumerate(row):
@@ -52,7 +52,7 @@ def draw_sheet(title: str, subtitle: str, cards: Sequence[Card]) -> Image.Image:
             draw.rounded_rectangle((x, y, x + inner + 2 * PAD, y + height), 10, CARD)
             _draw_card(sheet, draw, card, texts[id(card)], (x + PAD, y + PAD))
             key = _clip(card.key, SMALL, inner)
-            draw.text((x + PAD, y + height - PAD - SMALL), key, GREY, _font(key, SMALL))
+            draw.text((x + PAD, y + height - PAD - SMALL), key, GREY, font_of(key, SMALL))
         y += height + 2 * GAP
     return sheet
 
@@ -67,9 +67,9 @@ def _draw_card(
         draw.rectangle((left, y, left + TILE - 1, y + TILE - 1), PAPER)
         sheet.paste(tile, (left + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
         label = picture.label + ("" if picture.decibels is None else f"   {picture.decibels:.1f} dB")
-        draw.text((left, y + TILE + 5), label, GREY, _font(label, SMALL))
+        draw.text((left, y + TILE + 5), label, GREY, font_of(label, SMALL))
     for place, line in enumerate(lines):
-        font, room = _font(line, TEXT), len(card.pictures or [0]) * (TILE + GAP) - GAP
+        font, room = font_of(line, TEXT), len(card.pictures or [0]) * (TILE + GAP) - GAP
         start = x + room - font.getlength(line) if is_backwards(card.caption) else x
         draw.text((start, y + TILE + 26 + place * LEADING), line, INK, font)
 
@@ -79,7 +79,7 @@ def drawable(text: str) -> str:
     backwards = any(unicodedata.bidirectional(c) in RIGHT_TO_LEFT for c in text) and not features.check(
         "raqm"
     )
-    lacking = sum(_missing(_font(text, TEXT), c) for c in text)
+    lacking = sum(_missing(font_of(text, TEXT), c) for c in text)
     return UNDRAWN if backwards or lacking > len(text) / 10 else text
 
 
@@ -106,7 +106,7 @@ def wrap(text: str, size: int, width: int, lines: int) -> list[str]:
 
 def _fits(text: str, size: int, width: int) -> int:
     """How many characters of a text fit, at least one."""
-    font = _font(text, size)
+    font = font_of(text, size)
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -115,12 +115,12 @@ def _fits(text: str, size: int, width: int) -> int:
 
 
 def _clip(text: str, size: int, width: int) -> str:
-    if _font(text, size).getlength(text) <= width:
+    if font_of(text, size).getlength(text) <= width:
         return text
     return text[: max(1, _fits(text, size, width - size))].rstrip() + "…"
 
 
-def _font(text: str, size: int) -> Font:
+def font_of(text: str, size: int) -> Font:
     """Pillow's own font, or of those on this machine the one that lacks the fewest of the text's letters."""
     letters = set(text)
     return min(_fonts(size), key=lambda font: sum(_missing(font, c) for c in letters))

@@ -61,7 +61,7 @@ class ManifestKeeper:
     def look(self) -> None:
         """Hold what is there against ours, and write nothing. Raises RecipeMismatch."""
         self._hold()
-        self._read(self._look())
+        self._read(self.list_markers())
 
     def _hold(self) -> None:
         """Hold the manifest that is there against ours. Raises RecipeMismatch."""
@@ -77,10 +77,10 @@ class ManifestKeeper:
         Two processes may write theirs at once: whoever finds a marker that its own version lacks writes again. Where
         markers keep coming, so does a process that writes them at its own end.
         """
-        found = self._look()
+        found = self.list_markers()
         for _ in range(ROUNDS):
             manifest, before = self._write(found), found
-            found = self._look()
+            found = self.list_markers()
             if found.keys() == before.keys():
                 break
         if manifest.splits[self._split].complete:
@@ -98,7 +98,7 @@ class ManifestKeeper:
 
     def _update(self) -> Manifest:
         started = time.monotonic()
-        manifest = self._write(self._look())
+        manifest = self._write(self.list_markers())
         self._wait_from(started)
         return manifest
 
@@ -117,7 +117,7 @@ class ManifestKeeper:
         Only of those finished before the retry began, be it another process that began it.
         """
         began = {reason: retry_began(self._output, reason) for reason in reasons}
-        found = self._look() if began else {}
+        found = self.list_markers() if began else {}
         count = 0
         for key, marker in self._markers.items():
             since = max((began.get(r, 0) for r in marker.rejected), default=0)
@@ -142,7 +142,7 @@ class ManifestKeeper:
 
     def redo(self, units: Collection[int]) -> None:
         """Take away the markers of these finished units, so that they are done again."""
-        found = self._look() if units else {}
+        found = self.list_markers() if units else {}
         for key, marker in self._markers.items():
             if marker.split == self._split and marker.unit in units and key in found:
                 self._output.delete(key[0])
@@ -172,7 +172,7 @@ class ManifestKeeper:
         self._output.put(MANIFEST, manifest.to_json().encode())
         return manifest
 
-    def _look(self) -> dict[Key, Entry]:
+    def list_markers(self) -> dict[Key, Entry]:
         """All markers."""
         return {(name, entry.version): entry for name, entry in self._output.files(is_marker).items()}
 

@@ -76,7 +76,7 @@ class OutputFolder(WorkFolder):
 
     def delete(self, name: str) -> None:
         with may_be_gone():
-            self._unlink(self.path / name)
+            self.disk_unlink(self.path / name)
 
     # --- units ---
 
@@ -92,7 +92,7 @@ class OutputFolder(WorkFolder):
 
     def publish(self, files: Mapping[str, Path], name: str) -> str:
         for suffix, path in files.items():
-            self._rename(path, self.path / f"{name}{suffix}")
+            self.disk_rename(path, self.path / f"{name}{suffix}")
         return name
 
     def mark(self, stem: str, data: bytes, files: Container[str], begun: Path) -> None:
@@ -116,7 +116,7 @@ class OutputFolder(WorkFolder):
             elif owner and int(owner[1]) < turn:
                 with may_be_gone():
                     # At one stroke, so that an owner that was only asleep finds nothing left to make visible.
-                    self._rename(self._work / name, self._work / f"{name}{GONE}")
+                    self.disk_rename(self._work / name, self._work / f"{name}{GONE}")
                     self.remove(f"{name}{GONE}")
 
     def close(self, sweep: bool = False) -> None:

@@ -33,7 +33,7 @@ class WorkFolder:
         while True:
             self._make_work()
             try:
-                self._write_new(self._work / name, data)
+                self.disk_write(self._work / name, data)
                 return True
             except FileExistsError:
                 return False
@@ -50,7 +50,7 @@ class WorkFolder:
 
     def time(self, name: str) -> int | None:
         try:
-            return self._stat(self._work / name).st_mtime_ns
+            return self.disk_stat(self._work / name).st_mtime_ns
         except OSError as error:
             if not is_gone(error):
                 raise
@@ -71,7 +71,7 @@ class WorkFolder:
     def controls(self) -> list[str]:
         try:
             self._refuse_link()
-            return self._list(self._work)
+            return self.disk_list(self._work)
         except OSError as error:
             if not is_gone(error):
                 raise
@@ -83,10 +83,10 @@ class WorkFolder:
     def remove(self, name: str) -> None:
         with may_be_gone():
             path = self._work / name
-            if stat.S_ISDIR(self._stat(path).st_mode):
+            if stat.S_ISDIR(self.disk_stat(path).st_mode):
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                self._unlink(path)
+                self.disk_unlink(path)
 
     # --- the disk ---
 
@@ -99,30 +99,30 @@ class WorkFolder:
         if self._work.is_symlink():
             raise OutputError(f"--output {self.path}: {WORK} in it is a link; remove it and run again")
 
-    def _stat(self, path: Path) -> os.stat_result:
+    def disk_stat(self, path: Path) -> os.stat_result:
         return path.stat(follow_symlinks=False)
 
-    def _write_new(self, path: Path, data: bytes) -> None:
+    def disk_write(self, path: Path, data: bytes) -> None:
         write_new(path, data)
 
     def _replace(self, path: Path, data: bytes, temporary: Path) -> None:
         """Write, sync, and only then rename to `path`: the file is there whole or not at all."""
-        self._write_new(temporary, data)
+        self.disk_write(temporary, data)
         try:
-            self._rename(temporary, path)
+            self.disk_rename(temporary, path)
         except OSError:
             with may_be_gone():
-                self._unlink(temporary)
+                self.disk_unlink(temporary)
             raise
         sync_directory(path.parent)
 
-    def _rename(self, path: Path, to: Path) -> None:
+    def disk_rename(self, path: Path, to: Path) -> None:
         path.replace(to)
 
-    def _unlink(self, path: Path) -> None:
+    def disk_unlink(self, path: Path) -> None:
         path.unlink()
 
-    def _list(self, path: Path) -> list[str]:
+    def disk_list(self, path: Path) -> list[str]:
         return os.listdir(path)
 
 

@@ -276,7 +276,7 @@ def test_flags_are_cut_from_prompts_only_and_not_with_none(build: Any, tmp_path:
     root = tmp_path / "raw"
     journeydb.make(root)
     path = root / "data/train/train_anno_realease_repath.jsonl.tgz"
-    journeydb._write_annotations(path, [journeydb._record("./000/c.png", "a cup --v 4", "a sentence --v 4")])
+    journeydb.write_annotations(path, [journeydb.record("./000/c.png", "a cup --v 4", "a sentence --v 4")])
     found = {}
     for options in ({}, {"caption_cleaning": "none"}, {"caption_field": "caption"}):
         (row,) = build("journeydb", data_dir=str(root), parts="0", streaming=True, **options)

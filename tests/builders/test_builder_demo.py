@@ -203,9 +203,9 @@ def test_the_demo_does_not_import_skimage() -> None:
 
 def test_registration_holds_the_functions_it_wraps_and_leaves_other_paths_alone(tmp_path: Path) -> None:
     factory = datasets.load.dataset_module_factory
-    assert factory is datasets.inspect.dataset_module_factory or factory._knows_builders
+    assert factory is datasets.inspect.dataset_module_factory or factory.knows_builders
     assert next(iter(inspect.signature(factory).parameters)) == "path"
-    assert builders._wrap(factory) is factory
+    assert builders.wrap(factory) is factory
     (tmp_path / "x.json").write_text('{"a": 1}\n')
     rows = datasets.load_dataset(
         "json", data_files=str(tmp_path / "x.json"), split="train", cache_dir=str(tmp_path / "c")

@@ -280,7 +280,7 @@ def test_close_while_the_first_batch_is_on_its_way(server: Server) -> None:
 
     threading.Thread(target=take, daemon=True).start()
     wait_until(lambda: any(path.endswith(".parquet") for path, *_ in server.requests))
-    batches._batches.stop_fetching()
+    batches.batches.stop_fetching()
     assert ended.wait(30)
 
 

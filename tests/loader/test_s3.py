@@ -213,11 +213,11 @@ def test_errors_of_boto_pass_unless_no_waiting_mends_them(options: dict[str, Any
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
     transport = FsspecTransport("s3://shards/my data", options)
-    passing = transport._meaning(EndpointConnectionError(endpoint_url="https://user:pw@host/?sig=1"))
+    passing = transport.meaning(EndpointConnectionError(endpoint_url="https://user:pw@host/?sig=1"))
     assert (
         type(passing) is loader.remote.Interrupted and "pw" not in str(passing) and "sig" not in str(passing)
     )
-    assert isinstance(transport._meaning(NoCredentialsError()), PermissionError)
+    assert isinstance(transport.meaning(NoCredentialsError()), PermissionError)
 
 
 def test_webdataset_reads_it_too(options: dict[str, Any], folder: Path) -> None:

@@ -136,7 +136,7 @@ def test_outage_that_stays_stops_the_run(
 
 
 def failing_once(error: Exception, row: int) -> Callable[[Records, Unit], Iterator[Any]]:
-    raw, left = Records._raw, iter([error])
+    raw, left = Records.raw_rows, iter([error])
 
     def read(self: Records, unit: Unit) -> Iterator[Any]:
         for index, values in enumerate(raw(self, unit)):
@@ -155,7 +155,7 @@ def test_connection_lost_in_the_middle_loses_and_repeats_no_row(
     tars: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = [record.key for unit in range(3) for record in foreign(tars).rows(Unit(unit, unit))]
-    monkeypatch.setattr(Records, "_raw", failing_once(ConnectionError("Server Disconnected"), 1))
+    monkeypatch.setattr(Records, "raw_rows", failing_once(ConnectionError("Server Disconnected"), 1))
     records = foreign(tars)
     assert [record.key for unit in records.units for record in records.rows(unit)] == keys
     assert waits == [1]
@@ -163,7 +163,7 @@ def test_connection_lost_in_the_middle_loses_and_repeats_no_row(
 
 def test_disk_that_cannot_read_an_archive_of_others(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = OSError(errno.EIO, os.strerror(errno.EIO))
-    monkeypatch.setattr(Records, "_raw", failing_once(fault, 1))
+    monkeypatch.setattr(Records, "raw_rows", failing_once(fault, 1))
     assert outcomes(foreign(tars)) == [[None, None], [None, "bad_archive"], [None, None]]
 
 
@@ -172,7 +172,7 @@ def test_disk_that_is_gone_stops_at_once(
 ) -> None:
     for number in (errno.ENOTCONN, errno.ESTALE, errno.ENOENT, errno.EACCES):
         with monkeypatch.context() as patch:
-            patch.setattr(Records, "_raw", failing_once(OSError(number, os.strerror(number)), 1))
+            patch.setattr(Records, "raw_rows", failing_once(OSError(number, os.strerror(number)), 1))
             with pytest.raises(SourceError, match=os.strerror(number)):
                 outcomes(foreign(tars))
     assert not waits

@@ -16,7 +16,7 @@ from precompute import preview, run, verify
 from precompute.errors import ModelError, UsageError
 from precompute.report import sheet
 from precompute.report.figures import describe_rows, near_pairs, perceptual_hash
-from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, _font, draw_sheet, wrap
+from precompute.report.sheet import GAP, LINES, MARGIN, PAD, TEXT, TILE, draw_sheet, font_of, wrap
 from precompute.report.tiles import Card, Tile
 from precompute.shards import sample_reader
 from precompute.shards.sample_reader import pick_samples, taken_of
@@ -149,7 +149,7 @@ def test_a_caption_from_right_to_left_begins_at_the_right() -> None:
 def test_wrapped_lines_fit_and_lose_nothing_but_the_tail(text: str) -> None:
     lines = wrap(text, TEXT, 300, LINES)
     assert 1 <= len(lines) <= LINES
-    assert all(_font(line, TEXT).getlength(line) <= 300 for line in lines)
+    assert all(font_of(line, TEXT).getlength(line) <= 300 for line in lines)
     whole = "".join("".join(lines).split())
     assert "".join(text.split()).startswith(whole.removesuffix("…"))
     assert whole.endswith("…") or len(whole) == len("".join(text.split()))

@@ -65,10 +65,10 @@ def test_what_a_condition_chose_leaves_no_temporary_file(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    condition._put(tmp_path / "a.npz", samples=np.arange(3))
+    condition.save_chosen(tmp_path / "a.npz", samples=np.arange(3))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
     monkeypatch.setattr(condition.np, "savez", full)
-    condition._put(tmp_path / "b.npz", samples=np.arange(3))
+    condition.save_chosen(tmp_path / "b.npz", samples=np.arange(3))
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 

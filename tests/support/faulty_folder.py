@@ -18,25 +18,25 @@ class FaultyFolder(OutputFolder):
         super().__init__(path, split)
         self.before = before
 
-    def _write_new(self, path: Path, data: bytes) -> None:
+    def disk_write(self, path: Path, data: bytes) -> None:
         self.before("write", path)
-        super()._write_new(path, data)
+        super().disk_write(path, data)
 
-    def _rename(self, path: Path, to: Path) -> None:
+    def disk_rename(self, path: Path, to: Path) -> None:
         self.before("rename", path)
-        super()._rename(path, to)
+        super().disk_rename(path, to)
 
-    def _unlink(self, path: Path) -> None:
+    def disk_unlink(self, path: Path) -> None:
         self.before("unlink", path)
-        super()._unlink(path)
+        super().disk_unlink(path)
 
-    def _stat(self, path: Path) -> os.stat_result:
+    def disk_stat(self, path: Path) -> os.stat_result:
         self.before("stat", path)
-        return super()._stat(path)
+        return super().disk_stat(path)
 
-    def _list(self, path: Path) -> list[str]:
+    def disk_list(self, path: Path) -> list[str]:
         self.before("list", path)
-        return super()._list(path)
+        return super().disk_list(path)
 
 
 def failing(code: int, *calls: str, times: int = 10**9) -> Callable[[str, Path], None]:

@@ -249,8 +249,8 @@ def test_expired_links_of_meta_are_told_with_the_cure(
     server: Any, build: Any, waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sa1b.make(server.root)
-    captions = dataclasses.replace(builders.sa1b._CAPTIONS, url=f"{server.url}/SA1B_caption.tar.gz")
-    monkeypatch.setattr(builders.sa1b, "_CAPTIONS", captions)
+    captions = dataclasses.replace(builders.sa1b.CAPTIONS, url=f"{server.url}/SA1B_caption.tar.gz")
+    monkeypatch.setattr(builders.sa1b, "CAPTIONS", captions)
     links = tmp_path / "links.txt"
     links.write_text(f"sa_000020.tar\t{server.url}/sa_000020.tar?oh=SECRET\n")
     assert build("sa1b", links=str(links), streaming=True)
@@ -267,8 +267,8 @@ def test_annotations_that_are_gone_stop_at_once(
 ) -> None:
     """Every archive would lack them."""
     sa1b.make(server.root)
-    captions = dataclasses.replace(builders.sa1b._CAPTIONS, url=f"{server.url}/gone.tar.gz")
-    monkeypatch.setattr(builders.sa1b, "_CAPTIONS", captions)
+    captions = dataclasses.replace(builders.sa1b.CAPTIONS, url=f"{server.url}/gone.tar.gz")
+    monkeypatch.setattr(builders.sa1b, "CAPTIONS", captions)
     links = tmp_path / "links.txt"
     links.write_text(f"sa_000020.tar\t{server.url}/sa_000020.tar\n")
     with pytest.raises(MissingSourceError, match=r"gone\.tar\.gz: it is gone"):

@@ -144,10 +144,10 @@ def test_light_is_idempotent() -> None:
 def test_light_on_plain_ascii_equals_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     from builders.core import light
 
-    plain = [text for text in made_up_captions(3_000, seed=22) if light._is_plain(text)]
+    plain = [text for text in made_up_captions(3_000, seed=22) if light.is_plain(text)]
     assert len(plain) > 100
     for text in plain:
-        assert clean_caption(text, "light") == light._clean_once(text)
+        assert clean_caption(text, "light") == light.clean_once(text)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from precompute.runtime.claims import Claims
 from precompute.runtime.leases import Leases
 from precompute.shards.destination import Destination
 from precompute.shards.output_folder import OutputFolder
+from tests.support.waiting import Clock
 
 
 class Counting(Client):
@@ -31,9 +32,9 @@ class Counting(Client):
         super().__init__("--output", "s3://bucket/x", store)
         self.counts: dict[str, int] = {}
 
-    def _ask(self, call: Callable[[], Any], conflicts: Any = ()) -> Any:
+    def ask(self, call: Callable[[], Any], conflicts: Any = ()) -> Any:
         self.counts["ask"] = self.counts.get("ask", 0) + 1
-        return super()._ask(call, conflicts)
+        return super().ask(call, conflicts)
 
     def list(self, prefix: str | None = None, after: str | None = None) -> Iterator[Any]:
         found = [*super().list(prefix, after)]
@@ -137,9 +138,9 @@ class Stepped(Client):
         super().__init__("--output", "s3://bucket/x", store)
         self._baton = baton
 
-    def _ask(self, call: Callable[[], Any], conflicts: Any = ()) -> Any:
+    def ask(self, call: Callable[[], Any], conflicts: Any = ()) -> Any:
         self._baton.step()
-        return super()._ask(call, conflicts)
+        return super().ask(call, conflicts)
 
 
 SHARDS = {"old": 2, "new": 1}
@@ -174,7 +175,7 @@ def meet(folder: Path, store: Any, seed: int, differ: bool) -> dict[str, str]:
             result[who] = "lost"
         finally:
             baton.leave()
-            place._scratch.close()
+            place.close()
 
     threads = [threading.Thread(target=own, args=given, name=given[0]) for given in (("old", 1), ("new", 2))]
     for thread in threads:
@@ -223,7 +224,7 @@ def test_what_another_owner_left_is_not_written_over_and_goes(tmp_path: Path) ->
     assert left == {"train-00000-50.tar", "train-00000.json", "train-00001.tar", "train-000000.tar"}
 
 
-def test_requests_do_not_grow_with_what_is_finished(tmp_path: Path) -> None:
+def test_requests_do_not_grow_with_what_is_finished(tmp_path: Path, clock: Clock) -> None:
     """3,900 of 4,000 units are finished: to claim one more, and to give it back, is a handful of requests."""
     store = MemoryStore()
     for unit in range(3900):
@@ -235,7 +236,7 @@ def test_requests_do_not_grow_with_what_is_finished(tmp_path: Path) -> None:
     assert first is not None and first.unit.index == 3900
     assert client.counts["list"] < 20
     client.counts.clear()
-    leases._claims.output._looked = 0.0  # type: ignore[attr-defined]
+    clock.advance(3600)
     second = leases.claim()
     assert second is not None and second.unit.index == 3901
     leases.release(second)

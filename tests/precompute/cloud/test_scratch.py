@@ -12,8 +12,8 @@ from precompute.cloud.scratch import Scratch
 def test_threads_that_ask_at_once_have_one_folder_which_nobody_clears_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = Scratch._sweep
-    monkeypatch.setattr(Scratch, "_sweep", lambda self: (sweep(self), time.sleep(0.05))[0])
+    sweep = Scratch.sweep
+    monkeypatch.setattr(Scratch, "sweep", lambda self: (sweep(self), time.sleep(0.05))[0])
     scratch, found = Scratch(tmp_path), list[Path]()
     threads = [threading.Thread(target=lambda: found.append(scratch.folder)) for _ in range(4)]
     for thread in threads:

@@ -420,17 +420,13 @@ def test_caption_that_overflows_is_computed_again_in_wider_precision_or_rejected
         np.testing.assert_array_equal(results[1].arrays["caption_latents"], np.full((4, 1), 60))
 
 
-def test_no_memory_for_a_second_precision_costs_the_row_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    spec = parse_text_encoder("loud")
-    encoder = TextEncoder(spec, Loud(False).half(), Letters(), {}, torch.device("cpu"), torch.float16)
-    batches = BatchEncoder(open_image_encoder("toy"), [encoder], [8], "moments", 0)
-
+def test_no_memory_for_a_second_precision_costs_the_row_alone(caplog: pytest.LogCaptureFixture) -> None:
     def full(dtype: torch.dtype) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 19.00 GiB")
 
-    monkeypatch.setattr(encoder, "_load", full)
+    spec, cpu = parse_text_encoder("loud"), torch.device("cpu")
+    encoder = TextEncoder(spec, Loud(False).half(), Letters(), {}, cpu, torch.float16, load=full)
+    batches = BatchEncoder(open_image_encoder("toy"), [encoder], [8], "moments", 0)
     results = batches.collect(batches.launch(rows(["short", "x" * 60, "again"])))
     assert [result is None for result in results] == [False, True, False]
     assert "no memory to compute a row again" in caplog.text

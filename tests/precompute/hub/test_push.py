@@ -386,19 +386,19 @@ def test_nothing_is_deleted_that_the_hub_has_not(hub: LoopbackHub, shards: Path)
 def test_a_unit_done_again_while_it_was_pushed_keeps_its_new_tar(
     hub: LoopbackHub, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, confirm = contents(shards), Target._confirm
+    before, confirm = contents(shards), Target.confirm
 
     def late(target: Target, local: Finished, stems: list[str]) -> None:
         confirm(target, local, stems)
         write_unit(shards, 0, samples=4)  # --retry-rejected, by another process
         (shards / "train-00001.json").unlink()  # about to be done again
 
-    monkeypatch.setattr(Target, "_confirm", late)
+    monkeypatch.setattr(Target, "confirm", late)
     push.push(Config(shards, REPO, delete_pushed=True))
     assert [path.name for path in sorted(shards.glob("*.tar"))] == ["train-00000.tar", "train-00001.tar"]
     new = (shards / "train-00000.tar").read_bytes()
     assert new != before["train-00000.tar"]
-    monkeypatch.setattr(Target, "_confirm", confirm)
+    monkeypatch.setattr(Target, "confirm", confirm)
     (shards / "train-00001.json").write_bytes(before["train-00001.json"])
     push.push(Config(shards, REPO, delete_pushed=True))
     assert there(hub)["train-00000.tar"] == new and not list(shards.glob("*.tar"))

@@ -18,6 +18,7 @@ from tests.precompute.hub.test_run_and_push import config
 from tests.support.faulty_store import KEYS, FaultyStore
 from tests.support.finished_folder import write_shards
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.waiting import wait_until
 
 
 def test_the_command_and_again_and_deleting(
@@ -102,9 +103,8 @@ def test_a_run_that_has_failed_ends_the_waits_of_its_push(
 ) -> None:
     """Those for a store included: the run is not held up by its patience."""
     cut = list[bool]()
-    monkeypatch.setattr(Follower, "_follow", lambda self: cut.append(backoff.cut_short(300)))
+    monkeypatch.setattr(Follower, "follow", lambda self: cut.append(backoff.cut_short(300)))
     shards = write_shards(tmp_path / "latents")
     follower = Follower(push.Config(shards, REPO), OutputFolder(shards, "train"), 60)
     follower.abandon()
-    follower._thread.join(30)
-    assert cut == [True]
+    wait_until(lambda: cut == [True])

@@ -120,7 +120,7 @@ def test_patience_begins_anew_with_every_row(tmp_path: Path, monkeypatch: pytest
             caption_column="txt",
         )
     )
-    raw, down = Records._raw, set(range(8))
+    raw, down = Records.raw_rows, set(range(8))
 
     def faulty(self: Records, unit: Unit) -> Iterator[Any]:
         for number, values in enumerate(raw(self, unit)):
@@ -129,7 +129,7 @@ def test_patience_begins_anew_with_every_row(tmp_path: Path, monkeypatch: pytest
                 raise ConnectionError("Server disconnected")
             yield values
 
-    monkeypatch.setattr(Records, "_raw", faulty)
+    monkeypatch.setattr(Records, "raw_rows", faulty)
     assert len(list(records.rows(records.units[0]))) == 8 and not down
 
 

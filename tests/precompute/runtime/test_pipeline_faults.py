@@ -325,14 +325,14 @@ def test_source_that_cannot_be_read_is_not_blamed_on_the_output(
     (tmp_path / "raw").mkdir()
     webdataset_tar(tmp_path / "raw" / "train-0.tar", 4)
     records = open_webdataset(tmp_path / "raw")
-    raw = Records._raw
+    raw = Records.raw_rows
 
     def failing(self: Records, unit: Unit) -> Iterator[Any]:
         yield next(raw(self, unit))
         raise ConnectionError("Server disconnected")
 
     monkeypatch.setattr("builders.archives.backoff.PATIENCE", 0)
-    monkeypatch.setattr(Records, "_raw", failing)
+    monkeypatch.setattr(Records, "raw_rows", failing)
     with pytest.raises(SourceError, match="webdataset: cannot read row 2 of unit 0: Server disconnected"):
         with output_errors(tmp_path / "out"):
             work(records)

@@ -9,6 +9,7 @@ from precompute.shards import manifest as module
 from precompute.shards.manifest import ManifestKeeper
 from precompute.shards.output_folder import OutputFolder
 from precompute.shards.unit_writer import UnitWriter
+from tests.support.waiting import Clock
 
 PLAN, FIELDS = {"units": 9}, [Field("latents_8", "latents", "float16", (4, 1, 1))]
 
@@ -69,11 +70,11 @@ class Restless(OutputFolder):
             self.units += 1
 
 
-def test_markers_that_keep_coming_do_not_hold_a_process_up(tmp_path: Path) -> None:
+def test_markers_that_keep_coming_do_not_hold_a_process_up(tmp_path: Path, clock: Clock) -> None:
     folder = Restless(tmp_path)
     only = keeper(tmp_path, folder)
     assert folder.units == 1, "it writes once, and begins its work"
-    only._due = 0.0
+    clock.advance(3600)
     only.keep_fresh()
     assert folder.units == 2
     only.refresh()
@@ -89,13 +90,13 @@ def test_last_process_leaves_a_manifest_of_all_markers(tmp_path: Path) -> None:
 def test_each_marker_is_looked_at_once_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for unit in range(3):
         finish(tmp_path, unit)
-    looks, look = [0], ManifestKeeper._look
+    looks, look = [0], ManifestKeeper.list_markers
 
     def counted(self: ManifestKeeper) -> object:
         looks[0] += 1
         return look(self)
 
-    monkeypatch.setattr(ManifestKeeper, "_look", counted)
+    monkeypatch.setattr(ManifestKeeper, "list_markers", counted)
     only = keeper(tmp_path)
     assert looks == [1]
     only.refresh()

@@ -7,7 +7,7 @@ import pytest
 
 from precompute.encode.models import recorded_name
 from precompute.errors import ModelError
-from precompute.report.figures import _tokenizer
+from precompute.report.figures import open_tokenizer
 from precompute.verification import recipe_models
 from precompute.verification.recipe_models import Models, recipe_image_encoder, recipe_text_encoders
 from tests.support import hub_cache, tiny_models
@@ -48,7 +48,7 @@ def test_what_lies_here_stays_closed(spec: dict[str, Any], monkeypatch: pytest.M
     encoders, (note,) = recipe_text_encoders({"text_encoders": [spec]}, Models())
     assert not encoders and "give that folder as --text-encoder" in note
     with pytest.raises((ValueError, KeyError)):
-        _tokenizer({"model": None, **spec})
+        open_tokenizer({"model": None, **spec})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_no_folder_of_the_working_directory_passes_for_a_hub_id(
     with pytest.raises(ModelError, match=r"--vae owner/name@\w+: a folder owner/name lies"):
         recipe_image_encoder({"image_encoder": spec}, Models())
     with pytest.raises((OSError, ValueError)):
-        _tokenizer(spec)
+        open_tokenizer(spec)
 
 
 def test_what_is_opened_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

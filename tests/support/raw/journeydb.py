@@ -6,7 +6,7 @@ from .archive import dumps, write_tgz
 from .photos import jpeg, png, truncated
 
 
-def _record(path: str, prompt: str, caption: str | None = "A sentence.") -> dict[str, object]:
+def record(path: str, prompt: str, caption: str | None = "A sentence.") -> dict[str, object]:
     record: dict[str, object] = {
         "img_path": path,
         "prompt": prompt,
@@ -18,7 +18,7 @@ def _record(path: str, prompt: str, caption: str | None = "A sentence.") -> dict
     return record | ({"Task2": {"Caption": caption}} if caption else {})
 
 
-def _write_annotations(path: Path, records: list[dict[str, object]]) -> None:
+def write_annotations(path: Path, records: list[dict[str, object]]) -> None:
     write_tgz(path, [(path.name.removesuffix(".tgz"), b"\n".join(dumps(record) for record in records))])
 
 
@@ -36,25 +36,25 @@ def make(root: Path) -> None:
         ],
     )
     write_tgz(root / "data/train/imgs/001.tgz", [("001/a.jpg", jpeg(5))])
-    _write_annotations(
+    write_annotations(
         root / "data/train/train_anno_realease_repath.jsonl.tgz",
         [
-            _record("./001/a.jpg", "no task two --v 4", None),
-            _record("./000/c.png", "see https://s.mj.run/x a cup --ar 2:3 --v 4"),
-            _record("./000/gone.jpg", "its image is gone"),
-            _record("./077/a.jpg", "its archive is not there"),
-            _record("./000/a.jpg", "an elegant gold and white tikka head jewelry,"),
-            _record("MidjourneyDB_03_latest/./imgs/Upscaled_x.jpg", "not repathed"),
-            _record("./000/cut.jpg", "cut short"),
-            _record("./000/B.JPG", "upper case"),
+            record("./001/a.jpg", "no task two --v 4", None),
+            record("./000/c.png", "see https://s.mj.run/x a cup --ar 2:3 --v 4"),
+            record("./000/gone.jpg", "its image is gone"),
+            record("./077/a.jpg", "its archive is not there"),
+            record("./000/a.jpg", "an elegant gold and white tikka head jewelry,"),
+            record("MidjourneyDB_03_latest/./imgs/Upscaled_x.jpg", "not repathed"),
+            record("./000/cut.jpg", "cut short"),
+            record("./000/B.JPG", "upper case"),
         ],
     )
     write_tgz(root / "data/valid/imgs/000.tgz", [("000/a.jpg", jpeg(6))])
-    _write_annotations(
-        root / "data/valid/valid_anno_repath.jsonl.tgz", [_record("./000/a.jpg", "of the valid split")]
+    write_annotations(
+        root / "data/valid/valid_anno_repath.jsonl.tgz", [record("./000/a.jpg", "of the valid split")]
     )
     write_tgz(root / "data/test/imgs.tgz", [("imgs/a.jpg", jpeg(7))])
-    _write_annotations(
+    write_annotations(
         root / "data/test/test_questions.jsonl.tgz", [{"img_path": "./imgs/a.jpg", "Task3": {}}]
     )
 
