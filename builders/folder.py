@@ -40,7 +40,7 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _HIDDEN = (".", "__MACOSX")
-_FILES_PER_SHARD = 1000
+FILES_PER_SHARD = 1000
 _MIN_SHARDS = 4  # so that a small folder can be shared out too
 
 
@@ -217,7 +217,7 @@ def _list_files(
 
 
 def _ranges(files: list[_File]) -> list[tuple[_File, ...]]:
-    count = max(-(-len(files) // _FILES_PER_SHARD), min(_MIN_SHARDS, len(files)))
+    count = max(-(-len(files) // FILES_PER_SHARD), min(_MIN_SHARDS, len(files)))
     return [tuple(files[len(files) * i // count : len(files) * (i + 1) // count]) for i in range(count)]
 
 

@@ -109,9 +109,8 @@ class Work:
         for field, member, chosen in self._members(indexes):
             places = indexes[chosen], rows[chosen]
             if field in text:
-                errors |= self.rows.read_text(
-                    shard, field, self.select.further, *places, captions.only(chosen)
-                )
+                drawn = captions.only(chosen)
+                errors |= self.rows.read_text(shard, field, self.select.further, *places, drawn)
             else:
                 errors |= self.rows.read_field(shard, field, member, *places)
         if self.select.extras:

@@ -15,8 +15,8 @@ from builders.archives.members import basename
 from builders.archives.remote import open_file
 from builders.core.errors import ArchiveError
 
-_WINDOW = 2**18  # bytes
-_LONGEST = 2**24  # bytes of one element; COCO's have hundreds
+WINDOW = 2**18  # bytes
+LONGEST = 2**24  # bytes of one element; COCO's have hundreds
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -76,7 +76,7 @@ class _Window:
             self._at = _SPACE.match(self._part, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._part):
                 return self._part[self._at]
-            if not self._read_on(_WINDOW):
+            if not self._read_on(WINDOW):
                 raise ValueError(f"cut short at character {self._passed + self._at:,}")
 
     def take(self, expected: str) -> str:
@@ -90,7 +90,7 @@ class _Window:
     def value(self) -> Any:
         """The next value, read on for until it is whole."""
         self.peek()
-        size = _WINDOW
+        size = WINDOW
         while True:
             try:
                 value, end = self._decode(self._part, self._at)
@@ -104,7 +104,7 @@ class _Window:
                 raise ValueError(
                     f"nested too deep: in the value at character {self._passed + self._at:,}"
                 ) from None
-            if size > _LONGEST or not self._read_on(size):
+            if size > LONGEST or not self._read_on(size):
                 raise ValueError(f"{what}: in the value at character {self._passed + self._at:,}")
             size *= 2
 

@@ -196,7 +196,7 @@ def test_changed_files_and_other_folders_are_read_anew(
 
 
 def test_many_files_are_many_shards(photos: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builders.folder._FILES_PER_SHARD", 3)
+    monkeypatch.setattr("builders.folder.FILES_PER_SHARD", 3)
     for number in range(20):
         (photos / f"{number}.txt").write_text("x")
     (photos / "0.jpg").write_bytes(jpeg())

@@ -36,7 +36,7 @@ def lists(data: Any) -> Any:
 def test_elements_are_those_of_json(
     window: Any, indent: Any, ascii: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "_WINDOW", window)
+    monkeypatch.setattr(documents, "WINDOW", window)
     data = json.dumps(TREE, indent=indent, ensure_ascii=ascii).encode()
     assert lists(data) == PAIRS
     assert lists(b"\xef\xbb\xbf \n" + data + b"\n") == PAIRS
@@ -59,7 +59,7 @@ def test_generated_documents(monkeypatch: pytest.MonkeyPatch) -> None:
         return many if kind == 5 else {f"k{n}": one for n, one in enumerate(many)}
 
     for _ in range(300):
-        monkeypatch.setattr(documents, "_WINDOW", generator.choice([1, 5, 50]))
+        monkeypatch.setattr(documents, "WINDOW", generator.choice([1, 5, 50]))
         tree = {f"key {n}": value(3) for n in range(generator.randrange(5))}
         expected = [(key, one) for key, many in tree.items() if isinstance(many, list) for one in many]
         assert lists(json.dumps(tree).encode()) == expected
@@ -70,7 +70,7 @@ def test_an_empty_object_has_none() -> None:
 
 
 def test_cut_short_anywhere_is_an_error_not_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "_WINDOW", 16)
+    monkeypatch.setattr(documents, "WINDOW", 16)
     data = json.dumps(TREE).encode()
     for length in range(len(data)):
         with pytest.raises(ValueError):
@@ -86,7 +86,7 @@ def test_something_else_is_an_error(data: Any) -> None:
 
 
 def test_an_element_without_end_is_an_error_before_it_fills_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "_LONGEST", 2**20)
+    monkeypatch.setattr(documents, "LONGEST", 2**20)
     endless = io.BytesIO(b'{"a": ["' + b"x" * 2**24)
     with pytest.raises(ValueError, match="in the value at character 7"):
         list(iter_lists(endless))

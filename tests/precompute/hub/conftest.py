@@ -7,10 +7,12 @@ import huggingface_hub.constants
 import pytest
 
 from builders.archives import backoff
-from precompute.hub import follow, push_loop
+from precompute.hub import follow, push_loop, retry
 from tests.support.loopback_hub import LoopbackHub
 from tests.support.processes import start  # noqa: F401  a fixture
 from tests.support.waiting import hurried
+
+TRIED = 60.0  # seconds of pauses of one question: seven tries
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_owner")
         monkeypatch.setattr(backoff, "cut_short", hurried)
+        monkeypatch.setattr(retry, "HOUR", TRIED)
         monkeypatch.setattr(push_loop, "POLL", 0.02)
         monkeypatch.setattr(push_loop, "OUTAGE", 0.05)
         monkeypatch.setattr(follow, "RETRY", 0.05)

@@ -19,9 +19,9 @@ from builders.archives.backoff import cut_short
 from loader.format import MANIFEST, Manifest, Marker
 from precompute import push
 from precompute.errors import UsageError
-from precompute.hub import hub_dataset
+from precompute.hub import hub_dataset, retry
 from precompute.hub.repository import Repository
-from precompute.hub.retry import PushError, Refusal
+from precompute.hub.retry import HOUR, PushError, Refusal
 from precompute.push import Config
 from precompute.shards.markers import manifest_of
 from precompute.shards.unit_writer import SidecarRow
@@ -49,6 +49,8 @@ def waits(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return hurried(seconds)
 
     monkeypatch.setattr(backoff, "cut_short", wait)
+    # The client has waits of its own.
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01)))
     return waited
 
 
@@ -286,8 +288,14 @@ def test_retry_after_is_waited_out(hub: LoopbackHub, tmp_path: Path, waits: list
 
 @pytest.mark.parametrize(("seconds", "tries"), [("1800", 3), ("3601", 1), ("1000000000", 1)])
 def test_no_more_than_an_hour_is_waited(
-    hub: LoopbackHub, tmp_path: Path, waits: list[float], seconds: str, tries: int
+    hub: LoopbackHub,
+    tmp_path: Path,
+    waits: list[float],
+    seconds: str,
+    tries: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(retry, "HOUR", HOUR)
     hub.fail("POST", "/commit/", 429, times=99, headers={"Retry-After": seconds})
     with pytest.raises(PushError, match=r"slow down|asks to wait"):
         push.push(Config(write_shards(tmp_path / "latents"), REPO))
@@ -323,8 +331,8 @@ def test_ctrl_c_ends_the_waits_of_all_that_read(
 
 
 def test_follow_sits_out_an_outage(hub: LoopbackHub, tmp_path: Path, waits: list[float]) -> None:
-    """Two hours and more: patience is over twice, and the loop goes on."""
-    hub.fail("GET", "/tree/", 503, times=150)
+    """Patience is over twice, of seven tries that the client makes six of each, and the loop goes on."""
+    hub.fail("GET", "/tree/", 503, times=2 * 7 * 6 + 6)
     push.push(Config(write_shards(tmp_path / "latents"), REPO, follow=True))
     assert files_are_what_the_manifest_lists(hub).splits["train"].complete
 

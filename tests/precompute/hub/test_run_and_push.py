@@ -73,7 +73,7 @@ def test_hub_that_refuses_stops_the_run_before_it_begins(
 
 def test_hub_that_fails_on_the_way_is_tried_again(hub: LoopbackHub, tmp_path: Path) -> None:
     """Longer than one push has patience."""
-    hub.fail("POST", r"/commit/", 503, times=70)
+    hub.fail("POST", r"/commit/", 503, times=8)
     run.run(config(tmp_path))
     assert tars_there(hub) == ALL
 
