@@ -16,11 +16,11 @@ from PIL import Image
 
 from builders.core.images import decode_rgb
 from tests.builders.conftest import Build
+from tests.builders.test_builders import DATASETS
 from tests.support.judges import listed_by_find, members_by_others, pack_by_tar, picture_by_imagemagick
 from tests.support.raw.archive import write_tar, write_zip
 from tests.support.raw.photos import encode, jpeg, photo, png, webp
 
-NAMES = ["coco", "cc12m", "diffusiondb", "textcaps", "sa1b", "journeydb", "webdataset"]
 HIDDEN = [("._a.jpg", b"fork"), ("__MACOSX/b.jpg", b"fork"), (".git/config", b"x"), (".DS_Store", b"x")]
 WAYS = pytest.mark.parametrize("streaming", [False, True])
 
@@ -35,7 +35,7 @@ def left_out(caplog: pytest.LogCaptureFixture) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DATASETS)
 def test_every_member_that_tar_and_zipinfo_list_is_a_row_or_counted(
     name: str, build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
