@@ -32,10 +32,10 @@ class StoreReader:
         return found[0][start or 0 :]
 
     def open(self, path: str) -> BinaryIO:
-        return cast(BinaryIO, io.BufferedReader(_Stream(self._objects.stream(path)), BLOCK))
+        return cast(BinaryIO, io.BufferedReader(_BlockFile(self._objects.stream(path)), BLOCK))
 
 
-class _Stream(io.RawIOBase):
+class _BlockFile(io.RawIOBase):
     """Blocks as a file to read forward."""
 
     def __init__(self, blocks: Iterator[memoryview]) -> None:

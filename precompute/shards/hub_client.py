@@ -11,7 +11,7 @@ SILENCE = 120.0  # seconds without a byte, after which a try has failed; the cli
 
 @functools.cache
 def bound_silence() -> None:
-    """Of all requests of this process that name no bound of their own."""
+    """Bound the silence of all requests of this process that name no bound of their own."""
     huggingface_hub.set_client_factory(_client)
 
 

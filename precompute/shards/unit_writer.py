@@ -248,7 +248,7 @@ class UnitWriter:
             shards.append(replace(shard, name=name, bucket=str(writer.bucket or "") if bucketed else ""))
         # A name may not be the one that was asked for: in a store an owner that died may have left another file there.
         if not self._beside:
-            shards.sort(key=lambda shard: _by_number(shard.name))
+            shards.sort(key=lambda shard: (len(shard.name), shard.name))
         marker = Marker(
             split=self._output.split,
             unit=self._unit,
@@ -281,10 +281,6 @@ class UnitWriter:
     def _close(self, place: Place) -> None:
         self._closed.append((place, self._open[place], self._open[place].close()))
         del self._open[place]
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    return len(name), name
 
 
 def _embedded_kinds(kinds: Sequence[str], counts: Mapping[str, int]) -> Counter[str]:

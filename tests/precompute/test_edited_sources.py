@@ -225,7 +225,7 @@ def test_whatever_reads_it_an_edit_is_named_and_its_units_alone_are_done_again(
 def test_files_whose_rows_may_have_moved_are_another_source(
     kind: str, photos: Path, tmp_path: Path, read_as: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of another size, where units are ranges of all rows; another one, whatever reads it."""
+    """They are of another size, where units are ranges of all rows; another one, whatever reads it."""
     was = [f"picture {number}" for number in range(8)]
     as_parquets(photos, was)
     read_as(kind)

@@ -64,6 +64,7 @@ OF_OTHERS = {
     "precompute/encode/text_models.py": {"model.config.use_cache", "tokenizer.pad_token"},
     "precompute/encode/toy.py": {"parameter.data"},
     "precompute/errors.py": {"record.msg", "record.args"},
+    "precompute/shards/hub_client.py": {"client.event_hooks", "request.extensions"},
     "precompute/shards/tar_writer.py": {"info.size"},
 }
 # What subclasses of ours and of others fill in, as CONTRIBUTING says; and what other libraries call by a name of ours.

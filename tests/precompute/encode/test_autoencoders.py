@@ -22,7 +22,7 @@ from tests.support.launching import run_here
 
 
 def of_image_to_image(vae: Any, pictures: list[Image.Image]) -> torch.Tensor:
-    """As SDXL's pipeline encodes a picture: what lies in its config as statistics of each channel, it takes."""
+    """Latents as SDXL's pipeline encodes a picture: what lies in its config as statistics of each channel, it takes."""
     pixels = torch.cat([VaeImageProcessor().preprocess(picture) for picture in pictures])
     parts = {"text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"}
     pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(vae=vae, **dict.fromkeys(parts))
@@ -33,7 +33,7 @@ def of_image_to_image(vae: Any, pictures: list[Image.Image]) -> torch.Tensor:
 
 
 def of_qwen_image_2_1(vae: Any, pictures: list[Image.Image]) -> torch.Tensor:
-    """As its pipeline encodes a picture: with an alpha of its own."""
+    """Latents as its pipeline encodes a picture: with an alpha of its own."""
     cls, channels = diffusers.QwenImage21Pipeline, vae.config.z_dim
     processor = VaeImageProcessor(vae_scale_factor=16, vae_latent_channels=channels)
     pixels = torch.cat([processor.preprocess(picture.convert("RGBA")) for picture in pictures])

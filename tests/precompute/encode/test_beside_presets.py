@@ -85,7 +85,7 @@ def test_bert_and_mt5_are_those_of_hunyuan_dit(run: Run, tmp_path: Path) -> None
 def test_a_tokenizer_of_a_sentencepiece_model_alone_is_that_of_sentencepiece(
     run: Run, tmp_path: Path
 ) -> None:
-    """As T5's and PixArt's repositories have it: `spiece.model`, and no `tokenizer.json`."""
+    """T5's and PixArt's repositories have it: `spiece.model`, and no `tokenizer.json`."""
     place, text = tmp_path / "model" / "tokenizer", tmp_path / "text.txt"
     pipeline = make_pipeline("pixart-sigma", "PixArtSigmaPipeline", tmp_path / "model", None)
     shutil.rmtree(place)

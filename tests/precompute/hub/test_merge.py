@@ -318,6 +318,7 @@ def test_ctrl_c_ends_the_waits_of_all_that_read(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(backoff, "cut_short", wait)
+    monkeypatch.setattr(retry, "HOUR", HOUR)
     hub.fail("HEAD", "train-00002.json", 425, times=99, headers={"Retry-After": "600"})
     thread = threading.Thread(target=interrupt)
     thread.start()

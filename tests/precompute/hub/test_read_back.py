@@ -97,7 +97,7 @@ def python(
 def forked(
     forks: ForkServer, home: Path, *arguments: str, token: str | None = "hf_owner"
 ) -> subprocess.CompletedProcess[str]:
-    """As `python`, with what was downloaded before at hand."""
+    """Run a script as `python` does, with what was downloaded before at hand."""
     environment = {**forks.environment, "HOME": str(home)}
     if token is None:
         del environment["HF_TOKEN"]
