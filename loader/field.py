@@ -81,6 +81,8 @@ class Field:
             raise FormatError(f"{place}: shape {list(shape)} or name is not one of kind {made.kind}")
         if not made.captions or (made.captions > 1 and not made.kind.startswith("caption_")):
             raise FormatError(f"{place}: {made.captions} captions in a field of kind {made.kind}")
+        if shape[0 if made.kind in ("moments", "latents") else -1] is None:
+            raise FormatError(f"{place}: shape {list(shape)} tells no number of channels")
         if made.kind == "moments" and (not shape[0] or shape[0] % 2):
             raise FormatError(
                 f"{place}: shape {list(shape)} does not begin with means and as many deviations"

@@ -192,7 +192,14 @@ def _split(obj: Any, place: str, fields: tuple[Field, ...]) -> Split:
     plan = parse_plan(border.part(obj, "plan", place), f"{place}: plan")
     done = border.count(border.part(obj, "units_done", place), f"{place}: units_done")
     counts = (_by_reason({name: {}, **obj}, name, place) for name in ("left_out", "caption_kinds"))
-    return Split(plan, done, _shards(obj, place, fields), _by_reason(obj, "rejected", place), *counts)
+    split = Split(plan, done, _shards(obj, place, fields), _by_reason(obj, "rejected", place), *counts)
+    told = {"samples": split.samples, "rows": split.rows, "complete": split.complete}
+    wrong = {name: value for name, value in told.items() if obj.get(name, value) != value}
+    if wrong or split.rows != split.samples + sum(split.rejected.values()):
+        raise FormatError(
+            f"{place}: its shards do not add up to its samples, rows and rejected {wrong or ''}".rstrip()
+        )
+    return split
 
 
 def _by_reason(obj: dict[str, Any], name: str, place: str) -> dict[str, int]:

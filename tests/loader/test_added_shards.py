@@ -1,12 +1,14 @@
 """Training that goes on with shards that were added since its state was saved."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loader import make_loader
+from loader.format import Manifest
 from loader.state import PathShards, ShardSet, unit_of
 from tests.support.keyed_shards import write_shards
 
@@ -24,10 +26,12 @@ def keep_shards(path: Path, kept: list[int]) -> None:
     whole = path / "whole.json"
     if not whole.exists():
         whole.write_bytes((path / "manifest.json").read_bytes())
-    manifest = json.loads(whole.read_text())
-    shards = manifest["splits"]["train"]["shards"]
-    manifest["splits"]["train"]["shards"] = [shards[number] for number in kept]
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.from_json(whole.read_text())
+    split = manifest.splits["train"]
+    shards = tuple(split.shards[number] for number in kept)
+    # One row of each shard was rejected.
+    found = replace(split, shards=shards, units_done=len(kept), rejected={"too_small": len(kept)})
+    (path / "manifest.json").write_text(replace(manifest, splits={"train": found}).to_json())
 
 
 @pytest.mark.parametrize("old", [[0, 1, 2], [0, 2, 3], [1, 4], [5]])

@@ -97,12 +97,44 @@ WRONG = {
 def test_one_wrong_shard_among_many_is_named(name: str, value: Any) -> None:
     listed = [{**asdict(SHARD), "name": f"train-{number:05d}"} for number in range(50)]
     content = json.loads(MANIFEST.to_json())
-    content["splits"]["train"]["shards"] = listed
+    content["splits"]["train"] |= {
+        "shards": listed,
+        "samples": 100,
+        "rows": 150,
+        "rejected": {"too_small": 50},
+    }
     assert Manifest.from_json(json.dumps(content)).splits["train"].shards[7].path == "train-00007"
     listed[7][name] = value
     with pytest.raises(FormatError, match=r"train-00007|shard name|not a shard|two shards") as error:
         Manifest.from_json(json.dumps(content))
     assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": 3},
+        {"rows": 2},
+        {"complete": False},
+        {"rejected": {}},
+        {"shards": []},
+        {"shards": [{**asdict(SHARD), "samples": 0}]},
+    ],
+)
+def test_a_split_that_contradicts_its_shards_is_named(change: dict[str, Any]) -> None:
+    content = json.loads(MANIFEST.to_json())
+    content["splits"]["train"] |= change
+    with pytest.raises(FormatError, match="split train: its shards do not add up"):
+        Manifest.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["caption_latents", "caption_pooled", "features", "latents"])
+def test_a_field_without_a_number_of_channels_is_none(kind: str) -> None:
+    name, shape = {"latents": ("latents_8", (None, 4, 4)), "features": ("features_x", (4, None))}.get(
+        kind, (kind, (4, None))
+    )
+    with pytest.raises(FormatError, match=r"shape \[.*\] tells no number of channels"):
+        Field.from_json({"name": name, "kind": kind, "dtype": "float16", "shape": list(shape)})
 
 
 @pytest.mark.parametrize("name", ["name", "samples", "rows", "bytes", "sha256", "parquet_sha256"])

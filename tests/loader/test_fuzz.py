@@ -1,15 +1,18 @@
 """Manifests, markers and sidecars with random damage: a FormatError, or what they said before; never another exception.
 
-LATENTMILL_FUZZ=2000 tries so many mutations of each instead of a few hundred.
+LATENTMILL_FUZZ=2000 tries so many mutations of each, and more, instead of 500.
 """
 
 import io
 import json
 import os
 import random
+import re
 import resource
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +27,7 @@ from loader.tar_headers import tar_members
 from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.mutations import damage, mutated_json
 
-MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "250"))
+MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "500"))
 MEMBERS = [field.name for field in FIELDS]
 
 
@@ -49,27 +52,61 @@ def test_a_mutated_marker_or_manifest(folder: Path, kind: type[Marker] | type[Ma
     assert refused > 2 * MUTATIONS
 
 
+def epoch(folder: Path) -> list[dict[str, Any]]:
+    batches = make_loader(
+        folder, 4, resolution=256, extras=["key", "caption"], num_threads=1, on_error="raise", seed=1
+    )
+    try:
+        return [
+            {name: value if isinstance(value, list) else value.tolist() for name, value in batch.items()}
+            for batch in batches
+        ]
+    finally:
+        batches.close()
+
+
+# What a manifest lacks and an argument may give, or names as what there is.
+LACKS = re.compile(r"no sample there|has \[.*\]; choose one|says how to scale|split='train' is not in")
+
+
 def test_a_loader_of_a_mutated_manifest(folder: Path, tmp_path: Path) -> None:
+    """A FormatError, or the same batches. But for what a manifest alone can say: that there are fewer fields, that latents are of
+    another scale; and for what it takes a shard to see: that it is not there, or of another size or shape."""
     here = tmp_path / "a"
     here.mkdir()
     for path in folder.iterdir():
         if path.is_file():
             (here / path.name).symlink_to(path)
     manifest = json.loads((folder / "manifest.json").read_text())
-    rng, outcomes = random.Random(1), set()
-    expected = {f"k{n:06d}" for n in range(13)}
-    for _ in range(MUTATIONS):
+    fields = {field["name"]: field for field in manifest["fields"]}
+    rng, outcomes, expected = random.Random(1), Counter[str](), epoch(folder)
+    for _ in range(turns := 2 * MUTATIONS):
+        changed = mutated_json(manifest, rng)
         (here / "manifest.json").unlink()
-        (here / "manifest.json").write_bytes(mutated_json(manifest, rng))
+        (here / "manifest.json").write_bytes(changed)
         try:
-            batches = make_loader(here, 4, resolution=256, extras="key", num_threads=1, on_error="raise")
-            keys = {key for batch in batches for key in batch["key"]}
-            batches.close()
-            assert keys <= expected
-            outcomes.add("read")
+            found = epoch(here)
         except (FormatError, DataError, ValueError) as error:
-            outcomes.add(type(error).__name__)
-    assert {"read", "FormatError"} <= outcomes
+            outcomes[type(error).__name__] += 1
+            assert str(here) in str(error) and str(error).isprintable()
+            if type(error) is DataError:
+                assert re.search(r"shard train-0000[01]", str(error)), changed
+            elif type(error) is ValueError:
+                assert LACKS.search(str(error)), changed
+            continue
+        left = {field["name"]: field for field in json.loads(changed)["fields"]}
+        image = [
+            fields["moments_256"].get(name) == left["moments_256"].get(name) for name in ("scale", "shift")
+        ]
+        for batch, whole in zip(found, expected, strict=True):
+            gone = {name for name in whole if name not in batch and name not in left and name in fields}
+            rescaled = set() if all(image) else {"image_latents"}
+            kept = whole.keys() - gone - rescaled
+            assert batch.keys() == whole.keys() - gone, changed
+            assert {name: batch[name] for name in kept} == {name: whole[name] for name in kept}, changed
+        outcomes["the same" if found == expected else "another"] += 1
+    assert outcomes["FormatError"] > 0.8 * turns and outcomes["the same"] > 0.05 * turns
+    assert outcomes["another"] + outcomes["DataError"] + outcomes["ValueError"] < 0.05 * turns
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 8 << 20  # KiB
 
 

@@ -340,10 +340,10 @@ def test_a_base_that_is_not_finished_is_refused(folder: Path, tmp_path: Path) ->
     (base / "train-00001.json").unlink()
     found = json.loads((base / MANIFEST).read_text())
     split = found["splits"]["train"]
-    split["units_done"], split["shards"] = (
-        2,
-        [s for s in split["shards"] if not s["name"].startswith("train-00001")],
-    )
+    kept = [shard for shard in split["shards"] if not shard["name"].startswith("train-00001")]
+    samples, rows = (sum(shard[count] for shard in kept) for count in ("samples", "rows"))
+    split |= {"units_done": 2, "complete": False, "shards": kept, "samples": samples, "rows": rows}
+    split["rejected"] = {"too_small": rows - samples}
     (base / MANIFEST).write_text(json.dumps(found))
     refused(
         "2 of 3 units of split train are finished", UsageError, tmp_path / "out", base, text_encoder=(SECOND,)
