@@ -91,7 +91,7 @@ class HttpRanges:
             with connections.get(parts, headers) as response:
                 if location := _redirected(response):
                     _end(response, LARGEST_REDIRECT)
-                    onwards = urllib.parse.urljoin(url, location)
+                    onwards = _onwards(url, location)
                     if parts.scheme == "https" and not onwards.startswith("https://"):
                         raise OSError("redirected from https to another protocol")
                     url = onwards
@@ -136,6 +136,16 @@ class _Connections:
             raise OSError(f"redirected to {printable(scheme)}://")
         self._secure = self._secure or ssl.create_default_context()
         return pace.HTTPSConnection(host, timeout=self._timeout, context=self._secure)
+
+
+def _onwards(url: str, location: str) -> str:
+    """Raises OSError where a redirection leads to no address."""
+    try:
+        onwards = urllib.parse.urljoin(url, location)
+        urllib.parse.urlsplit(onwards)
+    except ValueError as error:
+        raise OSError(f"redirected to {printable(location)}: {printable(error)}") from error
+    return onwards
 
 
 def _redirected(response: http.client.HTTPResponse) -> str:

@@ -116,7 +116,8 @@ class HttpTransport:
             yield from self.stream(name, 0)
         except http.client.InvalidURL as error:
             raise OSError(f"{self.url}: not a URL: {printable(error)}") from error
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
+        # A ValueError: what is no address, where the server redirects to it.
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if isinstance(error, Interrupted):
                 raise
             raise self._unreached(error) from error

@@ -312,6 +312,13 @@ def test_a_redirect_to_a_file_of_this_machine_is_refused(server: Server, folder:
         make_loader(server.url, 5, patience=0.2)
 
 
+@pytest.mark.parametrize("file", ["manifest.json", "train-00000.parquet", "train-00000.tar"])
+def test_a_redirect_to_no_address_names_the_place(server: Server, file: str) -> None:
+    server.faults[f"/{file}"] = [status(302, Location="http://[")] * 1000
+    with pytest.raises((OSError, DataError), match=rf"^{server.url}.*{file}: Invalid IPv6 URL"):
+        keys(server.url, patience=0.2, on_error="raise")
+
+
 def test_a_mutated_answer_never_ends_in_a_bare_error(server: Server, folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     for odd in (None, [], 7, {"train": 3}, {"train\x1b[2J": manifest["splits"]["train"]}):
