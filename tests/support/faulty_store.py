@@ -4,6 +4,7 @@ import io
 import logging
 import random
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Front:
 
 
 class FaultyStore:
-    """The server, and a client of its own to look at what is there."""
+    """The server, empty, and a client of its own to look at what is there. One at a time in a process."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -75,6 +76,8 @@ class FaultyStore:
         self.front = inner.app = Front(inner.app)
         host, port = self._server.get_host_and_port()
         self.endpoint = f"http://{host}:{port}"
+        # What moto keeps is its process's: objects of a store before this one would be there still.
+        urllib.request.urlopen(f"{self.endpoint}/moto-api/reset", b"").close()
         self.client = boto3.client(
             "s3",
             endpoint_url=self.endpoint,
