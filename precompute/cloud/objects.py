@@ -77,6 +77,11 @@ class Objects:
         small, large = open_stores(flag, url, options, (TIMEOUT, UPLOAD))
         return cls(flag, url, small, large, reads)
 
+    @property
+    def lists_after(self) -> bool:
+        """Whether the store itself leaves names out of a listing; Azure lists all, whatever is asked for."""
+        return not self.url.startswith("az:")
+
     def get(self, key: str) -> tuple[bytes, Version] | None:
         def ask() -> tuple[bytes, Version]:
             answer = obstore.get(self._store, key)

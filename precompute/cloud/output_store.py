@@ -11,13 +11,12 @@ import mmap
 import re
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from builders.archives import backoff
 from precompute.cloud.client import Client
+from precompute.cloud.finished_units import FinishedUnits
 from precompute.cloud.objects import PROBE
 from precompute.cloud.scratch import Scratch
 from precompute.cloud.store_controls import StoreControls
@@ -27,9 +26,7 @@ from precompute.shards.markers import is_marker, parse_marker
 
 READERS = 32  # requests at once for what many markers say
 FETCHERS = 4  # tars that come here at once
-LOOK = 1.0  # seconds for which a look at what is finished holds, and twenty times as long as it took
 OTHERS = 50  # numbers of shards behind which those begin that met another's file
-FIVE_DIGITS = 100_000  # units whose names sort as their numbers do
 
 
 class OutputStore(StoreControls):
@@ -44,8 +41,7 @@ class OutputStore(StoreControls):
         super().__init__(client, split)
         self._scratch = Scratch(scratch)
         self._met: set[str] = set()  # units of which an earlier owner had left a file
-        self._known: set[int] = set()
-        self._looked, self._look = 0.0, threading.Lock()
+        self._finished = FinishedUnits(client, split)
 
     # --- finished files ---
 
@@ -89,31 +85,18 @@ class OutputStore(StoreControls):
         }
 
     def finished(self) -> set[int]:
-        """Those of a moment ago: listed from the first unit on that is not known to be finished."""
-        with self._look:
-            if time.monotonic() >= self._looked:
-                began = time.monotonic()
-                pattern = re.compile(re.escape(self.split) + r"-(\d{5,})\.json")
-                for found in self._client.list(after=self._first_unknown()):
-                    match = pattern.fullmatch(found.key)
-                    if found.key > f"{self.split}-:":
-                        break
-                    if match:
-                        self._known.add(int(match[1]))
-                now = time.monotonic()
-                self._looked = now + max(LOOK, 20 * (now - began))
-            return set(self._known)
+        return self._finished.all()
 
     def is_finished(self, unit: int) -> bool:
         finished = self._client.head(f"{stem_of(self.split, unit)}.json") is not None
         if finished:
-            self._known.add(unit)
+            self._finished.add(unit)
         return finished
 
     def delete(self, name: str) -> None:
         self._client.delete(name)
         if is_marker(name) and name.startswith(f"{self.split}-"):
-            self._known.discard(int(name.removesuffix(".json").rpartition("-")[2]))
+            self._finished.discard(int(name.removesuffix(".json").rpartition("-")[2]))
 
     # --- units ---
 
@@ -131,7 +114,7 @@ class OutputStore(StoreControls):
 
     def mark(self, stem: str, data: bytes, files: Container[str], begun: Path) -> None:
         won = self._client.create(f"{stem}.json", data) is not None
-        self._known.add(int(stem.rpartition("-")[2]))
+        self._finished.add(int(stem.rpartition("-")[2]))
         if not won or stem in self._met or _turn(begun) > 1:
             self._tidy(stem)
         if not won:
@@ -172,13 +155,6 @@ class OutputStore(StoreControls):
             ours = name == stem or re.fullmatch(re.escape(stem) + r"-\d+", name)
             if ours and suffix in ("tar", "parquet") and name not in named:
                 self._client.delete(found.key)
-
-    def _first_unknown(self) -> str | None:
-        """The name to list from; None: from the beginning."""
-        first = 0
-        while first in self._known:
-            first += 1
-        return stem_of(self.split, first) if first < FIVE_DIGITS else None
 
 
 def _turn(begun: Path) -> int:

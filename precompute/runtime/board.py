@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from precompute.input.units import Unit
-from precompute.runtime.claims import Claims
+from precompute.runtime.claims import Claims, Turn
 from precompute.runtime.clock import Clock
 from precompute.shards.destination import stem_of
 
 LOOKERS = 32  # of all processes, as many at most look at any one time, on average
 WATCHERS = 128  # look within half a time-out though they know of free units
+LOOKS = 8.0  # a second at most, in the long run, by all that wait
 SHARE = 0.05  # of a waiting process's time may go into looks
-KEPT = 256  # units that a process remembers as free
-SPREAD = 4  # times as many units to pick from after each lost race
+KEPT = 512  # units that a process remembers as free
+SPREAD = 16  # times as many units to pick from after each lost race, up to KEPT, or twice as many as others are at work on
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Board:
     ) -> None:
         self._claims, self._output, self._units = claims, claims.output, units
         self._timeout, self._clock, self._rng = timeout, clock, rng
-        self._free: list[Free] = []
+        self._free: list[tuple[str, Unit]] = []
+        self._turns: dict[str, Turn] = {}
         self._others = self._window = 1
         # Units that looks came to; the unfinished of them, by stem.
         self._passed, self._behind = 0, dict[str, Unit]()
@@ -54,17 +56,21 @@ class Board:
 
     @property
     def interval(self) -> float:
-        """Seconds between looks that keep SHARE, and LOOKERS were all others to look as often; one slow look is not for ever."""
-        return min(self._timeout, self._took * max(self._others / LOOKERS, 1 / SHARE))
+        """Seconds between looks that keep SHARE, and LOOKERS and LOOKS were all others to look as often; no longer than a
+        time-out, for one slow look is not for ever."""
+        share = self._took * max(self._others / LOOKERS, 1 / SHARE)
+        return min(self._timeout, max(share, self._others / LOOKS))
 
     def pick(self) -> Free | None:
         """Take a unit off the board, the first where races are not lost; None where none is known to be free."""
         if not self._free:
             return None
-        return self._free.pop(self._rng.randrange(min(self._window, len(self._free))))
+        stem, unit = self._free.pop(self._rng.randrange(min(self._window, len(self._free))))
+        turn = self._turns.get(stem)
+        return Free(unit, turn.number + 1 if turn else 1)
 
     def lost_race(self) -> None:
-        self._window = min(SPREAD * self._window, SPREAD * max(KEPT, self._others))
+        self._window = min(SPREAD * self._window, max(KEPT, 2 * self._others))
 
     def won_race(self) -> None:
         self._window = max(1, self._window // 2)
@@ -80,19 +86,16 @@ class Board:
     def look(self) -> None:
         """See what is finished, and who is at what."""
         began = self._clock.now()
-        self.finished, turns = self._output.finished(), self._claims.survey()
+        self.finished, self._turns = self._output.finished(), self._claims.survey()
         mine = {claim.name for claim in self._claims.held}
-        alive = [name for name, turn in turns.items() if turn.alive]
+        alive = [name for name, turn in self._turns.items() if turn.alive]
         # Those that wait for the last units hold none, and are there all the same.
         self._others = max(self._others, len(alive) - len(mine))
         busy = mine.union(alive)
         free = ((stem, unit) for stem, unit in self._unfinished() if stem not in busy)
         near = list(itertools.islice(free, max(KEPT, self._window)))
         chosen = near if len(near) <= KEPT else self._rng.sample(near, KEPT)
-        self._free = [
-            Free(unit, turn.number + 1 if (turn := turns.get(stem)) else 1)
-            for stem, unit in sorted(chosen, key=lambda one: one[1].index)
-        ]
+        self._free = sorted(chosen, key=lambda one: one[1].index)
         self._looked = self._clock.now()
         self._took = max(0.0, self._looked - began)
 
@@ -101,8 +104,11 @@ class Board:
         if self._passed == len(self._units) and not self._behind and not self.is_complete:
             self._passed = 0
         is_finished, split = self.finished.__contains__, self._output.split
-        self._behind = {stem: unit for stem, unit in self._behind.items() if not is_finished(unit.index)}
-        yield from list(self._behind.items())
+        for stem, unit in list(self._behind.items()):
+            if is_finished(unit.index):
+                del self._behind[stem]
+            else:
+                yield stem, unit
         for unit in itertools.islice(self._units, self._passed, None):
             self._passed += 1
             if not is_finished(unit.index):

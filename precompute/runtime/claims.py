@@ -8,6 +8,7 @@ once, exclusively, so that two can never both win, and the highest number owns t
 import contextlib
 import functools
 import json
+import math
 import random
 import re
 import threading
@@ -23,6 +24,9 @@ from precompute.shards.destination import Destination
 
 BEATS = 6  # touches of a claim within the time-out
 READS = 8  # owners that one look at all claims gets to know, at most
+STILL = (
+    2  # beats that a claim has missed by the time that its owner is read, where more than READS are unknown
+)
 CLAIM = re.compile(r"(?P<name>.+)\.lease-(?P<turn>\d{1,18})")
 LOCK = ".lock"  # ends the names of locks, which are no unit's
 
@@ -86,10 +90,11 @@ class Claims:
         self.output, self.timeout = output, timeout
         self._clock, self._rng = clock, rng or random.SystemRandom()
         self._token = f"{self._rng.getrandbits(64):016x}"
+        self._owner = json.dumps({"token": self._token, **this_process()}).encode()
         self._held: dict[str, Claim] = {}
         self._seen: dict[str, tuple[Hashable, float]] = {}
-        self._owners: dict[str, dict[str, Any]] = {}
-        self._elsewhere: set[str] = set()  # of other machines' processes, of which the heartbeat alone tells
+        self._here: dict[str, dict[str, Any]] = {}  # owners that are processes of this machine
+        self._elsewhere: set[str] = set()  # files of others, of which the heartbeat alone tells
         self._stop = threading.Event()
         self._heart = clock.start(self._beat, "lease-heartbeat")
 
@@ -104,8 +109,7 @@ class Claims:
 
     def take(self, name: str, turn: int) -> Claim | None:
         """Claim a name for its next turn; None where another process was quicker."""
-        owner = json.dumps({"token": self._token, **this_process()})
-        if not self.output.create(control_file(name, turn), owner.encode()):
+        if not self.output.create(control_file(name, turn), self._owner):
             return None
         claim = self._held[name] = Claim(self.output, name, turn, self._token)
         return claim
@@ -116,22 +120,28 @@ class Claims:
         return self._is_alive(file, self.output.version(file))
 
     def survey(self) -> dict[str, Turn]:
-        """The newest claims of all processes by name, from one listing. Of owners not known yet a few are read."""
+        """The newest claims of all processes by name, from one listing. Owners not known yet are read where they are few; of
+        many, those alone whose heartbeat is missing, for the others are alive whoever they are."""
         versions = self.output.versions()
-        for known in (self._seen, self._owners):
+        for known in (self._seen, self._here):
             for file in known.keys() - versions.keys():
                 known.pop(file, None)
         self._elsewhere.intersection_update(versions)
-        turns, unknown, now = {}, 0, self._clock.now()
-        for name, (turn, file) in newest_of(versions).items():
-            version = versions[file]
-            before, since = self._seen.get(file, (None, now))
-            if before == version and file in self._elsewhere:  # most of them, where there are many
-                alive = version is not None and now - since < self.timeout
-            else:
-                unknown += file not in self._owners
-                alive = self._is_alive(file, version, unknown <= READS)
-            turns[name] = Turn(turn, alive)
+        newest, turns, now = newest_of(versions), dict[str, Turn](), self._clock.now()
+        asked, unknown, missing = list[str](), list[str](), list[str]()
+        for name, (turn, file) in newest.items():
+            age = self._age(file, versions[file], now)
+            turns[name] = Turn(turn, age < self.timeout)
+            if file in self._here:
+                asked.append(name)
+            elif file not in self._elsewhere:
+                unknown.append(name)
+                if age >= STILL * self.timeout / BEATS:
+                    missing.append(name)
+        for name in asked + (unknown if len(unknown) <= READS else missing[:READS]):
+            turn, file = newest[name]
+            if versions[file] is not None and self._has_died(file):
+                turns[name] = Turn(turn, False)
         return turns
 
     def living(self) -> set[str]:
@@ -149,25 +159,33 @@ class Claims:
         for claim in self.held:
             self.release(claim)
 
-    def _is_alive(self, file: str, version: Hashable, may_read: bool = True) -> bool:
-        if version is None or (file not in self._elsewhere and self._has_died(file, may_read)):
+    def _is_alive(self, file: str, version: Hashable) -> bool:
+        if version is None or (file not in self._elsewhere and self._has_died(file)):
             return False
-        before, since = self._seen.get(file, (None, 0.0))
-        if before != version:
-            self._seen[file] = version, self._clock.now()
-            return True
-        return self._clock.now() - since < self.timeout
+        return self._age(file, version, self._clock.now()) < self.timeout
 
-    def _has_died(self, file: str, may_read: bool) -> bool:
+    def _age(self, file: str, version: Hashable, now: float) -> float:
+        """Seconds since a claim was first seen as it is; endless where it is gone."""
+        if version is None:
+            return math.inf
+        seen = self._seen.get(file)
+        if seen is None or seen[0] != version:
+            self._seen[file] = version, now
+            return 0.0
+        return now - seen[1]
+
+    def _has_died(self, file: str) -> bool:
         """Whether its owner is a dead process of this machine, or this one, which has lost it since. Owners are read once,
         and again before they are buried: the number may be another's by now."""
-        owner = self._owners.get(file)
-        if not self._is_nobody(file, owner) if owner is not None else not may_read:
+        owner = self._here.get(file)
+        if owner is not None and not self._is_nobody(file, owner):
             return False
         owner = parse_owner(self.output.read(file))
         if owner:  # else it may be half written yet
-            self._owners[file] = owner
-            if owner["token"] != self._token and not is_here(owner):
+            self._here.pop(file, None)
+            if owner["token"] == self._token or is_here(owner):
+                self._here[file] = owner
+            else:
                 self._elsewhere.add(file)
         return self._is_nobody(file, owner)
 

@@ -22,7 +22,8 @@ from precompute.shards.destination import Destination, stem_of
 RACES = 8  # lost before a process looks again who is at what
 # Seconds up to which a process waits after its first lost race, doubled by each further one; and at the most.
 BACKOFF, MOST = 0.05, 0.4
-SHORTEST = 0.2  # seconds between attempts while no unit is to be had; then a fifth longer each time
+# Seconds between attempts while no unit is to be had, where others are few; then so many times longer each.
+SHORTEST, LONGER = 0.2, 1.5
 
 
 class UnitLease(Protocol):
@@ -123,9 +124,10 @@ class Leases:
                 pause = SHORTEST
             elif self._claims.held or not self.board.is_complete:
                 yield None
-                self._clock.wait(pause * self._rng.uniform(0.5, 1.5), self._released, stop)
                 longest = max(self._claims.timeout / BEATS, self.board.interval)
-                pause = min(longest, max(pause * 1.2, self.board.interval / 4))
+                pause = min(longest, max(pause, self.board.interval / 2))
+                self._clock.wait(pause * self._rng.uniform(0.5, 1.5), self._released, stop)
+                pause *= LONGER
             else:
                 return
 

@@ -10,12 +10,15 @@ import itertools
 import json
 import random
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Set
 from typing import TypeVar
 
+import numpy as np
 from greenlet import getcurrent, greenlet
 
+from precompute.cloud.finished_units import PASSED
 from precompute.runtime.clock import Clock
 
 T = TypeVar("T")
@@ -55,11 +58,12 @@ class Task:
 class Machine(Clock):
     """A process with a clock of its own: `jump` moves it, as after a pause of a virtual machine.
 
-    first: the first unit that it does not know to be finished.
+    known: how many units it knows to be finished; first: the first that it does not.
     """
 
     def __init__(self, simulation: "Simulation") -> None:
-        self.simulation, self.dead, self.until, self.first = simulation, False, 0.0, 0
+        self.simulation, self.dead, self.until = simulation, False, 0.0
+        self.known = self.first = 0
         self.ahead = simulation.rng.uniform(0, 1e6)
 
     def now(self) -> float:
@@ -141,19 +145,19 @@ class Simulation:
 
 
 class Finished(Set[int]):
-    """Units that were finished at some moment: the first so many of a log that others go on writing."""
+    """Units that were finished at some moment: the first so many in the order of a log that others go on writing."""
 
-    def __init__(self, log: dict[int, int]) -> None:
-        self._log, self._length = log, len(log)
+    def __init__(self, order: "array[int]", length: int) -> None:
+        self._order, self._length = order, length
 
     def __contains__(self, unit: object) -> bool:
-        return self._log.get(unit, self._length) < self._length  # type: ignore[call-overload]
+        return self._order[unit] < self._length  # type: ignore[call-overload]
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[int]:
-        return itertools.islice(self._log, self._length)
+        return (unit for unit, place in enumerate(self._order) if place < self._length)
 
 
 class SimulatedStore:
@@ -164,7 +168,7 @@ class SimulatedStore:
 
     split = "train"
 
-    def __init__(self, simulation: Simulation, latency: float = 0.05, slow: float = 0.0) -> None:
+    def __init__(self, simulation: Simulation, units: int, latency: float = 0.05, slow: float = 0.0) -> None:
         self.marked: Counter[int] = Counter()
         self.kinds: Counter[str] = Counter()
         self.seconds: Counter[int] = Counter()
@@ -173,8 +177,8 @@ class SimulatedStore:
         self._controls: dict[str, tuple[int, bytes]] = {}
         self._revoked: dict[str, int] = {}
         self._versions = itertools.count(1)
-        self._log: dict[int, int] = {}
-        self._first = 0
+        self._order = array("q", [units]) * units  # as which of all it was finished
+        self._end = 0  # behind the last of the finished ones
 
     # --- control files ---
 
@@ -207,15 +211,23 @@ class SimulatedStore:
     # --- units ---
 
     def finished(self) -> Set[int]:
-        """Listed from the first unit on that this machine does not know to be finished: of each tar, parquet and marker."""
+        """Listed as `FinishedUnits` does, by what this machine knows already."""
         machine = self._simulation.machine
         finished = self._request(
-            "list", lambda: Finished(self._log), 1 + 3 * (len(self._log) - machine.first) // PAGE
+            "list", lambda: Finished(self._order, len(self.marked)), self._pages(machine.known)
         )
-        while self._first in self._log:
-            self._first += 1
-        machine.first = self._first
+        machine.known = len(finished)
         return finished
+
+    def _pages(self, known: int) -> int:
+        """Requests of a listing from the first unit on that is not known, which passes over many that are."""
+        machine, end = self._simulation.machine, self._end
+        order = np.frombuffer(self._order, np.int64)[machine.first : end]
+        unknown = np.append(np.flatnonzero(order >= known) + machine.first, end)
+        machine.first = int(unknown[0])
+        passed = np.flatnonzero(np.diff(unknown) > PASSED)
+        begins, ends = unknown[[0, *(passed + 1)]], unknown[[*passed, -1]]
+        return int((1 + 3 * (ends - begins) // PAGE).sum())
 
     def is_finished(self, unit: int) -> bool:
         return self._request("is_finished", lambda: unit in self.marked)
@@ -229,8 +241,10 @@ class SimulatedStore:
         def mark() -> None:
             if self._revoked.get(stem, 0) > turn:
                 raise FileNotFoundError(stem)
+            if unit not in self.marked:
+                self._order[unit] = len(self.marked)
+                self._end = max(self._end, unit + 1)
             self.marked[unit] += 1
-            self._log.setdefault(unit, len(self._log))
 
         self._request("mark", mark)
 
