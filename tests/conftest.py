@@ -2,7 +2,7 @@
 
 from hypothesis import HealthCheck, settings
 
-from tests.support.waiting import clock  # noqa: F401  a fixture
+from tests.support.waiting import clock, waits  # noqa: F401  fixtures
 
 # The same examples at every run, no time limit, no database of examples: no test fails by chance.
 settings.register_profile(

@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import diffusers
@@ -17,6 +16,7 @@ import builders
 from loader import make_loader, noise
 from loader.format import Manifest
 from precompute.input.pixels import read_picture
+from tests.support.judges import samples_by_tarfile
 from tests.support.tiny_models import save_clip, save_kl
 
 ROOT = Path(__file__).parents[1]
@@ -49,13 +49,7 @@ def shards(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stored(shards: Path) -> dict[str, dict[str, bytes]]:
-    found: dict[str, dict[str, bytes]] = {}
-    for path in sorted(shards.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                found.setdefault(key, {})[extension] = tar.extractfile(member).read()
-    return found
+    return samples_by_tarfile(shards)
 
 
 def array(data: bytes) -> np.ndarray:

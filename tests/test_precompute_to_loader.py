@@ -1,7 +1,5 @@
 """What precompute writes, the loader reads: mirrored pictures, aspect-ratio buckets, text of varying length."""
 
-import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 
 from loader import make_loader, noise
 from precompute import run
+from tests.support.judges import arrays_by_numpy
 from tests.support.tiny_models import save_t5
 
 SCALE, SHIFT = np.float32(2.0), np.float32(0.25)  # of the toy VAE
@@ -23,18 +22,6 @@ def write(output: Path, **options: Any) -> Path:
     return output
 
 
-def stored(shards: Path) -> dict[str, dict[str, Any]]:
-    """Members by key, read with tarfile and numpy alone."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in shards.glob("*.tar"):
-        with tarfile.open(path) as tar:
-            for info in tar:
-                key, _, name = info.name.partition(".")
-                data = tar.extractfile(info).read()
-                found.setdefault(key, {})[name] = np.load(io.BytesIO(data)) if name.endswith("npy") else data
-    return found
-
-
 def final(raw: np.ndarray) -> np.ndarray:
     return ((raw - SHIFT) * SCALE).astype(np.float16)
 
@@ -45,7 +32,7 @@ def final_mean(moments: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_sample_once_with_its_own_caption(tmp_path: Path, workers: int) -> None:
-    members = stored(shards := write(tmp_path / "a", resolutions=(64, 128)))
+    members = arrays_by_numpy(shards := write(tmp_path / "a", resolutions=(64, 128)))
     batches = make_loader(
         shards, 3, resolution=128, seed=5, drop_last=False, num_workers=workers, extras=["key", "caption"]
     )
@@ -65,7 +52,7 @@ def test_every_sample_once_with_its_own_caption(tmp_path: Path, workers: int) ->
 
 
 def test_flipped_samples_are_the_mirrored_photographs(tmp_path: Path) -> None:
-    members = stored(shards := write(tmp_path / "a", flip=True))
+    members = arrays_by_numpy(shards := write(tmp_path / "a", flip=True))
     batches = make_loader(shards, 4, posterior="mean", flip_prob=0.5, extras=["key"])
     for epoch in range(2):
         flipped = 0
@@ -88,7 +75,7 @@ def test_flipped_samples_are_the_mirrored_photographs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_buckets_make_batches_of_one_shape(tmp_path: Path, drop_last: bool) -> None:
-    members = stored(shards := write(tmp_path / "a", buckets=16))
+    members = arrays_by_numpy(shards := write(tmp_path / "a", buckets=16))
     shapes, keys = set(), []
     for batch in make_loader(shards, 3, posterior="mean", drop_last=drop_last, extras=["key"]):
         shapes.add(tuple(batch["image_latents"].shape[1:]))
@@ -108,7 +95,7 @@ def test_buckets_make_batches_of_one_shape(tmp_path: Path, drop_last: bool) -> N
 
 def test_text_of_varying_length_comes_padded_and_masked(tmp_path: Path) -> None:
     encoders = ("toy", f"t5={save_t5(tmp_path / 't5')}")
-    members = stored(shards := write(tmp_path / "a", text_encoder=encoders))
+    members = arrays_by_numpy(shards := write(tmp_path / "a", text_encoder=encoders))
     lengths = set()
     for batch in make_loader(shards, 5, extras=["key"]):
         text, mask = batch["caption_latents_t5"][:, 0], batch["caption_mask_t5"]

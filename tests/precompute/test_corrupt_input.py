@@ -134,6 +134,19 @@ def flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Webdataset, "_read", flag)
 
 
+def convert(raw: Path, output: Path) -> None:
+    run.run(
+        run.Config(
+            "builders/webdataset",
+            output,
+            data_dir=raw,
+            text_encoder=("toy",),
+            resolutions=(64,),
+            num_threads=2,
+        )
+    )
+
+
 def overflowing(name: str, device: torch.device, dtype: str) -> ImageEncoder:
     return ImageEncoder(Overflowing().half(), {"model": "overflowing"}, device, torch.float16)
 
@@ -155,16 +168,7 @@ def test_ledger_says_which_rows_and_why(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(session, "open_image_encoder", overflowing)
     # The gate has seen how large an image is: nobody looks again.
     monkeypatch.delattr("precompute.input.pixels.probe")
-    run.run(
-        run.Config(
-            "builders/webdataset",
-            output,
-            data_dir=raw,
-            text_encoder=("toy",),
-            resolutions=(64,),
-            num_threads=2,
-        )
-    )
+    convert(raw, output)
 
     found = [
         (row["key"], row["status"])
@@ -188,16 +192,7 @@ def test_rescued_rows_hold_the_values_of_wider_precision(
     raw.mkdir()
     write(raw, 0)
     monkeypatch.setattr(session, "open_image_encoder", overflowing)
-    run.run(
-        run.Config(
-            "builders/webdataset",
-            output,
-            data_dir=raw,
-            text_encoder=("toy",),
-            resolutions=(64,),
-            num_threads=2,
-        )
-    )
+    convert(raw, output)
     with tarfile.open(output / "train-00000.tar") as tar:
         arrays = {
             member.name.partition(".")[0]: np.load(io.BytesIO(tar.extractfile(member).read()))

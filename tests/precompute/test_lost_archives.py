@@ -59,14 +59,6 @@ def opened(server: Server) -> Open:
     return open_them
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that would have been slept."""
-    slept: list[float] = []
-    monkeypatch.setattr("builders.archives.backoff.cut_short", slept.append)
-    return slept
-
-
 def answer(status: int, times: int = 10**9) -> Callable[[Any, bytes], bool]:
     left = iter(range(times))
 

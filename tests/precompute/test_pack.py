@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from precompute.shards import packing, shared_keys, tar_writer
 from precompute.shards.shared_keys import find_shared_key
 from precompute.shards.unit_writer import UnitWriter
 from tests.loader import test_captions as kinds
+from tests.support.judges import samples_by_tarfile
 from tests.support.launching import leftovers, tars
 from tests.support.processes import finish
 from tests.support.raw.archive import write_tar
@@ -72,19 +72,6 @@ def packed(output: Path, *inputs: Path, **options: Any) -> Path:
     return output
 
 
-def samples(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Key -> extension -> contents in the order of the shards, by tarfile alone."""
-    found: dict[str, dict[str, bytes]] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                stream = tar.extractfile(member)
-                assert stream is not None and extension not in found.setdefault(key, {})
-                found[key][extension] = stream.read()
-    return found
-
-
 def manifest_of(folder: Path) -> Manifest:
     return Manifest.from_json((folder / MANIFEST).read_bytes())
 
@@ -95,9 +82,9 @@ def findings(folder: Path) -> list[str]:
 
 def test_base_and_layer_packed_are_what_is_made_at_once(folder: Path, tmp_path: Path) -> None:
     out = packed(tmp_path / "out", folder / "base", folder / "text", samples_per_shard=5)
-    whole = samples(folder / "whole")
-    assert list(samples(out).items()) == list(whole.items())
-    assert [list(members) for members in samples(out).values()] == [
+    whole = samples_by_tarfile(folder / "whole")
+    assert list(samples_by_tarfile(out).items()) == list(whole.items())
+    assert [list(members) for members in samples_by_tarfile(out).values()] == [
         list(members) for members in whole.values()
     ]
     assert [shard.samples for shard in manifest_of(out).splits["train"].shards] == [4, 4, 4]
@@ -130,7 +117,7 @@ def test_tars_open_at_once_are_bounded_however_many_shards_a_shuffle_touches(
     monkeypatch.setattr(tar_writer, "tar_header", counting)
     monkeypatch.setattr(packing, "OPEN", 6)
     out = packed(tmp_path / "out", many, shuffle=3, samples_per_shard=6)
-    assert samples(out) == samples(folder / "whole")
+    assert samples_by_tarfile(out) == samples_by_tarfile(folder / "whole")
     assert 1 < max(opened) <= 6
 
 
@@ -155,8 +142,8 @@ def test_shuffled_by_a_seed_over_all_shards(folder: Path, tmp_path: Path) -> Non
     orders = {}
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         out = packed(tmp_path / name, folder / "base", folder / "text", shuffle=seed, samples_per_shard=6)
-        orders[name] = list(samples(out))
-        assert samples(out) == samples(folder / "whole")
+        orders[name] = list(samples_by_tarfile(out))
+        assert samples_by_tarfile(out) == samples_by_tarfile(folder / "whole")
         assert not findings(out)
     assert tars(tmp_path / "a") == tars(tmp_path / "b")
     assert orders["a"] != orders["c"] and orders["a"] != sorted(orders["a"])
@@ -165,11 +152,11 @@ def test_shuffled_by_a_seed_over_all_shards(folder: Path, tmp_path: Path) -> Non
 
 def test_selected(folder: Path, tmp_path: Path) -> None:
     out = packed(tmp_path / "out", folder / "base", where="height >= 512", samples_per_shard=100)
-    assert list(samples(out)) == ["00000-04", "00001-14", "00002-24"]
+    assert list(samples_by_tarfile(out)) == ["00000-04", "00001-14", "00002-24"]
     keys = tmp_path / "keys.txt"
     keys.write_text("00001-10\n00002-21\nno-such\n")
     out = packed(tmp_path / "some", folder / "base", folder / "text", keys=keys)
-    assert list(samples(out)) == ["00001-10", "00002-21"]
+    assert list(samples_by_tarfile(out)) == ["00001-10", "00002-21"]
     with pytest.raises(UsageError, match="no sample fulfils them"):
         packed(tmp_path / "none", folder / "base", where="height > 5000")
     with pytest.raises(UsageError, match=r"no_column.*There are: key"):
@@ -183,7 +170,7 @@ def test_buckets_stay_apart(folder: Path, tmp_path: Path) -> None:
     assert {shard.bucket for shard in split.shards} == {
         shard.bucket for shard in manifest_of(folder / "buckets").splits["train"].shards if shard.samples
     }
-    assert samples(out) == samples(folder / "buckets")
+    assert samples_by_tarfile(out) == samples_by_tarfile(folder / "buckets")
     assert not findings(out)
     shapes = {tuple(batch["image_latents"].shape[2:]) for batch in make_loader(out, 3)}
     assert len(shapes) == 2
@@ -264,8 +251,8 @@ def test_stock_datasets_reads_packed_shards(folder: Path, tmp_path: Path) -> Non
     read = datasets.load_dataset(
         "webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
     )
-    assert read["__key__"] == list(samples(out))
-    expected = np.load(io.BytesIO(samples(out)[read[0]["__key__"]]["moments_64.npy"]))
+    assert read["__key__"] == list(samples_by_tarfile(out))
+    expected = np.load(io.BytesIO(samples_by_tarfile(out)[read[0]["__key__"]]["moments_64.npy"]))
     assert np.array_equal(np.asarray(read[0]["moments_64.npy"], np.float16), expected)
 
 
@@ -380,7 +367,7 @@ def test_bases_that_share_a_key_are_refused_before_any_work(tmp_path: Path) -> N
         kinds.write(tmp_path / name, count, 2, first=first)
         for name, count, first in (("a", 20, 0), ("b", 8, 20), ("c", 3, 17))
     )
-    assert len(samples(packed(tmp_path / "both", a, b))) == 28
+    assert len(samples_by_tarfile(packed(tmp_path / "both", a, b))) == 28
     with pytest.raises(UsageError, match=rf"{a} and {c}: both have the key k1[789].*pack them apart") as told:
         packed(tmp_path / "out", a, b, c)
     assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
@@ -397,7 +384,7 @@ def test_a_key_that_stands_in_two_units_of_one_base_is_refused(tmp_path: Path) -
     ) as told:
         packed(tmp_path / "out", folder)
     assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
-    assert len(samples(packed(tmp_path / "out", folder, where="key != 'k0'"))) == 18
+    assert len(samples_by_tarfile(packed(tmp_path / "out", folder, where="key != 'k0'"))) == 18
 
 
 def test_shared_keys_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:

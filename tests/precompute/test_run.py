@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -21,22 +20,12 @@ import webdataset
 import builders
 from loader.format import Manifest, Marker, Split
 from tests.support.forked import Forked, run_command
+from tests.support.judges import samples_by_tarfile
 from tests.support.launching import ROOT, TOY, environment, leftovers, run_precompute, tars
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 
 MEMBERS = ["moments_256.npy", "moments_512.npy", "caption_latents.npy", "txt", "json"]
-
-
-def samples(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Key -> extension -> contents, over all tars of a folder."""
-    found: dict[str, dict[str, bytes]] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                found.setdefault(key, {})[extension] = tar.extractfile(member).read()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,7 @@ def test_every_demo_row_is_written_or_rejected(demo_shards: Path, demo_rows: lis
     assert train.complete
     assert train.rows == len(demo_rows) == train.samples + sum(train.rejected.values())
     assert train.samples >= 18
-    assert set(samples(demo_shards)) == {row["key"] for row in demo_rows if row["reject"] is None}
+    assert set(samples_by_tarfile(demo_shards)) == {row["key"] for row in demo_rows if row["reject"] is None}
     table = [
         row
         for shard in train.shards
@@ -67,7 +56,7 @@ def test_every_demo_row_is_written_or_rejected(demo_shards: Path, demo_rows: lis
 
 def test_members_are_as_the_manifest_says(demo_shards: Path) -> None:
     manifest = Manifest.from_json((demo_shards / "manifest.json").read_bytes())
-    for key, members in samples(demo_shards).items():
+    for key, members in samples_by_tarfile(demo_shards).items():
         assert list(members) == MEMBERS, key
         for field in manifest.fields:
             array = np.load(io.BytesIO(members[field.member]), allow_pickle=False)
@@ -78,7 +67,7 @@ def test_members_are_as_the_manifest_says(demo_shards: Path) -> None:
 
 
 def test_sidecar_says_where_each_member_lies(demo_shards: Path) -> None:
-    expected = samples(demo_shards)
+    expected = samples_by_tarfile(demo_shards)
     for path in demo_shards.glob("*.parquet"):
         data = path.with_suffix(".tar").read_bytes()
         for row in pq.read_table(path).to_pylist():
@@ -92,7 +81,7 @@ def test_sidecar_says_where_each_member_lies(demo_shards: Path) -> None:
 def test_captions_and_sizes_are_those_of_the_right_picture(
     demo_shards: Path, demo_rows: list[dict[str, object]]
 ) -> None:
-    found = samples(demo_shards)
+    found = samples_by_tarfile(demo_shards)
     for row in demo_rows:
         if row["reject"] is None:
             members = found[row["key"]]
@@ -112,7 +101,7 @@ def test_captions_and_sizes_are_those_of_the_right_picture(
 def test_stock_webdataset_reads_the_shards(demo_shards: Path) -> None:
     urls = [str(path) for path in sorted(demo_shards.glob("*.tar"))]
     read = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode())
-    assert [sample["__key__"] for sample in read] == list(samples(demo_shards))
+    assert [sample["__key__"] for sample in read] == list(samples_by_tarfile(demo_shards))
     assert all(sample["moments_256.npy"].shape == (8, 32, 32) for sample in read)
     assert all(isinstance(sample["txt"], str) and sample["json"]["width"] for sample in read)
     gc.collect()  # webdataset leaves its last file to the garbage collector
@@ -121,7 +110,7 @@ def test_stock_webdataset_reads_the_shards(demo_shards: Path) -> None:
 def test_stock_datasets_reads_the_shards(demo_shards: Path, tmp_path: Path) -> None:
     files = [str(path) for path in sorted(demo_shards.glob("*.tar"))]
     read = datasets.load_dataset("webdataset", data_files=files, split="train", cache_dir=str(tmp_path))
-    assert read["__key__"] == list(samples(demo_shards))
+    assert read["__key__"] == list(samples_by_tarfile(demo_shards))
     assert np.asarray(read[0]["moments_256.npy"]).shape == (8, 32, 32)
 
 
@@ -242,7 +231,7 @@ def test_prepared_dataset_gives_the_same_samples(
     run_precompute(
         "builders/demo", "--output", tmp_path / "out", *TOY, "--prepare", "--samples-per-shard", "8"
     )
-    assert samples(tmp_path / "out") == samples(demo_shards)
+    assert samples_by_tarfile(tmp_path / "out") == samples_by_tarfile(demo_shards)
     assert [path.name for path in sorted((tmp_path / "out").glob("*.tar"))] == [
         f"train-0000{unit}.tar" for unit in range(3)
     ]
@@ -258,7 +247,7 @@ def test_large_unit_becomes_several_shards_under_one_marker(demo_shards: Path, t
     )
     marker = Marker.from_json((tmp_path / "out" / "train-00000.json").read_bytes())
     assert [shard.name for shard in marker.shards] == stems
-    assert samples(tmp_path / "out") == samples(demo_shards)
+    assert samples_by_tarfile(tmp_path / "out") == samples_by_tarfile(demo_shards)
 
 
 def test_limit_takes_the_first_source_rows(
@@ -266,7 +255,7 @@ def test_limit_takes_the_first_source_rows(
 ) -> None:
     run_precompute("builders/demo", "--output", tmp_path / "out", *TOY, "--limit", "8")
     first = [row["key"] for row in demo_rows[:8] if row["reject"] is None]
-    assert list(samples(tmp_path / "out")) == first
+    assert list(samples_by_tarfile(tmp_path / "out")) == first
     train = Manifest.from_json((tmp_path / "out" / "manifest.json").read_bytes()).splits["train"]
     assert train.complete and train.rows == 8
 
@@ -277,8 +266,8 @@ def test_scaled_latents_follow_from_the_moments(demo_shards: Path, tmp_path: Pat
         "builders/demo", "--output", tmp_path / "out", *TOY, "--posterior", posterior, "--limit", "6"
     )
     field = Manifest.from_json((demo_shards / "manifest.json").read_bytes()).field("moments_256")
-    moments = samples(demo_shards)
-    for key, members in samples(tmp_path / "out").items():
+    moments = samples_by_tarfile(demo_shards)
+    for key, members in samples_by_tarfile(tmp_path / "out").items():
         mean, std = np.split(np.load(io.BytesIO(moments[key]["moments_256.npy"])).astype(np.float32), 2)
         latents = np.load(io.BytesIO(members["latents_256.npy"])).astype(np.float32)
         noise = (latents / field.scale + field.shift - mean) / std
@@ -328,7 +317,7 @@ def test_dataset_that_is_not_ours_by_column_names(tmp_path: Path) -> None:
     )
     train = Manifest.from_json((output / "manifest.json").read_bytes()).splits["train"]
     assert (train.samples, train.rejected) == (3, {"undecodable": 1, "empty_caption": 1})
-    texts = {members["txt"].decode() for members in samples(output).values()}
+    texts = {members["txt"].decode() for members in samples_by_tarfile(output).values()}
     assert texts == {json.loads(line)["text"].removesuffix(" <br>").strip() for line in captions[:3]}
 
 

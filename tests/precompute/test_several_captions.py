@@ -22,6 +22,7 @@ from precompute import run, verify
 from precompute.encode.text import open_text_encoder
 from tests.support import tiny_models
 from tests.support.finished_folder import write_manifest, write_shards
+from tests.support.judges import arrays_by_numpy
 from tests.support.raw.archive import write_tar
 from tests.support.raw.photos import jpeg
 
@@ -65,16 +66,8 @@ def findings_of(folder: Path, **flags: Any) -> list[str]:
 
 
 def arrays_of(shards: Path) -> dict[str, dict[str, Any]]:
-    """Key -> member -> array or JSON, by tarfile and numpy."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(shards.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, name = member.name.partition(".")
-                data = tar.extractfile(member).read()
-                value = np.load(io.BytesIO(data)) if name.endswith(".npy") else data
-                found.setdefault(key.removeprefix("0-"), {})[name] = value
-    return found
+    """Key -> member -> array or JSON."""
+    return {key.removeprefix("0-"): members for key, members in arrays_by_numpy(shards).items()}
 
 
 def test_states_lie_end_to_end_and_their_lengths_are_told(shards: tuple[Path, Path]) -> None:

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.support.raw.server import running
+
 Fault = Callable[["Handler", bytes], None]
 
 
@@ -156,13 +158,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve(root: Path) -> Iterator[Server]:
-    server = Server(root)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.quit.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with running(Server(root)) as server:
+        try:
+            yield server
+        finally:
+            server.quit.set()

@@ -1,14 +1,26 @@
-"""What lies in a folder, an archive or a picture, as programs say that are not ours: GNU tar, zipinfo, find, ImageMagick."""
+"""What lies in a folder, an archive or a picture, as programs say that are not ours: GNU tar, zipinfo, find, ImageMagick, Python's own."""
 
 import functools
+import io
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-__all__ = ["imagemagick", "listed_by_find", "members_by_others", "pack_by_tar", "picture_by_imagemagick"]
+__all__ = [
+    "arrays_by_numpy",
+    "imagemagick",
+    "listed_by_find",
+    "members_by_others",
+    "pack_by_tar",
+    "picture_by_imagemagick",
+    "samples_by_tarfile",
+]
 
 _ON_WHITE = ("-background", "white", "-alpha", "remove", "-colorspace", "sRGB")
 
@@ -27,6 +39,30 @@ def members_by_others(archive: Path) -> list[str]:
         listed = _output("tar", "--quoting-style=literal", "-tf", str(archive))
     names = [os.fsdecode(line).removeprefix("./") for line in listed.splitlines()]
     return [name for name in names if name and not name.endswith("/")]
+
+
+def samples_by_tarfile(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Key -> extension -> contents, in the order of the shards and of their members."""
+    found: dict[str, dict[str, bytes]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                stream = tar.extractfile(member)
+                assert stream is not None and extension not in found.setdefault(key, {})
+                found[key][extension] = stream.read()
+    return found
+
+
+def arrays_by_numpy(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same, with what numpy reads of each `.npy`."""
+    return {
+        key: {
+            name: np.load(io.BytesIO(data)) if name.endswith(".npy") else data
+            for name, data in members.items()
+        }
+        for key, members in samples_by_tarfile(folder).items()
+    }
 
 
 def pack_by_tar(archive: Path, folder: Path, *options: str) -> None:

@@ -16,6 +16,14 @@ def wait_until(there: Callable[[], object], seconds: float = 200.0) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that would have been waited for a network."""
+    waited: list[float] = []
+    monkeypatch.setattr("builders.archives.backoff.cut_short", waited.append)
+    return waited
+
+
 def hurried(seconds: float) -> bool:
     """`backoff.cut_short` for tests: a wait that does not take as long as it says."""
     return cut_short(min(seconds, 0.01))

@@ -40,14 +40,6 @@ def server(tars: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Seconds that would have been slept."""
-    slept: list[float] = []
-    monkeypatch.setattr("builders.archives.backoff.cut_short", slept.append)
-    return slept
-
-
-@pytest.fixture
 def rows(server: Any, tmp_path: Path) -> Any:
     """The rows of the three tars, streamed from the server by links that carry a key. Faults begin once they are listed."""
     links = [f"{server.url}/{number}.tar?key=SECRET" for number in range(3)]

@@ -44,14 +44,6 @@ def server(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Seconds that would have been slept."""
-    slept: list[float] = []
-    monkeypatch.setattr("builders.archives.backoff.cut_short", slept.append)
-    return slept
-
-
-@pytest.fixture
 def downloader(tmp_path: Path) -> Any:
     return fetch.Downloader("coco", str(tmp_path / "out"), Bar())
 

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
+AnyServer = TypeVar("AnyServer", bound=ThreadingHTTPServer)
 Fault = Callable[["Handler", bytes], bool]  # True: it has answered
 
 
@@ -80,7 +82,13 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve(root: Path) -> Iterator[Server]:
-    server = Server(root)
+    with running(Server(root)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(server: AnyServer) -> Iterator[AnyServer]:
+    """The server answers, in a thread of its own."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
