@@ -78,6 +78,16 @@ BROKEN: list[tuple[Rule, dict[str, str], str]] = [
     (house.set_from_outside, {"loader/a.py": "a, b.c = 1, 2"}, "loader/a.py:1: b.c"),
     (house.set_from_outside, {"loader/a.py": "setattr(stats, name, 1)"}, "loader/a.py:1: stats.name"),
     (
+        house.filled,
+        {"loader/a.py": "def f(notes: list[str]) -> None:\n    notes.append('x')"},
+        "loader/a.py:2: f, notes",
+    ),
+    (
+        house.filled,
+        {"loader/a.py": "def f(errors: dict[int, str]) -> None:\n    errors[1] = 'x'"},
+        "loader/a.py:2: f, errors",
+    ),
+    (
         house.private_seams,
         {
             "loader/a.py": "class A:\n    def _read_on(self): ...",

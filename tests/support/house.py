@@ -228,6 +228,52 @@ def set_from_outside(root: Path) -> Iterator[str]:
                     yield f"{name}:{getattr(node, 'lineno', 0)}: {target}"
 
 
+FILLS = {
+    "append",
+    "extend",
+    "add",
+    "update",
+    "insert",
+    "setdefault",
+    "appendleft",
+    "pop",
+    "clear",
+    "remove",
+    "discard",
+}
+HOLDS = re.compile(r"(list|dict|set|deque|Counter|defaultdict|MutableSequence|MutableMapping|MutableSet)\b")
+
+
+def filled(root: Path) -> Iterator[str]:
+    """Lists and their like that a function is handed, and changes: it returns what it finds."""
+    for path in files_of(root, *PARTS):
+        for function in ast.walk(tree_of(path)):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+            handed = {
+                one.arg for one in arguments if one.annotation and HOLDS.match(ast.unparse(one.annotation))
+            }
+            own = {ast.unparse(one) for node in ast.walk(function) for one in _assigned(node)}
+            for node in ast.walk(function):
+                found = [one.value for one in _assigned(node) if isinstance(one, ast.Subscript)]
+                if isinstance(node, ast.AugAssign):
+                    found.append(node.target)
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr in FILLS
+                ):
+                    found = [node.func.value]
+                for one in found:
+                    if (
+                        isinstance(one, ast.Name)
+                        and one.id in handed
+                        and (one.id not in own or isinstance(node, ast.AugAssign))
+                    ):
+                        yield f"{path.relative_to(root)}:{getattr(node, 'lineno', 0)}: {function.name}, {one.id}"
+
+
 def private_seams(root: Path) -> Iterator[str]:
     """Private names of ours that a test reads or patches."""
     ours = set()
@@ -302,6 +348,7 @@ RULES: tuple[Rule, ...] = (
     grown,
     doubled_words,
     set_from_outside,
+    filled,
     private_seams,
     comments_behind_brackets,
     docstrings_by_preposition,
