@@ -1,6 +1,6 @@
 """docs/encoders.md: what each preset stores, and how far it was off its pipeline when the suite was last asked to write it.
 
-LATENTMILL_DOCS=1 bash tests/run.sh tests/precompute/encode/test_pipelines.py tests/precompute/encode/test_autoencoders.py
+LATENTMILL_DOCS=1 bash tests/run.sh tests/precompute/encode/test_{pipelines,autoencoders,openclip}.py
 """
 
 from math import prod
@@ -113,7 +113,7 @@ def _of_text(spec: TextSpec, width: int) -> list[tuple[Field, bool]]:
 def row(name: Any) -> str:
     """All of a preset's line but what is measured."""
     preset, stored = PRESETS[name], fields(name)
-    link = f"[{preset.pipeline or 'the paper'}](https://huggingface.co/{preset.model})"
+    link = f"[{preset.pipeline or 'the paper, by OpenCLIP'}](https://huggingface.co/{preset.model})"
     shown = [
         f"`{field.name}` ({'≤' if varies else ''}{', '.join(map(str, field.shape))})"
         for field, varies in stored
@@ -155,7 +155,7 @@ def measured(page: str) -> dict[str, str]:
 
 def render(differences: dict[str, str]) -> str:
     """The page, with what was measured by preset and by autoencoder."""
-    presets = "".join(f"{row(name)} {differences.get(name, 'no pipeline')} |\n" for name in PRESETS)
+    presets = "".join(f"{row(name)} {differences.get(name, '')} |\n" for name in PRESETS)
     alone = "".join(f"{row_alone(name)} {differences.get(name, '')} |\n" for name in AUTOENCODERS)
     return HEAD + presets + ALONE + alone
 

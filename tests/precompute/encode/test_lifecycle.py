@@ -1,4 +1,4 @@
-"""Each preset, and each autoencoder that no preset has, through the life of a run: killed, taken over by two processes at once, run again,
+"""Each preset, and each autoencoder and text encoder that none has, through the life of a run: killed, taken over by two processes at once, run again,
 verified.
 
 Models are tiny and random; what works, dies and proves is the command.
@@ -16,15 +16,30 @@ from loader import make_loader
 from precompute import verify
 from precompute.encode.presets import PRESETS
 from precompute.encode.text_spec import parse_text_encoder, split_value
+from tests.precompute.encode import test_openclip
 from tests.precompute.encode.test_autoencoders import AUTOENCODERS
 from tests.precompute.encode.test_pipelines import FLUX_KL, PICTURES
 from tests.support.launching import leftovers, run_here
-from tests.support.tiny_pipelines import PARTS
+from tests.support.tiny_pipelines import PARTS, t5
 from tests.support.worker import DEAD
 
 UNITS = 4  # of a picture each
 LENGTH = 64  # tokens
 CHANGES = 30  # to the disk: a run makes more
+
+
+def save_mt5(folder: Path) -> str:
+    t5(folder, family="MT5")
+    return str(folder)
+
+
+def save_openclip(folder: Path) -> str:
+    test_openclip.save(folder, "CustomTextCLIP")
+    return f"openclip:local-dir:{folder}"
+
+
+# Text encoders that no preset has, and that of `micro-diffusion`; each saves one, and gives its name.
+TEXTS = {"mt5": save_mt5, "openclip": save_openclip}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +55,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save(name: str, folder: Path) -> dict[str, Any]:
     """Save its models; returns what of run.Config names them."""
+    if name in TEXTS:
+        return {"vae": "toy", "text_encoder": (TEXTS[name](folder),)}
     if name in AUTOENCODERS:
         AUTOENCODERS[name][0](folder)
         flags: dict[str, Any] = {"vae": str(folder), "text_encoder": ("toy",)}
@@ -67,7 +84,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize(("index", "name"), list(enumerate([*PARTS, *AUTOENCODERS])))
+@pytest.mark.parametrize(("index", "name"), list(enumerate([*PARTS, *AUTOENCODERS, *TEXTS])))
 def test_a_run_is_killed_shared_repeated_and_verified(
     index: int,
     name: Any,
@@ -101,8 +118,9 @@ def test_a_run_is_killed_shared_repeated_and_verified(
     encoders = PRESETS[name].text_encoders if name in PARTS else ()
     names = [split_value(value)[0] for value in encoders]
     given = tuple(f"{part}={tmp_path / 'model'}" if part else str(tmp_path / "model") for part in names)
+    given, vae = given or models["text_encoder"], models["vae"] or str(tmp_path / "model")
     config = verify.Config(
-        str(output), decode=3, vae=str(tmp_path / "model"), text_encoder=given, data_dir=photos,
+        str(output), decode=3, vae=vae, text_encoder=given, data_dir=photos,
         source="builders/folder", options=("min_image_size=1",),
     )  # fmt: skip
     assert verify.run(config) == 0, capsys.readouterr().out
