@@ -73,9 +73,9 @@ def make_tar(root: Path, count: int, quality: int) -> None:
             yield f"{number:09d}.txt", caption.encode()
             yield f"{number:09d}.json", dumps(facts)
 
-    for archive in range(count // ROWS_PER_ARCHIVE):
-        images = photographs(ROWS_PER_ARCHIVE, quality)
-        write_tar(root / f"cc12m-train-{archive:04d}.tar", members(images, archive * ROWS_PER_ARCHIVE))
+    for archive, start in enumerate(range(0, count, ROWS_PER_ARCHIVE)):
+        images = photographs(min(ROWS_PER_ARCHIVE, count - start), quality)
+        write_tar(root / f"cc12m-train-{archive:04d}.tar", members(images, start))
 
 
 def make_zip(root: Path, count: int, quality: int) -> None:
@@ -102,14 +102,14 @@ def make_zip(root: Path, count: int, quality: int) -> None:
 
 def make_zips(root: Path, count: int, quality: int) -> None:
     table = []
-    for part in range(1, count // 1000 + 1):
-        names = [f"{part:06d}-{number:04d}.png" for number in range(1000)]
+    for part, start in enumerate(range(0, count, 1000), 1):
+        names = [f"{part:06d}-{number:04d}.png" for number in range(min(1000, count - start))]
         prompts = {
             name: {"p": CAPTIONS[number % 4], "se": number, "c": 7.0, "st": 50, "sa": "k_lms"}
             for number, name in enumerate(names)
         }
         members = [
-            *zip(names, photographs(1000, quality), strict=True),
+            *zip(names, photographs(len(names), quality), strict=True),
             (f"part-{part:06d}.json", dumps(prompts)),
         ]
         write_zip(root / f"images/part-{part:06d}.zip", members)
@@ -120,8 +120,8 @@ def make_zips(root: Path, count: int, quality: int) -> None:
 
 
 def make_tgz(root: Path, count: int, quality: int) -> None:
-    for archive in range(count // ROWS_PER_ARCHIVE):
-        images = enumerate(photographs(ROWS_PER_ARCHIVE, quality))
+    for archive, start in enumerate(range(0, count, ROWS_PER_ARCHIVE)):
+        images = enumerate(photographs(min(ROWS_PER_ARCHIVE, count - start), quality))
         write_tgz(
             root / f"data/train/imgs/{archive:03d}.tgz",
             ((f"{archive:03d}/{number}.jpg", image) for number, image in images),
@@ -323,7 +323,7 @@ def main() -> None:
         "--records",
         type=int,
         default=20_000,
-        help="a multiple of 20,000, a quarter of which is the small set",
+        help="of the large set; the small one has a quarter of it",
     )
     parser.add_argument(
         "--folder",
@@ -357,7 +357,7 @@ def main() -> None:
             sys.exit("more than 1 GiB of memory")
         return
 
-    counts = (options.records // 4, options.records)
+    counts = (max(1, options.records // 4), options.records)
     print(
         f"{'layout':8}{'builder':12}{'records':>9}{'plain rows/s':>14}{'ours rows/s':>13}{'ratio':>7}{'plain MiB':>11}{'ours MiB':>10}"
     )

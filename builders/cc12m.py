@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import datasets
 
-from builders.archives.members import group_by_key, read_facts
+from builders.archives.members import first_of, group_by_key, read_facts
 from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources, hub_url
 from builders.core.base import make_key
 from builders.core.config import NumberedConfig, parse_parts
@@ -58,7 +58,7 @@ class Cc12m(ArchiveBuilder):
                 reject = "unreadable_text"
             yield SourceRow(
                 make_key(f"{part}-{name}"),
-                next((parts[kind] for kind in _IMAGES if kind in parts), None),
+                first_of(parts, _IMAGES),
                 None if caption is None else [caption],
                 f"{shard.path}/{name}",
                 {column: facts.get(column) for column in _EXTRAS},

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.archives.members import NoContent, group_by_key, is_hidden, read_facts
+from builders.archives.members import NoContent, first_of, group_by_key, is_hidden, read_facts
 from builders.archives.remote import is_local
 from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources
 from builders.core.account import Left
@@ -111,7 +111,7 @@ class Webdataset(ArchiveBuilder):
         apart = _Apart(shard.path)
         for name, parts in group_by_key(self._members(shard)):
             facts = read_facts(parts)
-            image = next((parts[kind] for kind in images if kind in parts), None)
+            image = first_of(parts, images)
             captions, reject = None, None
             try:
                 captions = next(

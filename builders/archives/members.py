@@ -66,9 +66,9 @@ def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, byt
     name, parts = "", dict[str, bytes]()
     try:
         for member in members:
-            extension = basename(member.name).partition(".")[2]
-            key = member.name.removesuffix(extension).removesuffix(".")
-            extension = extension.lower()
+            folder, slash, base = member.name.rpartition("/")
+            base, _, extension = base.partition(".")
+            key, extension = folder + slash + base, extension.lower()
             if parts and (key != name or extension in parts):
                 yield name, parts
                 parts = {}
@@ -80,6 +80,14 @@ def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, byt
         raise
     if parts:
         yield name, parts
+
+
+def first_of(parts: dict[str, bytes], extensions: Iterable[str]) -> bytes | None:
+    """The sample's file of the first of the extensions that it has."""
+    for extension in extensions:
+        if extension in parts:
+            return parts[extension]
+    return None
 
 
 def read_facts(parts: dict[str, bytes]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class PositionedFile:
         except _BROKEN_GZIP as error:
             raise ArchiveError(f"compressed data: {error}") from error
         self.at += len(data)
-        return data[gap:]
+        return data[gap:] if gap else data
 
     def go_to(self, offset: int) -> None:
         """Move. A place behind the end of the file passes unnoticed; the next read finds nothing."""

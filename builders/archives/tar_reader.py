@@ -160,19 +160,23 @@ def _parse(block: bytes, extensions: dict[str, str]) -> tuple[str, bytes, str, i
     """Name, kind, what it links to, bytes of content, whether that is sparse."""
     if len(block) < BLOCK:
         raise ArchiveError("cut short inside a header")
-    if not _checksum_holds(block):
+    # The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
+    if zlib.adler32(block) & 0xFFFF != _adler(block[148:156]) and not _signed_sum_holds(block):
         raise ArchiveError("a header is damaged, or it is no tar: its checksum is wrong")
-    kind, name, link, is_sparse = block[156:157], "", "", False
+    kind, name, link, is_sparse = block[156:157], _text(block[:100]), "", False
     length = 0 if kind == b"1" else _number(block[124:136])
+    if block[345] and block[257:263] == b"ustar\0":
+        name = f"{_text(block[345:500])}/{name}"
+    if kind == b"0" and not extensions and length <= _MAX_SIZE and name[:1] != "." and name[-1:] != "/":
+        return name, kind, link, length, is_sparse  # as nearly all are
     if extensions:
         if "size" in extensions and kind not in _EXTENSIONS + b"1":
             length = _decimal(extensions["size"])
-        name = extensions.get("GNU.sparse.name") or extensions.get("path", "")
+        name = extensions.get("GNU.sparse.name") or extensions.get("path") or name
         link = extensions.get("linkpath", "")
         is_sparse = any(key.startswith("GNU.sparse.") for key in extensions)
     if length > _MAX_SIZE:
         raise ArchiveError("a member of absurd length")
-    name = name or _ustar_name(block)
     if name.endswith("/") and kind in b"0\0":  # a folder, before there was a kind for it
         kind = b"5"
     if kind in _LINKS:
@@ -212,10 +216,10 @@ def _decimal(text: str) -> int:
 
 
 def _number(field: bytes) -> int:
-    if field[0] == 0x80:  # GNU base 256; 0xff begins a negative number
-        return int.from_bytes(field[1:], "big")
     digits = field.rstrip(b"\0 ")
     if not digits.isdigit():  # which Python would take with a sign, a prefix or underscores
+        if field[0] == 0x80:  # GNU base 256; 0xff begins a negative number
+            return int.from_bytes(field[1:], "big")
         digits = field.partition(b"\0")[0].strip(b" ") or b"0"
     try:
         return int(digits if digits.isdigit() else b"", 8)
@@ -223,24 +227,20 @@ def _number(field: bytes) -> int:
         raise ArchiveError("a header is damaged: its size is no number") from None
 
 
-def _checksum_holds(block: bytes) -> bool:
-    """Whether the sum of the bytes is the one that is written; of signed ones too, as old Sun tars have it."""
-    # The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
-    wanted = _wanted_sum(block[148:156])
-    if zlib.adler32(block) & 0xFFFF == (wanted + 1) % 65521:
-        return True
-    return sum(block) - 256 * sum(byte > 127 for byte in block[:148] + block[156:]) == wanted
+def _signed_sum_holds(block: bytes) -> bool:
+    """Whether the sum of the bytes as signed numbers is the one that is written, as old Sun tars have it."""
+    return sum(block) - 256 * sum(byte > 127 for byte in block[:148] + block[156:]) == _sum(block[148:156])
 
 
 @functools.lru_cache(2**14)  # there are few sums
-def _wanted_sum(field: bytes) -> int:
+def _adler(field: bytes) -> int:
+    """The lower half of a header's Adler-32 by its checksum field."""
+    return (_sum(field) + 1) % 65521
+
+
+def _sum(field: bytes) -> int:
     """The sum of a header's bytes by its checksum field, which itself counts as spaces there."""
     return _number(field) - 8 * 32 + sum(field)
-
-
-def _ustar_name(block: bytes) -> str:
-    name = _text(block[:100])
-    return f"{_text(block[345:500])}/{name}" if block[345] and block[257:263] == b"ustar\0" else name
 
 
 def _text(field: bytes) -> str:

@@ -69,6 +69,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         self._raw_features = datasets.Features(
             {**self._info().features, "image": datasets.Image(decode=False)}
         )
+        self._blank = dict.fromkeys(self._raw_features)
 
     def _info(self) -> datasets.DatasetInfo:
         self.config.check()
@@ -138,7 +139,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
                 account.leave(self.left_out(split, shard))
 
     def _columns(self, record: Record) -> dict[str, Any]:
-        found = {**dict.fromkeys(self._raw_features), **record.columns()}
+        found = {**self._blank, **record.columns()}
         if not self.config.keep_rejected:
             del found["reject"]
         return found

@@ -28,11 +28,7 @@ PROFILES: dict[str, Callable[[str], str]] = {
 
 def clean_caption(text: str, profile: str = "light") -> str:
     """The cleaned caption, possibly empty. Raises ConfigError for a profile that is not in PROFILES."""
-    try:
-        clean = PROFILES[profile]
-    except KeyError:
-        raise ConfigError(f"caption_cleaning={profile!r}: choose one of {', '.join(PROFILES)}") from None
-    return clean(text)
+    return _cleaner(profile)(text)
 
 
 def clean_captions(
@@ -42,15 +38,25 @@ def clean_captions(
 
     What is no text (None, NaN, bytes, an object) is no caption, and what is longer than LONGEST is not cleaned at all.
     """
-    texts = [(position, text) for position, text in enumerate(captions or ()) if isinstance(text, str)]
-    if not texts:
-        return [], "missing_caption"
-    short = [(position, text) for position, text in texts if len(text) <= LONGEST]
-    cleaned = [(position, clean_caption(whole(text), profile)) for position, text in short]
-    kept = [(position, text) for position, text in cleaned if says_something(text)]
-    if kept:
-        return kept, None
-    return [], "empty_caption" if len(short) == len(texts) else "caption_too_long"
+    clean, reason = _cleaner(profile), "missing_caption"
+    kept: list[tuple[int, str]] = []
+    for position, text in enumerate(captions or ()):
+        if not isinstance(text, str):
+            continue
+        if len(text) > LONGEST:
+            reason = "caption_too_long"
+        elif says_something(cleaned := clean(whole(text))):
+            kept.append((position, cleaned))
+        elif reason == "missing_caption":
+            reason = "empty_caption"
+    return kept, None if kept else reason
+
+
+def _cleaner(profile: str) -> Callable[[str], str]:
+    try:
+        return PROFILES[profile]
+    except KeyError:
+        raise ConfigError(f"caption_cleaning={profile!r}: choose one of {', '.join(PROFILES)}") from None
 
 
 def whole(text: str) -> str:

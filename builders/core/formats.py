@@ -8,6 +8,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADERS = (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
 # The second bytes of frame headers that libjpeg-turbo reads: baseline, extended and progressive, the last two of arithmetic coding.
 _FRAMES = b"\xc0\xc1\xc2\xc9\xca"
+_ANY_FRAME = bytes({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length
+_FRAME = struct.Struct(">xBxxBHH")  # marker, bits, height, width
 # What people have in image folders, and no decoder here reads.
 _OTHERS = {
     "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
@@ -76,18 +79,15 @@ def has_end(data: bytes, kind: str) -> bool:
 def jpeg_parts(data: bytes) -> tuple[int, int]:
     """Offsets of the frame header (any SOF) and of the first scan, found by walking the segments; -1 where the walk leads nowhere."""
     at, last, frame = 2, len(data) - 3, -1
-    while at < last and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and frame < 0:
-            frame = at
-        elif marker == 0xDA:
-            return frame, at
-        elif marker == 0xD9:
+    while at < last:
+        sign, marker, length = _SEGMENT.unpack_from(data, at)
+        if sign != 0xFF or marker == 0xD9:
             break
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            return frame, at
+        if marker in _ANY_FRAME and frame < 0:
+            frame = at
+        at += 1 if marker == 0xFF else 2 + length  # 0xFF: a fill byte
     return frame, -1
 
 
@@ -112,10 +112,8 @@ def plain_size(data: bytes, kind: str) -> tuple[int, int] | None:
         # APP1 is EXIF or XMP, and may stand behind the frame too.
         if frame < 0 or scan < 0 or data.find(b"\xff\xe1", 0, scan) >= 0:
             return None
-        if data[frame + 1] not in _FRAMES or data[frame + 4] != 8:
-            return None
-        height, width = struct.unpack(">HH", data[frame + 5 : frame + 9])
-        return width, height
+        marker, bits, height, width = _FRAME.unpack_from(data, frame)
+        return (width, height) if marker in _FRAMES and bits == 8 else None
     if kind == "PNG" and not any(
         sign in data for sign in (b"eXIf", b"Raw profile type exif", b"tiff:Orientation", b"XML:com")
     ):

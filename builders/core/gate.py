@@ -11,7 +11,7 @@ def judge(row: SourceRow, rules: ImageCaptionConfig, kind: str, decoded_later: b
 
     kind: of captions of which the row does not say it. decoded_later: whole or not, whoever asks finds out by decoding every image.
     """
-    source = row.source.encode("utf-8", "replace").decode()
+    source = row.source if row.source.isascii() else row.source.encode("utf-8", "replace").decode()
     if row.reject is not None:
         return Record(row.key, source=source, extras=row.extras, reject=row.reject)
     cleaned, fault = clean_captions(row.captions, rules.caption_cleaning)

@@ -47,7 +47,7 @@ def clean(text: str) -> str:
     """The cleaned caption, possibly empty."""
     text = text.strip()
     if is_plain(text):
-        return " ".join(text.split())
+        return " ".join(text.split()) if "  " in text else text
     for _ in range(_MAX_PASSES):
         before = text
         text = clean_once(text)

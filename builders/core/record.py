@@ -24,9 +24,10 @@ class SourceRow(NamedTuple):
     kinds: Sequence[str] | None = None  # of each caption; None: the dataset's own kind
 
 
-@dataclass(frozen=True)
+# Not frozen, which would triple the time to make one; there are millions.
+@dataclass
 class Record:
-    """One source row, judged. What is not known of a rejected one is None or empty.
+    """One source row, judged. What is not known of a rejected one is None or empty. Who knows more makes another with `replace`.
 
     caption: cleaned, the first of `captions`; caption_kinds: of each where it is from. image: encoded bytes. width, height: pixels as
     a viewer sees it. extras: further columns by name. reject: out of account.REASONS, None for a row to use. shard: of a row that

@@ -17,11 +17,14 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_BEGINNINGS = tuple(mark for mark, _ in _MARKS)
 
 
 def encoding_of(beginning: bytes, asked: str | None = None) -> str:
     """The encoding of a file by its first four bytes."""
-    return next((name for mark, name in _MARKS if beginning.startswith(mark)), asked or "utf-8")
+    if beginning.startswith(_BEGINNINGS):
+        return next(name for mark, name in _MARKS if beginning.startswith(mark))
+    return asked or "utf-8"
 
 
 def decode_text(data: bytes, asked: str | None = None) -> str:

@@ -19,7 +19,7 @@ from precompute.input.units import Unit
 LOST = "bad_archive"
 
 
-@dataclass(frozen=True)
+@dataclass
 class CaptionedRecord(Record):
     """A row of a base, and the captions that are added to it. kind: theirs."""
 
