@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 
 from loader.format import Manifest
+from loader.printable import printable
 from precompute.cloud.place import check_options, open_shards
 from precompute.commands import parse
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
@@ -145,7 +146,8 @@ def headline(manifest: Manifest, split: str) -> tuple[str, str]:
     ]
     facts += [str((recipe.get("image_encoder") or {}).get("model", "")), manifest.fingerprint[:12]]
     facts += [f"{datetime.date.today():%Y-%m-%d}"]
-    return title, "   ·   ".join(filter(None, facts))
+    # A stranger may have written the recipe.
+    return printable(title), printable("   ·   ".join(filter(None, facts)))
 
 
 def main() -> None:

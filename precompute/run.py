@@ -22,6 +22,7 @@ import transformers
 
 from builders.archives import backoff
 from loader.format import Split
+from loader.printable import printable_lines
 from precompute import push
 from precompute.cloud.place import open_output
 from precompute.commands import parse
@@ -57,7 +58,8 @@ def run(config: Config) -> None:
             done = manifest.splits[config.split].units_done
             what = config.beside or config.dataset
             if config.beside and not names_models(config):
-                print(f"--beside {what}:\n{ChosenModels(image_encoder_of(manifest.recipe), ())}")
+                theirs = ChosenModels(image_encoder_of(manifest.recipe), ())
+                print(printable_lines(f"--beside {what}:\n{theirs}"))
             print(f"{what} {config.split} -> {config.output}, on {session.device}: {done} of ", end="")
             print(f"{len(session.units)} units finished before", end="")
             print(f", {session.reopened} to do again" if config.retry_rejected else "", flush=True)

@@ -25,6 +25,7 @@ import tyro
 from tqdm import tqdm
 
 from loader.format import Manifest, Marker
+from loader.printable import printable
 from precompute.cloud.place import check_options, is_store, open_shards, options_for, removal
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
@@ -264,7 +265,7 @@ def run(config: Config) -> int:
     if len(report.findings) > SHOWN:
         print(f"... and {len(report.findings) - SHOWN:,} more; --json lists them all")
     for note in report.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     print(report.summary())
     return report.exit_code
 

@@ -8,7 +8,7 @@ import torch
 
 from loader.recipe import Recipe
 from precompute.encode.features import FeatureEncoder, features_value, open_feature_encoder
-from precompute.encode.image import UNSHIFTED, ImageEncoder, open_image_encoder
+from precompute.encode.image import DTYPES, UNSHIFTED, ImageEncoder, open_image_encoder
 from precompute.encode.models import recorded_name
 from precompute.encode.stored import store_of
 from precompute.encode.text import TextEncoder, open_text_encoder
@@ -113,8 +113,10 @@ def hub_name(flag: str, spec: dict[str, Any]) -> str:
 
 
 def dtype_of(spec: dict[str, Any]) -> str:
-    """float16 decoders overflow; everything else as it was encoded."""
+    """float16 decoders overflow; everything else as it was encoded. Raises ModelError for what a recipe should not say."""
     dtype = str(spec.get("dtype", "float32"))
+    if dtype not in DTYPES:
+        raise ModelError(f"the recipe's dtype {dtype!r} of a model is none of {', '.join(DTYPES)}")
     return "float32" if dtype == "float16" else dtype
 
 
