@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import queue
 import random
 import signal
 import tarfile
@@ -185,10 +186,13 @@ def launched(start: Any, store: FaultyStore, data: Path, prefix: str, **more: An
 
 
 def test_killed_at_random_instants(store: FaultyStore, data: Path, plain: Path, start: Any) -> None:
-    """Two processes; whoever dies is replaced. LATENTMILL_STORE_KILLS: how many at least, in as many runs as it takes."""
+    """Two processes; whoever dies is replaced, while the store refuses, conflicts for no reason and loses replies.
+    LATENTMILL_STORE_KILLS: how many at least, in as many runs as it takes."""
     kills, chance, number = 0, random.Random(0), 0
+    refusals = ("503 SlowDown", "409 ConditionalRequestConflict", "412 PreconditionFailed", "lost")
     while kills < KILLS:
         number += 1
+        store.front.answer = at_random(number, 0.05, *refusals, methods="PUT")
         prefix = f"kills-{number}"
         processes = [launched(start, store, data, prefix, slow=0.005, timeout=3.0) for _ in range(2)]
         while kills < KILLS and all(process.exitcode is None for process in processes):
@@ -201,6 +205,7 @@ def test_killed_at_random_instants(store: FaultyStore, data: Path, plain: Path, 
         for process in processes:
             process.join(timeout=200)
         assert {process.exitcode for process in processes} == {0}
+        store.calm()
         check(store, prefix, plain)
 
 
@@ -221,6 +226,47 @@ def test_a_frozen_process_wakes_and_changes_nothing(
     asleep.join(timeout=200)
     assert asleep.exitcode == 0
     check(store, prefix, plain)
+
+
+def test_a_write_that_arrives_after_its_process_was_given_up(
+    store: FaultyStore, data: Path, plain: Path, start: Any
+) -> None:
+    """A tar is on its way when its process freezes; another one finishes all; then it arrives, and the process wakes. Its
+    earlier writes arrive once more. All have other bytes than those that are there."""
+    names: queue.Queue[int] = queue.Queue()
+    finished, arrived, late = threading.Event(), threading.Event(), list[dict[str, Any]]()
+
+    def answer(environ: dict[str, Any]) -> str | None:
+        if environ["REQUEST_METHOD"] == "PUT" and not finished.is_set() and not arrived.is_set():
+            body = environ["wsgi.input"].read()
+            environ["wsgi.input"] = io.BytesIO(body)
+            if environ.get("HTTP_IF_NONE_MATCH"):
+                late.append({**environ, "wsgi.input": body[::-1]})
+            if environ["PATH_INFO"].endswith("-01.tar"):
+                arrived.set()
+                os.kill(names.get(), signal.SIGSTOP)
+                assert finished.wait(200)
+                environ["wsgi.input"] = io.BytesIO(body[::-1])
+        return None
+
+    store.front.answer = answer
+    asleep = launched(start, store, data, "late", timeout=1.0)
+    names.put(asleep.pid)
+    assert arrived.wait(200)
+    assert not [name for name in store.objects("late") if name.endswith("-01.tar")], "it has not arrived"
+    finish(start, "s3://bucket/late", data, store_option=store.options, timeout=1.0)  # type: ignore[arg-type]
+    finished.set()
+    for environ in late:
+        list(
+            store.front.app(
+                {**environ, "wsgi.input": io.BytesIO(environ["wsgi.input"])}, lambda *_, **__: None
+            )
+        )
+    os.kill(asleep.pid, signal.SIGCONT)
+    asleep.join(timeout=200)
+    assert asleep.exitcode == 0
+    run.run(config("s3://bucket/late", data, store_option=store.options))
+    check(store, "late", plain)
 
 
 def test_a_loader_reads_while_it_grows(store: FaultyStore, data: Path, plain: Path, start: Any) -> None:
