@@ -42,7 +42,7 @@ class Shards(Protocol):
 
     def name(self, number: int) -> str: ...
 
-    def bucket(self, number: int) -> str: ...
+    def shapes(self, number: int) -> str: ...
 
     def samples_by_path(self, shards: I64) -> dict[str, int]: ...
 
@@ -114,8 +114,8 @@ class Work:
             else:
                 errors |= self.rows.read_field(shard, field, member, *places)
         if self.select.extras:
-            bucket = self.reader.bucket(number)
-            errors |= self.extras.read(shard, indexes, rows, captions, self.drawn.flipped[indexes], bucket)
+            shapes = self.reader.shapes(number)
+            errors |= self.extras.read(shard, indexes, rows, captions, self.drawn.flipped[indexes], shapes)
         return errors
 
     def _members(self, indexes: I64) -> Iterator[tuple[Field, str, Mask]]:

@@ -76,8 +76,8 @@ class ByRanges:
     def name(self, number: int) -> str:
         return self._reader.name(number)
 
-    def bucket(self, number: int) -> str:
-        return self._reader.bucket(number)
+    def shapes(self, number: int) -> str:
+        return self._reader.shapes(number)
 
     def samples_by_path(self, shards: I64) -> dict[str, int]:
         return self._reader.samples_by_path(shards)

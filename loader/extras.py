@@ -82,14 +82,14 @@ class Extras:
         rows: I64,
         captions: ChosenCaptions,
         mirrored: npt.NDArray[np.bool_],
-        bucket: str,
+        shapes: str,
     ) -> dict[int, Exception]:
         """Rows of a shard's table to indexes of the batch; errors by index. captions: of each sample the one that was drawn.
 
-        mirrored: whether its picture is. bucket: the shard's, as the manifest has it.
+        mirrored: whether its picture is. shapes: sizes of the shard's pictures, where it is a bucket.
         """
         errors: dict[int, Exception] = {}
-        target = target_size(self._image, bucket)
+        target = target_size(self._image, shapes)
         for index, row, place, number, flip in zip(
             *(part.tolist() for part in (indexes, rows, captions.of, captions.number, mirrored)), strict=True
         ):
@@ -145,10 +145,10 @@ def _kind(table: Table, row: int, number: int) -> str:
     return str(kinds[first[at] + number]) if number < first[at + 1] - first[at] else ""
 
 
-def target_size(image: Field, bucket: str) -> tuple[int, int]:
+def target_size(image: Field, shapes: str) -> tuple[int, int]:
     """Height and width in pixels of the pictures that were encoded: of a bucket `1024x768` (+ those of other resolutions) its own."""
     resolution = resolution_of(image)
-    sizes = Bucket.named(bucket).sizes or ((resolution, resolution),)
+    sizes = Bucket.named(shapes).sizes or ((resolution, resolution),)
     width, height = min(sizes, key=lambda size: abs(size[0] * size[1] - resolution**2))
     return height, width
 

@@ -44,6 +44,9 @@ class JoinedSource:
         self.parts: list[ManifestSource] = [base, *layers]
         self._used = self.parts
         self.files, self.names, self.paths, self.buckets = base.files, base.names, base.paths, base.buckets
+        self.shapes = [
+            "+".join(filter(None, all_of)) for all_of in zip(*(p.buckets for p in self.parts), strict=True)
+        ]
         self.recipe = joined_recipe(base.recipe, [layer.recipe for layer in layers])
         _check_further(self.parts, self.recipe)
         self.fingerprint = "+".join(part.fingerprint for part in self.parts)

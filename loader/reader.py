@@ -168,9 +168,9 @@ class BatchReader:
         source, local = self.source(number)
         return f"{source.files.url}, shard {printable(source.names[local])}"
 
-    def bucket(self, number: int) -> str:
+    def shapes(self, number: int) -> str:
         source, local = self.source(number)
-        return source.buckets[local]
+        return source.shapes[local]
 
     def samples_by_path(self, shards: I64) -> dict[str, int]:
         firsts = np.array([first for first, _ in self._sources])

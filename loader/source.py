@@ -57,7 +57,8 @@ def check_captions(fields: Sequence[Field], members: Sequence[str], table: Table
 
 class ManifestSource:
     """Shards as precompute writes them. names: of the shards; paths, sizes: of their tars; recipe, fingerprint: of the manifest;
-    plan, missing: of the split: its plan, and how many of its units are not finished. tars: that are open for one shard."""
+    plan, missing: of the split: its plan, and how many of its units are not finished. tars: that are open for one shard. buckets,
+    shapes: of the shards, in a bucket's words; of shards and layers the base's bucket, and the sizes of all their pictures."""
 
     tars = 1
 
@@ -73,7 +74,7 @@ class ManifestSource:
                 "%s: %d of %d units of split %s are finished, and only they are read; with the others the order is another",
                 *(files.url, done, units, split),
             )
-        self.buckets = [shard.bucket for shard in self._shards]
+        self.buckets = self.shapes = [shard.bucket for shard in self._shards]
         self.names = [shard.name for shard in self._shards]
         self.paths = [f"{shard.path}.tar" for shard in self._shards]
         self.sidecars = [shard.parquet_sha256 for shard in self._shards]
@@ -176,8 +177,7 @@ class ManifestSource:
     def read_table(
         self, number: int, members: Sequence[str], columns: Sequence[str], times: int = 0
     ) -> Table:
-        """What the sidecar says of the samples. times: its own size that it may unpack to, where that is much. Raises
-        FileNotFoundError where there is none, FormatError for a damaged one."""
+        """What the sidecar says of the samples. times: its size, that it may unpack to. Raises FileNotFoundError or FormatError."""
         shard = self._shards[number]
         with os.fdopen(self.open_sidecar(number), "rb") as file:
             try:

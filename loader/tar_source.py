@@ -42,7 +42,7 @@ class TarSource:
         if not self._paths:
             raise ValueError(f"{files.url}: no {MANIFEST} and no .tar there")
         self._unreadable: dict[Path, str] = {}
-        self.buckets = [""] * len(self._paths)
+        self.buckets = self.shapes = [""] * len(self._paths)
         self.fields = self._guess_fields()
 
     def samples(self, members: Sequence[str], columns: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -70,7 +70,7 @@ class Packing:
         self._index = _index(
             (_rows(sources[n], shard, chosen[n][shard]) for n, shard in self._shards), sources[0].fields
         )
-        buckets = [sources[number].buckets[shard] for number, shard in self._shards]
+        buckets = [sources[number].shapes[shard] for number, shard in self._shards]
         counts = [len(chosen[number][shard]) for number, shard in self._shards]
         self._groups = [
             Group(bucket, batches, np.cumsum([counts[n] for n in batches]))

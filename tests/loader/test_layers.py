@@ -64,7 +64,7 @@ COMBINATIONS = [
     {"resolution": resolution, "pooled": pooled, "world_size": world, "num_workers": workers, "subset": subset,
      "caption_drop_prob": 0.3, "shuffle": shuffle}
     for resolution, pooled, world, workers, subset, shuffle in random.Random(5).sample(
-        list(itertools.product([256, 512], [False, True], [1, 2, 3], [0, 0, 0, 2], [None, (0, 0.7)], [True, False])), 20
+        list(itertools.product([256, 512], [False, True], [1, 2, 3], [0, 0, 0, 2], [None, (0, 0.7)], [True, False])), 8
     )
 ]  # fmt: skip
 
