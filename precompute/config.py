@@ -186,7 +186,8 @@ class HubFlags:
     """With --push-to: delete each tar here once the Hub has it, by its sha256."""
 
     max_disk: Annotated[float | None, takes("GB")] = None
-    """GB of tars here at most, with --delete-pushed: before it takes up another unit, a process waits for room."""
+    """GB of tars here at most, with --delete-pushed: before it takes up another unit, a process waits for
+    room. Not with a store, which does not fill up: three units of a process lie in --scratch at most."""
 
 
 @dataclass(frozen=True)
