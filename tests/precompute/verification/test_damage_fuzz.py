@@ -63,11 +63,13 @@ def _documents(folder: Path) -> Any:
     }
     with np.load(folder / NULL_CAPTION) as file:
         null = {name: file[name].tolist() for name in file}
-    return [json.loads((folder / MANIFEST).read_text()), about, null]
+    return [_stated(json.loads((folder / MANIFEST).read_text())), about, null]
 
 
 def _stated(value: Any) -> Any:
-    """A recipe or plan without what is null: a key that one lacks and one that is null say the same."""
+    """A document without what is null: a key that one lacks and one that is null say the same, as does a null under no name of ours."""
+    if isinstance(value, list):
+        return [_stated(v) for v in value]
     return {k: _stated(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
