@@ -1,8 +1,11 @@
 """examples/train_diffusers.py: real diffusers models, tiny and random, learn from our shards; held-out loss, resumed runs."""
 
 import json
+import os
 import re
 import runpy
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -83,24 +86,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, folder / "g"
 
 
+def fixed(shards: tuple[Path, Path]) -> list[str]:
+    """The flags of all runs."""
+    base, layer = map(str, shards)
+    return [base, "--layers", layer, *["--held-out", "0.2", "--batch-size", "4", "--learning-rate", "0.003"]]
+
+
 @pytest.fixture
 def train(
     shards: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Train]:
     def trained(*arguments: object) -> str:
-        base, layer = map(str, shards)
-        fixed = [
-            base,
-            "--layers",
-            layer,
-            "--held-out",
-            "0.2",
-            "--batch-size",
-            "4",
-            "--learning-rate",
-            "0.003",
-        ]
-        monkeypatch.setattr(sys, "argv", ["train_diffusers.py", *fixed, *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["train_diffusers.py", *fixed(shards), *map(str, arguments)])
         accelerate.state.AcceleratorState._reset_state(True)
         runpy.run_path(str(EXAMPLE), run_name="__main__")
         return capsys.readouterr().out
@@ -132,6 +129,41 @@ def test_loss_falls_and_a_run_is_resumed(train: Train, tmp_path: Path, config: d
     family = getattr(diffusers, config["_class_name"])
     weights = family.from_pretrained(output / "model").state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_two_processes_begin_and_one_goes_on(train: Train, shards: tuple[Path, Path], tmp_path: Path) -> None:
+    """Both are started by `accelerate launch`, as a user starts them."""
+    (tmp_path / "model.json").write_text(json.dumps(UNET))
+    flags = (
+        "--model",
+        tmp_path / "model.json",
+        "--output",
+        tmp_path / "run",
+        "--log-every",
+        1,
+        "--save-every",
+        2,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    two = ("--multi_gpu", "--num_processes", 2, "--main_process_port", port)
+    given = (*fixed(shards), *flags, "--steps", 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *map(str, (*two, EXAMPLE, *given))],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(EXAMPLE.parents[1]),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + train(*flags, "--steps", 3, "--resume")
+    assert re.findall(r"step +(\d+)  loss", said) == ["1", "2", "3"]
 
 
 def test_captions_are_drawn_as_told(train: Train, shards: tuple[Path, Path], tmp_path: Path) -> None:
