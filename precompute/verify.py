@@ -134,8 +134,8 @@ class Report:
         """`whole`, or how many faults."""
         unread = sum(finding.unread for finding in self.findings)
         faults = len(self.findings) - unread
-        told = [f"{faults:,} faults"] if faults else []
-        told += [f"{unread:,} files could not be read"] if unread else []
+        told = [f"{faults:,} fault{'s' * (faults > 1)}"] if faults else []
+        told += [f"{unread:,} file{'s' * (unread > 1)} could not be read"] if unread else []
         return " and ".join(told) or "whole"
 
     def summary(self) -> str:

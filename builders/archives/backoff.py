@@ -41,7 +41,9 @@ class Patience:
         asked_for = min(self._longest_asked, seconds_asked(asked))
         pause = min(max(self._pause, asked_for), self._seconds - self._spent)
         self._pause, self._spent = min(_LONGEST, 2 * self._pause), self._spent + pause
-        logger.warning(f"{what}. Trying again in {pause:.0f} s")
+        left = self._seconds - self._spent
+        until = f"for up to {left / 60:.0f} min more" if left else "for the last time"
+        logger.warning(f"{what}. Trying again in {pause:.0f} s, {until}")
         return not cut_short(pause)
 
 

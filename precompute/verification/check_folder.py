@@ -183,8 +183,9 @@ def check_markers(
             )
         elif not 0 <= marker.unit < expected.splits[marker.split].plan["units"]:
             yield Finding(stem, "", "the plan has no such unit", f"remove {stem}.json and its shards")
-    for split, done in splits.items():
-        units = expected.splits[split].plan["units"]
+    # A split that the manifest names and of which no marker is there too: a run that was ended before its first unit.
+    for split, planned in expected.splits.items():
+        done, units = splits[split], planned.plan["units"]
         if done < units:
             yield Finding(
                 split, "", f"{done} of {units} units are finished", f"{rerun()} to finish the others"

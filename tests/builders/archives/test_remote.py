@@ -91,6 +91,7 @@ def test_an_outage_of_minutes_is_waited_out(
     assert outcomes(rows()) == ["a"] * 6
     assert len(waits) >= 10 and waits == sorted(waits) and waits[0] == 1 and waits[-1] == 60
     told = [message for message in caplog.messages if "Trying again in" in message]
+    assert all("min more" in message or "for the last time" in message for message in told)
     assert len(told) == len(waits) and all("/1.tar: " in message for message in told)
     assert "SECRET" not in caplog.text
 

@@ -61,7 +61,7 @@ def test_a_file_that_the_hub_does_not_give_is_unread(
     *told, summary = capsys.readouterr().out.splitlines()
     assert len(told) == 1 and told[0].startswith(name.removesuffix(".json") if "train" in name else name)
     assert "could not be read" in told[0] and "emove" not in told[0] and "again" in told[0]
-    assert "1 files could not be read" in summary and "whole" not in summary and "faults" not in summary
+    assert "1 file could not be read" in summary and "whole" not in summary and "fault" not in summary
 
 
 TREE, ABOUT = "/tree/", rf"/api/datasets/{REPO}(/revision.*)?$"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loader.format import MANIFEST, npy_bytes
-from precompute import verify
+from precompute import run, verify
 from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import write_file
 from precompute.shards.tar_writer import TarWriter
@@ -33,6 +33,7 @@ from tests.support.finished_folder import (
     write_unit,
 )
 from tests.support.forked import run_command
+from tests.support.launching import TOY, few_of_demo
 
 
 @pytest.fixture
@@ -166,6 +167,23 @@ def test_a_unit_that_is_not_done(shards: Path) -> None:
         path.unlink()
     write_manifest(shards)
     assert only(shards).what == "2 of 3 units are finished"
+
+
+@pytest.mark.parametrize("flags", [[], ["--quick"], ["--source", "builders/demo"]])
+def test_a_run_that_was_ended_before_its_first_unit_is_not_whole(
+    tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(session: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "work", interrupted)
+    monkeypatch.setattr(run, "stop_on_sigterm", lambda: None)
+    monkeypatch.setattr("sys.argv", ["run.py", *map(str, few_of_demo(8, tmp_path / "out")), *TOY])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 130 and "run the same command again" in capsys.readouterr().err
+    done = run_command("precompute/verify.py", str(tmp_path / "out"), *flags)
+    assert done.returncode == 1 and "0 of 2 units are finished" in done.stdout + done.stderr
 
 
 def test_a_manifest_of_before(shards: Path) -> None:
@@ -398,9 +416,7 @@ def test_the_command_ends_with_0_or_1_and_says_why(shards: Path) -> None:
     assert result.returncode == 0 and "whole. 15 written + 3 rejected = 18 rows in 3 shards" in result.stdout
     (shards / "train-00001.tar").unlink()
     result = command(str(shards))
-    assert (
-        result.returncode == 1 and result.stdout.startswith("train-00001: ") and "1 faults" in result.stdout
-    )
+    assert result.returncode == 1 and result.stdout.startswith("train-00001: ") and "1 fault" in result.stdout
 
 
 def test_json_is_for_machines(shards: Path) -> None:

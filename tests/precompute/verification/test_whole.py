@@ -183,7 +183,7 @@ def test_what_could_not_be_read_is_one_line_and_no_damage(
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 2 and told[0].startswith(name.removesuffix(".json") if "train" in name else name)
     assert "could not be read" in told[0] and "emove" not in told[0]
-    assert "1 files could not be read" in told[1]
+    assert "1 file could not be read" in told[1]
 
 
 def test_a_fault_beside_what_could_not_be_read_is_a_fault(
