@@ -137,7 +137,7 @@ def _zip64(extras: bytes, *values: int) -> list[int]:
 def _zip_end(file: IO[bytes]) -> tuple[int, int, int]:
     """Number of entries, and size and offset of the directory."""
     end = file.seek(0, os.SEEK_END)
-    start = file.seek(max(0, end - 65_600))
+    start = file.seek(max(0, end - 66_000))
     tail = file.read()
     at = tail.rfind(b"PK\5\6")
     if at < 0:
@@ -153,4 +153,9 @@ def _zip_end(file: IO[bytes]) -> tuple[int, int, int]:
         raise ArchiveError(f"the end of the zip is damaged: {error}") from error
     if offset + length > end or count * _ENTRY.size > length:
         raise ArchiveError("the end of the zip is damaged: its directory does not fit into the file")
+    # The end comes behind the directory, or a zip64's own end or a signature does; else two places claim to be the directory, or
+    # bytes lie before the zip.
+    behind = offset + length - start
+    if behind != at and (behind < 0 or tail[behind : behind + 4] not in (b"PK\6\6", b"PK\5\5")):
+        raise ArchiveError("the directory of the zip is not where its end says: write the zip anew")
     return count, length, offset

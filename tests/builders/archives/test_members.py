@@ -129,6 +129,16 @@ def test_a_cut_tar_gives_its_whole_members_and_then_raises(pack: Any, is_read: A
     assert 1 <= len(found) < 9
 
 
+def test_a_zip_whose_directory_lies_elsewhere_than_its_end_says_is_told() -> None:
+    """Bytes that were laid before or into a zip: what lies at the named place is not what its entries are of."""
+    before, data = b"#!/bin/sh\n" * 9, zip_bytes()
+    for damaged in (before + data, data[:4] + before + data[4:]):
+        with pytest.raises(ArchiveError, match="is not where its end says"):
+            count_zip(io.BytesIO(damaged))
+    signed = data[: data.rindex(b"PK\5\6")] + b"PK\5\5\x04\0sign" + data[data.rindex(b"PK\5\6") :]
+    assert read(io.BytesIO(signed)) == read(io.BytesIO(data))
+
+
 def test_a_cut_zip_raises() -> None:
     with pytest.raises(ArchiveError, match="cut short"):
         read(io.BytesIO(zip_bytes()[:-30]))
