@@ -15,14 +15,11 @@ from typing import get_args, get_type_hints
 import pytest
 import tyro
 
-from loader.format import Manifest
 from precompute import __main__ as dispatcher
 from precompute import commands, flags, run
 from precompute.commands import VERBS, as_started, command, executable, launched
 from precompute.encode.presets import Model
 from tests.support.launching import ROOT, environment
-from tests.support.raw.photos import jpeg
-from tests.support.tiny_models import save_clip, save_tiny
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
@@ -136,37 +133,6 @@ def test_doctor_tells_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     told = capsys.readouterr().out
     assert "token yes" in told and "averysecret" not in told and str(Path.home()) not in told
     assert len(told.splitlines()) <= 10
-
-
-def test_readmes_own_photographs_work_as_they_are_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """README's lines, with models from folders in the place of the Hub's."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your own photographs")[2]
-    lines = re.findall(r"^    python precompute/(\w+)\.py (.*)$", readme.partition("\n## ")[0], re.M)
-    assert [verb for verb, _ in lines] == ["run", "verify", "preview"]
-    (tmp_path / "photos").mkdir()
-    for number in range(3):
-        (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(number, (320, 280)))
-        (tmp_path / "photos" / f"{number}.txt").write_text(f"photograph {number}")
-    models = {
-        "madebyollin/taesd": save_tiny(tmp_path / "taesd"),
-        "openai/clip-vit-base-patch32": save_clip(tmp_path / "clip"),
-    }
-    monkeypatch.chdir(tmp_path)
-    for verb, typed in lines:
-        words = [str(models.get(word, word)) for word in typed.split()]
-        if verb != "run":
-            words += ["--vae", str(models["madebyollin/taesd"])]
-        if verb == "verify":
-            words += ["--text-encoder", str(models["openai/clip-vit-base-patch32"])]
-        module = importlib.import_module(f"precompute.{verb}")
-        done = module.run(tyro.cli(module.Config, args=words))
-        # Weights that nobody trained decode to nothing like a photograph; all else is whole.
-        assert verb != "verify" or done in (0, 1)
-    assert (tmp_path / "latents" / "photos" / "report.html").stat().st_size > 10_000
-    manifest = Manifest.from_json((tmp_path / "latents" / "photos" / "manifest.json").read_bytes())
-    assert manifest.splits["train"].samples == 3
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

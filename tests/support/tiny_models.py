@@ -1,6 +1,7 @@
 """Small random models, saved to disk as the real ones are and loaded through the real path."""
 
 import json
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -52,6 +53,25 @@ def save_tiny(folder: Path) -> Path:
         num_decoder_blocks=(1, 1),
         latent_channels=4,
     ).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def save_halving(folder: Path) -> Path:
+    """An AutoencoderTiny whose latents are the picture at half its size, so that it decodes to nearly what was encoded."""
+    vae = diffusers.AutoencoderTiny.from_pretrained(save_tiny(folder), scaling_factor=4.0)
+    for name, module in vae.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            for parameter in module.parameters():
+                parameter.zero_()
+            channels = range(0 if ".conv." in name else min(module.in_channels, module.out_channels))
+            for channel in channels:
+                taps = module.weight[channel, channel]
+                if module.stride == (2, 2):
+                    taps[1:, 1:] = 0.25
+                else:
+                    taps[1, 1] = 1
+    vae.save_pretrained(folder)
     return folder
 
 
@@ -149,6 +169,25 @@ def save_clip(folder: Path, projection: bool = False) -> Path:
     )
     family = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
     family(config).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def save_clip_of_openai(folder: Path) -> Path:
+    """A whole CLIPModel with its tokenizer, both at the top of the folder, as OpenAI's are published."""
+    save_clip(folder / "parts")
+    transformers.AutoTokenizer.from_pretrained(folder / "parts" / "tokenizer").save_pretrained(folder)
+    text = transformers.CLIPTextModel.from_pretrained(folder / "parts" / "text_encoder").config
+    shutil.rmtree(folder / "parts")
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    config = transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    transformers.CLIPModel(config).save_pretrained(folder)
     return folder
 
 
