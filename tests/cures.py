@@ -12,10 +12,15 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
+
+from loader import make_loader
 
 sys.path.append(str(Path(__file__).parent / "support"))
 from loopback_hub import LoopbackHub
@@ -127,6 +132,65 @@ def an_unreadable_marker(hub: LoopbackHub) -> None:
         mill("verify", "out")
 
 
+def an_unfinished_run(hub: LoopbackHub) -> None:
+    for path in Path("out").glob("train-00000*"):
+        path.unlink()
+    told = mill("verify", "out", code=1)
+    assert re.search(r"\d+ of \d+ units are finished", told), told
+    take(told, "accelerate launch", *RUN)
+    mill("verify", "out")
+
+
+def photographs(folder: str) -> list[str]:
+    """The flags of a run over two pictures of a folder of that name, which is made."""
+    Path(folder).mkdir()
+    for number in range(2):
+        Image.effect_noise((64, 64), 40 + number).convert("RGB").save(f"{folder}/{folder}-{number}.png")
+        Path(folder, f"{folder}-{number}.txt").write_text(f"picture {number} of {folder}")
+    return [
+        "builders/folder",
+        "--data-dir",
+        folder,
+        "--options",
+        "min_image_size=1",
+        "--output",
+        f"{folder}-out",
+        *MODELS,
+    ]
+
+
+def stored(*outputs: str) -> set[str]:
+    """The captions that the loader reads from them as one dataset."""
+    loader = make_loader([*outputs], 2, shuffle=False, extras=["caption"])
+    return {caption for batch in loader for caption in batch["caption"]}
+
+
+def an_edited_caption(hub: LoopbackHub) -> None:
+    flags = photographs("old")
+    mill("run", *flags)
+    Path("old/old-0.txt").write_text("another caption, written since")
+    told = mill("run", *flags)
+    assert "old-0.txt" in told and "--redo-changed does these units again" in told, told
+    assert "picture 0 of old" in stored("old-out")
+    mill("run", *flags, "--redo-changed")
+    assert stored("old-out") == {"another caption, written since", "picture 1 of old"}
+    mill("verify", "old-out")
+
+
+def a_folder_that_grew(hub: LoopbackHub) -> None:
+    flags = photographs("grown")
+    mill("run", *flags)
+    for path in Path("old").iterdir():
+        shutil.copy(path, "grown")
+    told = mill("run", *flags, code=1)
+    assert "second --output" in told, told
+    mill("run", *photographs("new"))
+    mill("verify", "new-out")
+    assert stored("grown-out", "new-out") == {
+        f"picture {n} of {folder}" for n in (0, 1) for folder in ("grown", "new")
+    }
+
+
 def a_push_of_what_is_not_there(hub: LoopbackHub) -> None:
     Path("out/train-00000.json").unlink()
     take(mill("push", "out", REPO, code=1), "accelerate launch", *RUN)
@@ -173,7 +237,7 @@ def steps_of_a_recipe(hub: LoopbackHub) -> None:
 
 
 CASES: list[Callable[[LoopbackHub], None]] = [
-    what_a_run_says_at_its_end, shards_without_a_sample, a_lost_sidecar, an_unreadable_marker, a_push_of_what_is_not_there,
+    what_a_run_says_at_its_end, shards_without_a_sample, a_lost_sidecar, an_unreadable_marker, an_unfinished_run, an_edited_caption, a_folder_that_grew, a_push_of_what_is_not_there,
     a_push_of_what_is_damaged, tars_that_are_on_the_hub_alone, steps_of_a_recipe,
 ]  # fmt: skip
 
