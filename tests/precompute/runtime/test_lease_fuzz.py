@@ -1,6 +1,6 @@
 """Leases with random damage: they end no run, and hold a unit up no longer than a process that fell silent.
 
-LATENTMILL_FUZZ=2000 tries so many mutations instead of a few hundred.
+LATENTMILL_FUZZ=2000 tries so many mutations.
 """
 
 import json
@@ -16,7 +16,7 @@ from precompute.shards.output_folder import OutputFolder
 from tests.support.mutations import mutated, mutated_json
 from tests.support.waiting import Clock
 
-MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "250"))
+MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "2000"))
 
 
 def test_a_mutated_lease(tmp_path: Path, clock: Clock) -> None:

@@ -1,6 +1,6 @@
 """A sound folder with one mutation: verify finds it, or no reader can see it.
 
-LATENTMILL_FUZZ=1000 tries so many mutations instead of a hundred, LATENTMILL_FUZZ_SEED=10000 others than CI does.
+LATENTMILL_FUZZ=100 tries so many mutations instead of a thousand, LATENTMILL_FUZZ_SEED=10000 others than CI does.
 """
 
 import json
@@ -21,7 +21,7 @@ from loader.format import MANIFEST, NULL_CAPTION, Marker
 from precompute import verify
 from tests.support.finished_folder import write_shards
 
-MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "100"))
+MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "1000"))
 FIRST = int(os.environ.get("LATENTMILL_FUZZ_SEED", "0"))
 ODD: list[Any] = [None, -1, 0, 1, 7, 2**31, 0.25, True, False, "", "x", "../x", [], {}]
 
