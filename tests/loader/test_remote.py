@@ -78,3 +78,23 @@ def test_outages_that_are_over_do_not_add_up(tmp_path: Path, clock: Clock) -> No
     """A hundred in a row, each of them within the patience, and 64 KiB between any two."""
     folder = RemoteFolder(Stutters(clock, 50.0), Cache(tmp_path, None), PATIENCE)
     assert folder.read("a") == b"x" * 101 * LEAST
+
+
+class DropsIdle(Slow):
+    """One whose connection is gone after 20,000 bytes."""
+
+    def stream(self, name: str, start: int, end: int = 0) -> Iterator[bytes]:
+        self.connections += 1
+        yield b"x" * min(20_000, end - start)
+        if start + 20_000 < end:
+            raise Interrupted("reset")
+
+
+def test_the_time_that_the_reader_takes_is_not_the_servers(tmp_path: Path, clock: Clock) -> None:
+    """A validation of ten minutes between two reads, over which the server drops the connection."""
+    transport, got = DropsIdle(clock, 0.0), bytearray()
+    folder = RemoteFolder(transport, Cache(tmp_path, None), PATIENCE)
+    for chunk in folder.stream("a", got.__len__, 60_000):
+        got.extend(chunk)
+        clock.advance(600.0)
+    assert got == b"x" * 60_000 and transport.connections == 3
