@@ -6,13 +6,21 @@ from huggingface_hub.utils import httpx
 from builders.archives.read_errors import causes, is_refusal, status_of, verdict, without_query
 from builders.core.errors import BuilderError
 
+# A question that the client cannot put, a certificate that does not hold, a proxy that wants a login: no later try helps.
+LASTING = (httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+LASTING_WORDS = ("CERTIFICATE_VERIFY_FAILED", "407 Proxy Authentication")
 NETWORK = (aiohttp.ClientError, httpx.RequestError, ConnectionError, TimeoutError)
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether it is the network, and not what came through it."""
     is_network = status_of(error) is not None or any(isinstance(cause, NETWORK) for cause in causes(error))
-    return is_network and verdict(error, "") is None
+    return is_network and not any(map(_lasts, causes(error))) and verdict(error, "") is None
+
+
+def _lasts(cause: BaseException) -> bool:
+    is_network = isinstance(cause, NETWORK)
+    return isinstance(cause, LASTING) or (is_network and any(word in str(cause) for word in LASTING_WORDS))
 
 
 def innermost(error: BaseException) -> str:

@@ -1,21 +1,28 @@
 """Files on this machine that a dataset of others is read from: what they are called, and which of them each of its shards takes."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from precompute.input.row_values import short_hash
 
 SHARED = 1000
+LOOKS = 1_000_000  # files of all shards together, of which each is listed
+CARD = "README.md"
 
 
 class LocalFiles:
-    """All files of a folder; without one, those of the data files that lie here. paths: of them, by name or in their own order."""
+    """All files of a folder but its README.md and what is of other splits; without one, those of the data files that lie here.
 
-    def __init__(self, folder: Path, data_files: Sequence[str]) -> None:
-        if folder.is_dir():
-            self.paths = sorted(str(path) for path in folder.rglob("*") if path.is_file())
+    data_files: of this split; elsewhere: of the others. paths: of all files, by name or in their own order.
+    """
+
+    def __init__(self, folder: Path | None, data_files: Sequence[str], elsewhere: Iterable[str]) -> None:
+        if folder and folder.is_dir():
+            others = set(map(os.path.realpath, elsewhere)).difference(map(os.path.realpath, data_files))
+            files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CARD)
+            self.paths = [str(path) for path in files if os.path.realpath(path) not in others]
             self._top = str(folder)
         else:
             self.paths = [os.path.abspath(path) for path in data_files if os.path.isfile(path)]
@@ -42,7 +49,7 @@ class LocalFiles:
         ]
         rest = set(self.paths).difference(*shards)
         # Pictures that tables name, say: each unit would look at all of them.
-        if not all(named) or len(rest) > SHARED:
+        if not named or not all(named) or len(rest) > SHARED or len(rest) * len(shards) > LOOKS:
             return None
         return [sorted(shard | rest) for shard in shards]
 

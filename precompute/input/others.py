@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
 from builders.core.config import ImageCaptionConfig
@@ -90,9 +91,14 @@ class OtherRecords(Records):
         # What its publisher says of the split; options may name a part of it.
         whole = not source.options and source.data_dir is None and source.split in published
         self._published = (published[source.split].num_examples or None) if whole else None
-        self._data_files = (builder.config.data_files or {}).get(source.split, ())
+        by_split = builder.config.data_files or {}
+        self._data_files = by_split.get(source.split, ())
+        elsewhere = [path for split, paths in by_split.items() if split != source.split for path in paths]
         self._holds_images = isinstance(builder, FolderBasedBuilder)
-        files = LocalFiles(source.data_dir or Path(source.dataset), self._data_files)
+        # A format that `datasets` brings, as json, is no folder of that name.
+        is_format = source.dataset in _PACKAGED_DATASETS_MODULES
+        folder = source.data_dir or (None if is_format else Path(source.dataset))
+        files = LocalFiles(folder, self._data_files, elsewhere)
         self._files, self._by_shard = files.paths, None if source.prepare else files.by_shard(self._arguments)
         return files.identity(with_sizes=source.limit is not None or self._by_shard is None)
 

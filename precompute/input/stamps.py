@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 NAMED = 3
+Look = Callable[[str], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Stamp:
         return asdict(self)
 
 
-def stamp_of(paths: Sequence[str]) -> Stamp | None:
-    """None where no file is known: a remote source, or a reader that is not ours."""
+def stamp_of(paths: Sequence[str], look: Look) -> Stamp | None:
+    """None where no file is known: a remote source, or a reader that is not ours. look: at size and time of a path."""
     if not paths:
         return None
     sizes, times, newest = hashlib.sha256(), hashlib.sha256(), 0
     for path in paths:
-        size, changed = _look(path)
+        size, changed = look(path)
         sizes.update(f"{os.path.basename(path)} {size}\n".encode("utf-8", "surrogateescape"))
         times.update(f"{changed}\n".encode())
         newest = max(newest, changed)
@@ -38,7 +39,7 @@ def stamp_of(paths: Sequence[str]) -> Stamp | None:
 def newer(paths: Sequence[str], then: dict[str, Any]) -> list[str]:
     """Names of the files that have changed since; none where an edit kept the time, or a file is gone."""
     since = then.get("newest")
-    changed = [path for path in paths if isinstance(since, int) and _look(path)[1] > since]
+    changed = [path for path in paths if isinstance(since, int) and look_at(path)[1] > since]
     return [os.path.basename(path) for path in changed]
 
 
@@ -56,7 +57,8 @@ def told(units: int, names: Sequence[str], redo: bool) -> str:
     )
 
 
-def _look(path: str) -> tuple[int, int]:
+def look_at(path: str) -> tuple[int, int]:
+    """Size and time of change in ns; -1 and 0 where there is no such file."""
     try:
         found = os.stat(path)
     except OSError:

@@ -77,7 +77,8 @@ class Turn(NamedTuple):
 class Claims:
     """Claims names for this process, and keeps what it holds alive from a thread.
 
-    timeout: seconds after which an untouched claim is taken over. Owners on this machine that died are noticed at once.
+    timeout: seconds after which an untouched claim is taken over. Owners on this machine that died are noticed at once
+    where there are few of them, and of many as soon as their heartbeats are missing.
     """
 
     def __init__(

@@ -1,22 +1,24 @@
 """Source files that were edited after their unit was finished: told of, and with `--redo-changed` encoded again."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from precompute.errors import UsageError
 from precompute.input.base_records import BaseRecords
 from precompute.input.records import Records
-from precompute.input.stamps import Stamp, listed, newer, stamp_of, told
+from precompute.input.stamps import Stamp, listed, look_at, newer, stamp_of, told
 from precompute.shards.manifest import ManifestKeeper
 
 
 def look(records: Records | BaseRecords) -> dict[int, Stamp]:
     """Look what each unit's files are like now, where they are known."""
-    stamps, paths, stamp = {}, None, None
+    # Units may have files in common, each of which is looked at once.
+    stamps, paths, stamp, once = {}, None, None, functools.cache(look_at)
     for unit in records.units:
         # Units of one reading share one list of files, which is looked at once.
         if (here := records.files(unit)) is not paths:
-            paths, stamp = here, stamp_of(here)
+            paths, stamp = here, stamp_of(here, once)
         if stamp:
             stamps[unit.index] = stamp
     return stamps

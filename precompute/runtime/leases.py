@@ -86,7 +86,8 @@ class Lease:
 class Leases:
     """`UnitLeases` for all processes that share a destination. gates: each must let a claim pass; board: what is known.
 
-    timeout: seconds after which an untouched lease is taken over. Owners on this machine that died are noticed at once.
+    timeout: seconds after which an untouched lease is taken over. Owners on this machine that died are noticed at once
+    where there are few of them, and of many as soon as their heartbeats are missing.
     """
 
     def __init__(

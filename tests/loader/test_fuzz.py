@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loader import DataError, FormatError, make_loader
+from loader import DataError, FormatError
 from loader.format import Manifest, Marker
 from loader.npy import npy_array, npy_bytes
 from loader.sidecar import read_sidecar
 from loader.tar_headers import tar_members
+from tests.support.batches import epoch_of
 from tests.support.keyed_shards import FIELDS, write_shards
 from tests.support.mutations import damage, mutated_json
 
@@ -53,16 +54,7 @@ def test_a_mutated_marker_or_manifest(folder: Path, kind: type[Marker] | type[Ma
 
 
 def epoch(folder: Path) -> list[dict[str, Any]]:
-    batches = make_loader(
-        folder, 4, resolution=256, extras=["key", "caption"], num_threads=1, on_error="raise", seed=1
-    )
-    try:
-        return [
-            {name: value if isinstance(value, list) else value.tolist() for name, value in batch.items()}
-            for batch in batches
-        ]
-    finally:
-        batches.close()
+    return epoch_of(folder, 4, resolution=256, extras=["key", "caption"], on_error="raise", seed=1)
 
 
 # What a manifest lacks and an argument may give, or names as what there is.

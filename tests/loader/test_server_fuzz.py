@@ -16,7 +16,8 @@ import pytest
 
 import loader.remote
 import loader.transport
-from loader import DataError, FormatError, make_loader
+from loader import DataError, FormatError
+from tests.support.batches import epoch_of
 from tests.support.faulty_server import (
     Fault,
     Handler,
@@ -142,14 +143,7 @@ def servers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Ser
 
 
 def epoch(path: str | Path) -> list[dict[str, Any]]:
-    batches = make_loader(path, 5, extras=["key"], seed=1, patience=0.2, on_error="raise", num_threads=1)
-    try:
-        return [
-            {name: value if isinstance(value, list) else value.tolist() for name, value in batch.items()}
-            for batch in batches
-        ]
-    finally:
-        batches.close()
+    return epoch_of(path, 5, extras=["key"], seed=1, patience=0.2, on_error="raise")
 
 
 def test_a_server_of_any_kind(

@@ -221,6 +221,41 @@ def test_whatever_reads_it_an_edit_is_named_and_its_units_alone_are_done_again(
     gc.collect()  # imagefolder leaves its table open
 
 
+ELSEWHERE = {
+    "another split, and the card": (("both",), "both/train-1.parquet", ("both/validation-0.parquet", "both/README.md")),
+    "a folder of the format's name": (("parquet", "--options", "data_files=both/train-*.parquet"), "both/train-1.parquet", ("parquet/0.parquet",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_what_no_row_of_the_split_is_read_from_is_no_edit(
+    kind: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags, edited, others = ELSEWHERE[kind]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    as_parquets(photos, [f"picture {number}" for number in range(8)])
+    (tmp_path / "both").mkdir()
+    (tmp_path / "parquet").mkdir()
+    for half in range(2):
+        (tmp_path / "table" / f"{half}.parquet").rename(tmp_path / "both" / f"train-{half}.parquet")
+    for other in others:
+        shutil.copy(tmp_path / "both" / "train-0.parquet", tmp_path / other)
+    if "README.md" in str(others):
+        (tmp_path / "both" / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
+    given = (*flags, *TOY, "--resolutions", "64", *TEXT, "--samples-per-shard", "4", "--output", "out")
+    run_here(monkeypatch, capsys, *given)
+    for other in others:
+        later(tmp_path / other)
+    assert SAYS not in run_here(monkeypatch, capsys, *given)
+    later(tmp_path / edited)
+    assert f"{SAYS}: train-1.parquet, in 1 finished unit" in run_here(monkeypatch, capsys, *given)
+
+
 @pytest.mark.parametrize("kind", ["parquet, prepared", "parquet, named"])
 def test_files_whose_rows_may_have_moved_are_another_source(
     kind: str, photos: Path, tmp_path: Path, read_as: Callable[..., str], capsys: pytest.CaptureFixture[str]

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from loader import make_loader
 from loader.format import MANIFEST, NULL_CAPTION, Marker
 from precompute import verify
+from tests.support.batches import epoch_of
 from tests.support.finished_folder import write_shards
 
 MUTATIONS = int(os.environ.get("LATENTMILL_FUZZ", "1000"))
@@ -75,16 +75,7 @@ def _stated(value: Any) -> Any:
 
 def _loaded(folder: Path) -> Any:
     """An epoch of the loader."""
-    batches = make_loader(
-        str(folder), batch_size=2, resolution=32, posterior="mean", extras=["key", "caption"], num_threads=1
-    )
-    try:
-        return [
-            {name: value if isinstance(value, list) else value.tolist() for name, value in batch.items()}
-            for batch in batches
-        ]
-    finally:
-        batches.close()
+    return epoch_of(folder, 2, resolution=32, posterior="mean", extras=["key", "caption"])
 
 
 # --- mutations ---
