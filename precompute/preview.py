@@ -144,7 +144,10 @@ def headline(manifest: Manifest, split: str) -> tuple[str, str]:
         f"{rejected:,} rejected ({rejected / max(done.rows, 1):.1%})",
         f"{len(done.shards):,} shards",
     ]
-    facts += [str((recipe.get("image_encoder") or {}).get("model", "")), manifest.fingerprint[:12]]
+    facts += [
+        str((recipe.get("image_encoder") or {}).get("model", "")),
+        f"recipe {manifest.fingerprint[:12]}",
+    ]
     facts += [f"{datetime.date.today():%Y-%m-%d}"]
     # A stranger may have written the recipe.
     return printable(title), printable("   ·   ".join(filter(None, facts)))

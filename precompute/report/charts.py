@@ -1,4 +1,4 @@
-"""Charts as SVG text: no library, no script, colours from the page's style sheet. Every label is escaped."""
+"""Charts as SVG text under a line of words: no library, no script, colours from the page's style sheet. Every label is escaped."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-WIDTH, HEIGHT = 400, 190  # units of the view box; about pixels on a phone
-LEFT, RIGHT, TOP, BOTTOM = 38, 8, 22, 26
+WIDTH, HEIGHT = 340, 160  # units of the view box; about pixels on a phone
+LEFT, RIGHT, TOP, BOTTOM = 34, 8, 12, 24
 
 
 def histogram(values: npt.NDArray[Any], unit: str, bins: int = 32, mark: float | None = None) -> str:
-    """Bars between rounded ends, so that nearly all are seen well; what lies far above is counted in a note. The median is marked.
+    """Bars between rounded ends, so that nearly all are seen well; what lies far above is counted in words. The median is marked.
 
     mark: a limit to draw, such as the number of tokens that an encoder keeps.
     """
@@ -41,14 +41,16 @@ def histogram(values: npt.NDArray[Any], unit: str, bins: int = 32, mark: float |
         label = f"{_short(a + 0.5 * whole)} to {_short(b - 0.5 * whole)} {unit}: {count:,}"
         parts.append(_bar(x(a) + 0.5, y(count), x(b) - x(a) - 1, y(0) - y(count), label))
     middle = float(np.median(values))
-    parts.append(_rule(x(middle), f"median {_short(middle)} {unit}", "median"))
+    words = [("median", f"median {_short(middle)} {unit}".rstrip())]
+    parts.append(_rule(x(middle), "median"))
     if mark is not None and mark <= edges[-1]:
-        parts.append(_rule(x(mark), f"limit {_short(mark)}", "limit"))
+        cut = float(np.mean(values > mark))
+        words.append(("limit", f"limit {_short(mark)}" + (f", which cuts {cut:.1%}" if cut else "")))
+        parts.append(_rule(x(mark), "limit"))
     if above:
-        note = f"and {above:,} above, up to {_short(float(values.max()))}"
-        parts.append(f'<text class="note" x="{WIDTH - RIGHT}" y="{TOP + 22}" text-anchor="end">{note}</text>')
-    places = "".join(_tick(x(tick), tick) for tick in ticks if edges[0] <= tick <= edges[-1])
-    return _svg([*parts, places], f"Histogram, median {_short(middle)} {unit}")
+        words.append(("", f"and {above:,} above, up to {_short(float(values.max()))}"))
+    places = "".join(_tick(x(tick), _short(tick)) for tick in ticks if edges[0] <= tick <= edges[-1])
+    return _chart([*parts, places], words, "Histogram")
 
 
 def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -73,33 +75,20 @@ def series(values: Sequence[float], unit: str) -> str:
     if len(points) == 1:
         path = f"{LEFT},{y(float(points[0])):.1f} {WIDTH - RIGHT},{y(float(points[0])):.1f}"
     area = f"{LEFT},{HEIGHT - BOTTOM} {path} {WIDTH - RIGHT},{HEIGHT - BOTTOM}"
-    middle = float(np.median(values))
-    label = f"median {_short(middle)} {unit}"
-    return _svg(
-        [
-            *(_level(y(level), level) for level in levels),
-            f'<polygon class="area" points="{area}"/><polyline class="line" points="{path}"/>',
-            f'<text class="note" x="{WIDTH - RIGHT}" y="14" text-anchor="end">{escape(label)}</text>',
-            f'<text class="tick" x="{LEFT}" y="{HEIGHT - 8}">first unit</text>',
-            f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">unit {len(values):,}</text>',
-        ],
-        label,
-    )
+    drawn = f'<polygon class="area" points="{area}"/><polyline class="line" points="{path}"/>'
+    places = _tick(LEFT, "first unit") + _tick(WIDTH - RIGHT, f"unit {len(values):,}") * (len(values) > 1)
+    words = f"median {_short(float(np.median(values)))} {unit}"
+    return _chart([*(_level(y(level), level) for level in levels), drawn, places], [("", words)], "Line")
 
 
 def channels(stats: Sequence[tuple[float, float]]) -> str:
     """Mean and standard deviation of each channel, before the band, -1 to 1, that a well-scaled VAE fills."""
-    reach = max(2.0, *(abs(mean) + std for mean, std in stats)) * 1.05
-    y = _scale(-reach, reach, HEIGHT - BOTTOM, TOP)
+    lows, highs = [mean - std for mean, std in stats], [mean + std for mean, std in stats]
+    levels = round_ticks(min(-1.0, *lows), max(1.0, *highs))
+    y = _scale(levels[0], levels[-1], HEIGHT - BOTTOM, TOP)
     step = (WIDTH - LEFT - RIGHT) / len(stats)
     band = f'<rect class="band" x="{LEFT}" y="{y(1):.1f}" width="{WIDTH - LEFT - RIGHT}" height="{y(-1) - y(1):.1f}"/>'
-    parts = [band]
-    for level in (-1, 0, 1):
-        parts.append(
-            f'<text class="tick" x="{LEFT - 5}" y="{y(level) + 4:.1f}" text-anchor="end">{level:+d}</text>'.replace(
-                "+0", "0"
-            )
-        )
+    parts = [band, *(_level(y(level), level) for level in levels)]
     for place, (mean, std) in enumerate(stats):
         x, width = LEFT + step * place, min(step * 0.6, 14)
         left, height = x + (step - width) / 2, y(mean - std) - y(mean + std)
@@ -109,17 +98,21 @@ def channels(stats: Sequence[tuple[float, float]]) -> str:
         parts.append(
             f'<rect class="mean" x="{left - 2:.1f}" y="{y(mean) - 1:.1f}" width="{width + 4:.1f}" height="2"/>'
         )
-        if len(stats) <= 32:
-            parts.append(
-                f'<text class="tick" x="{x + step / 2:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{place}</text>'
-            )
-    return _svg(parts, f"Mean and standard deviation of {len(stats)} channels")
+        if place % -(-len(stats) // 16) == 0:  # as many numbers as stand beside each other
+            parts.append(_tick(x + step / 2, str(place)))
+    return _chart(parts, [("", f"{len(stats)} channels")], "Mean and standard deviation")
 
 
-def _svg(parts: Sequence[str], label: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-    )
+def _chart(parts: Sequence[str], words: Sequence[tuple[str, str]], kind: str) -> str:
+    """A chart under its words, each with the class of the rule that it explains."""
+    said = "".join(f"<span>{_mark(rule)}{escape(text)}</span>" for rule, text in words)
+    label = escape(f"{kind}: {', '.join(text for _, text in words)}")
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return f'<p class="legend small quiet">{said}</p>{drawing}'
+
+
+def _mark(rule: str) -> str:
+    return f'<i class="{rule}"></i>' if rule else ""
 
 
 def _bar(x: float, y: float, width: float, height: float, label: str) -> str:
@@ -127,19 +120,13 @@ def _bar(x: float, y: float, width: float, height: float, label: str) -> str:
     return f'<rect class="bar" {place} rx="1"><title>{escape(label)}</title></rect>'
 
 
-def _rule(x: float, label: str, kind: str) -> str:
-    anchor = "end" if x > WIDTH * 0.6 else "start"
-    text = x - 5 if anchor == "end" else x + 5
-    row = TOP - 8 if kind == "median" else TOP + 6
-    return (
-        f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 16}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="note" x="{text:.1f}" y="{row}" text-anchor="{anchor}">{escape(label)}</text>'
-    )
+def _rule(x: float, kind: str) -> str:
+    return f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
 
 
-def _tick(x: float, value: float) -> str:
-    anchor = "start" if x < LEFT + 12 else "end" if x > WIDTH - RIGHT - 12 else "middle"
-    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{_short(value)}</text>'
+def _tick(x: float, label: str) -> str:
+    anchor = "start" if x < LEFT + 6 else "end" if x > WIDTH - RIGHT - 6 else "middle"
+    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{escape(label)}</text>'
 
 
 def _level(y: float, value: float) -> str:
@@ -160,6 +147,6 @@ def _short(value: float) -> str:
 def _compact(value: float) -> str:
     """`12k`: what fits beside a chart."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
+        if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"

@@ -62,11 +62,12 @@ class RowFigures:
 @dataclass(frozen=True)
 class LatentFigures:
     """latents_of: samples looked at. channels: (mean, std) of the scaled latents' channels by image field. twins: samples of nearly
-    equal images."""
+    equal images, the nearest pairs; alike: how many pairs there are."""
 
     latents_of: int = 0
     channels: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     twins: list[tuple[Sample, Sample]] = field(default_factory=list)
+    alike: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,8 @@ def _describe_latents(
             mean, square = np.mean(parts, axis=0)
             std = np.sqrt(np.maximum(square - mean**2, 0))
             channels[name] = list(zip(mean.tolist(), std.tolist(), strict=True))
-    twins = [(seen[a], seen[b]) for a, b in near_pairs(np.array(hashes))] if hashes else []
-    return LatentFigures(len(seen), channels, twins)
+    pairs, alike = near_pairs(np.array(hashes)) if hashes else ([], 0)
+    return LatentFigures(len(seen), channels, [(seen[a], seen[b]) for a, b in pairs], alike)
 
 
 def perceptual_hash(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -219,14 +220,16 @@ def perceptual_hash(latents: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return np.packbits(grid > np.median(grid, axis=1, keepdims=True))
 
 
-def near_pairs(hashes: npt.NDArray[np.uint8], most: int = 12) -> list[tuple[int, int]]:
-    """Pairs of rows (N, bytes) that differ in a small share of their bits, the nearest first; at most `most`."""
-    pairs = []
+def near_pairs(hashes: npt.NDArray[np.uint8], most: int = 12) -> tuple[list[tuple[int, int]], int]:
+    """Pairs of rows (N, bytes) that differ in a small share of their bits, the nearest first, at most `most`; how many there are."""
+    pairs, found = list[tuple[int, int, int]](), 0
     limit = TWINS * hashes.shape[1] * 8
     for row in range(len(hashes) - 1):
         distances = np.bitwise_count(hashes[row + 1 :] ^ hashes[row]).sum(1, dtype=np.int32)
-        pairs += [(int(distances[i]), row, row + 1 + int(i)) for i in np.flatnonzero(distances <= limit)]
-    return [(a, b) for _, a, b in sorted(pairs)[:most]]
+        near = np.flatnonzero(distances <= limit)
+        found += len(near)
+        pairs = sorted([*pairs, *((int(distances[i]), row, row + 1 + int(i)) for i in near)])[:most]
+    return [(a, b) for _, a, b in pairs], found
 
 
 # --- rejects ----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def render(
         "title": escape(title),
         "kind": "" if figures.channels else "without-latents",
         "subtitle": escape(subtitle),
-        "verdict": escape(printable(verdict)),
+        "verdict": _verdict(verdict),
         "tiles": "".join(_tile(name, value) for name, value in _numbers(figures)),
         "notes": _notes(figures.notes),
         "cards": "".join(_card(card) for card in cards),
@@ -55,10 +55,10 @@ def render(
 
 
 def _numbers(figures: Figures) -> list[tuple[str, str]]:
-    done, units = figures.units
+    (done, units), rejected = figures.units, sum(figures.rejected.values())
     return [
         ("samples", f"{figures.samples:,}"),
-        ("rejected", f"{sum(figures.rejected.values()):,}"),
+        (f"rejected ({rejected / max(rejected + figures.samples, 1):.1%})", f"{rejected:,}"),
         ("units finished", f"{done:,} of {units:,}"),
         ("in shards", file_size(figures.bytes)),
         ("a sample", file_size(figures.bytes / max(figures.samples, 1))),
@@ -77,10 +77,17 @@ def _row_charts(figures: Figures, recipe: Recipe) -> list[tuple[str, str]]:
         panels.append(("Caption length, characters", charts.histogram(figures.characters, "characters")))
     for name, lengths in figures.tokens.items():
         limit = limits.get(name.removeprefix("caption_latents").removeprefix("_"))
-        cut = sum(lengths > limit) / max(len(lengths), 1) if limit else 0
-        title = f"{name}, tokens" + (f" ({cut:.1%} cut at {limit})" if limit and cut else "")
-        panels.append((title, charts.histogram(lengths, "tokens", mark=limit)))
+        panels.append((f"{name}, tokens", charts.histogram(lengths, "tokens", mark=limit)))
     return panels
+
+
+def _verdict(text: str) -> str:
+    """The last verify's words; what stands between backticks as what one types."""
+    if not text:
+        return ""
+    kind = " whole" if text.startswith("verified: whole") else ""
+    typed = re.sub("`([^`]*)`", r"<code>\1</code>", escape(printable(text)))
+    return f'<p class="small verdict{kind}">{typed}</p>'
 
 
 def _tile(name: str, value: str) -> str:
@@ -95,7 +102,7 @@ def _panel(title: str, body: str) -> str:
 
 def _leaf(name: str, value: str) -> str:
     broken = escape(name).replace(".", ".<wbr>")  # where a phone may break it
-    return f"<tr><td>{broken}</td><td>{escape(value)}</td></tr>"
+    return f"<tr><td>{broken}</td><td>{escape(value) or '–'}</td></tr>"
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -147,15 +154,23 @@ def _reject(reject: Reject) -> str:
 
 def _duplicates(figures: Figures, twins: Sequence[Card]) -> str:
     rows = "".join(
-        f'<tr><td>{count:,} ×</td><td dir="auto">{escape(one_line(c)[:200])}</td></tr>'
+        f"<tr><td>{count:,} ×</td><td><bdi>{escape(one_line(c)[:200])}</bdi></td></tr>"
         for c, count in figures.repeated
     )
-    captions = f"<table>{rows}</table>" if rows else '<p class="quiet">No caption occurs twice.</p>'
+    captions = '<p class="quiet small">No caption occurs twice.</p>'
+    if rows:
+        most = ", the most frequent first" if figures.twice > sum(n for _, n in figures.repeated) else ""
+        captions = (
+            f'<p class="quiet small">{figures.twice:,} samples share their caption with another{most}.</p>'
+        )
+        captions += f'<table class="captions">{rows}</table>'
     pairs = "".join(
         f'<div class="pictures">{"".join(_picture(p) for p in card.pictures)}</div>' for card in twins
     )
-    none = f'<p class="quiet">No two of {figures.latents_of:,} images look alike.</p>'
-    if figures.twice:
-        captions += f'<p class="quiet">{figures.twice:,} samples share their caption with another.</p>'
-    images = _panel("Images", f'<div class="pairs">{pairs}</div>' if pairs else none)
+    alike = f"{figures.alike:,} pairs of them look alike" if figures.alike else "No two of them look alike"
+    more = f"; the {len(twins)} nearest" if figures.alike > len(twins) else ""
+    images = f'<p class="quiet small">{alike}{more}.</p>' + (
+        f'<div class="pairs">{pairs}</div>' if pairs else ""
+    )
+    images = _panel(f"Images, of {figures.latents_of:,} samples", images)
     return _panel(f"Captions, of {figures.rows:,} rows", captions) + (images if figures.latents_of else "")

@@ -16,13 +16,13 @@ INK, GREY, PAPER, CARD = (28, 30, 34), (122, 126, 134), (238, 239, 242), (255, 2
 LINES = 3  # of a caption
 RIGHT_TO_LEFT = ("R", "AL")
 FALLBACK_FONTS = (
+    "NotoSans-Regular.ttf",
     "DejaVuSans.ttf",
     "NotoSansCJK-Regular.ttc",
     "NotoSansDevanagari-Regular.ttf",
     "NotoSansArabic-Regular.ttf",
     "NotoSansHebrew-Regular.ttf",
     "NotoSansThai-Regular.ttf",
-    "NotoSans-Regular.ttf",
     "wqy-microhei.ttc",
     "wqy-zenhei.ttc",
     "DroidSansFallbackFull.ttf",
@@ -38,27 +38,35 @@ def draw_sheet(title: str, subtitle: str, cards: Sequence[Card]) -> Image.Image:
     step = inner + 2 * PAD + 2 * GAP
     columns = min(len(cards) or 1, max(1, 1500 // step))
     rows = [cards[i : i + columns] for i in range(0, len(cards), columns)]
-    texts = {id(card): wrap(drawable(card.caption), TEXT, inner, LINES) for card in cards}
+    captions = {id(card): drawable(card.caption) for card in cards}
+    texts = {id(card): wrap(captions[id(card)], TEXT, inner, LINES) for card in cards}
     heights = [TILE + 2 * PAD + 48 + LEADING * max(len(texts[id(card)]) for card in row) for row in rows]
     width = 2 * MARGIN + columns * step - 2 * GAP
     sheet = Image.new("RGB", (width, 2 * MARGIN + 84 + sum(heights) + 2 * GAP * (len(rows) - 1)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN - 8), _clip(title, 30, width - 2 * MARGIN), INK, font_of(title, 30))
-    draw.text((MARGIN, MARGIN + 36), _clip(subtitle, TEXT, width - 2 * MARGIN), GREY, font_of(subtitle, TEXT))
+    for text, size, colour, foot in ((title, 30, INK, MARGIN + 20), (subtitle, TEXT, GREY, MARGIN + 50)):
+        text, font = drawable(text), font_of(text, size)
+        draw.text((MARGIN, foot), _clip(text, font, width - 2 * MARGIN), colour, font, "ls")
     y = MARGIN + 84
     for row, height in zip(rows, heights, strict=True):
         for column, card in enumerate(row):
             x = MARGIN + column * step
             draw.rounded_rectangle((x, y, x + inner + 2 * PAD, y + height), 10, CARD)
-            _draw_card(sheet, draw, card, texts[id(card)], (x + PAD, y + PAD))
-            key = _clip(card.key, SMALL, inner)
-            draw.text((x + PAD, y + height - PAD - SMALL), key, GREY, font_of(key, SMALL))
+            font = font_of(captions[id(card)], TEXT)
+            _draw_card(sheet, draw, card, texts[id(card)], font, (x + PAD, y + PAD))
+            small = font_of(card.key, SMALL)
+            draw.text((x + PAD, y + height - PAD), _clip(card.key, small, inner), GREY, small, "ls")
         y += height + 2 * GAP
     return sheet
 
 
 def _draw_card(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, card: Card, lines: list[str], corner: tuple[int, int]
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    card: Card,
+    lines: list[str],
+    font: Font,
+    corner: tuple[int, int],
 ) -> None:
     x, y = corner
     for place, picture in enumerate(card.pictures):
@@ -67,20 +75,21 @@ def _draw_card(
         draw.rectangle((left, y, left + TILE - 1, y + TILE - 1), PAPER)
         sheet.paste(tile, (left + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
         label = picture.label + ("" if picture.decibels is None else f"   {picture.decibels:.1f} dB")
-        draw.text((left, y + TILE + 5), label, GREY, font_of(label, SMALL))
+        draw.text((left, y + TILE + 16), label, GREY, font_of(label, SMALL), "ls")
+    room = len(card.pictures or [0]) * (TILE + GAP) - GAP
     for place, line in enumerate(lines):
-        font, room = font_of(line, TEXT), len(card.pictures or [0]) * (TILE + GAP) - GAP
         start = x + room - font.getlength(line) if is_backwards(card.caption) else x
-        draw.text((start, y + TILE + 26 + place * LEADING), line, INK, font)
+        draw.text((start, y + TILE + 40 + place * LEADING), line, INK, font, "ls")
 
 
 def drawable(text: str) -> str:
-    """The text, or a word instead of it where a font would draw boxes, or letters from the wrong end."""
+    """The text, letters that no font has left out, or a word instead of it where they are many or would run from the wrong end."""
     backwards = any(unicodedata.bidirectional(c) in RIGHT_TO_LEFT for c in text) and not features.check(
         "raqm"
     )
-    lacking = sum(_missing(font_of(text, TEXT), c) for c in text)
-    return UNDRAWN if backwards or lacking > len(text) / 10 else text
+    font = font_of(text, TEXT)
+    known = "".join(c for c in text if not _missing(font, c))
+    return UNDRAWN if backwards or len(known) < len(text) * 0.9 else known
 
 
 def is_backwards(text: str) -> bool:
@@ -91,12 +100,12 @@ def is_backwards(text: str) -> bool:
 
 def wrap(text: str, size: int, width: int, lines: int) -> list[str]:
     """Lines no wider than `width` pixels, the last one cut with an ellipsis. Words too long for a line are broken."""
-    result: list[str] = []
+    result, font = list[str](), font_of(text, size)
     rest = text[:2000]
     while rest and len(result) < lines:
-        fits = _fits(rest, size, width)
+        fits = _fits(rest, font, width)
         if fits < len(rest) and len(result) == lines - 1:
-            return [*result, _clip(rest, size, width)]
+            return [*result, _clip(rest, font, width)]
         if fits < len(rest) and " " in rest[1 : fits + 1]:
             fits = rest.rindex(" ", 1, fits + 1)
         result.append(rest[:fits].strip())
@@ -104,9 +113,8 @@ def wrap(text: str, size: int, width: int, lines: int) -> list[str]:
     return result
 
 
-def _fits(text: str, size: int, width: int) -> int:
+def _fits(text: str, font: Font, width: float) -> int:
     """How many characters of a text fit, at least one."""
-    font = font_of(text, size)
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -114,20 +122,22 @@ def _fits(text: str, size: int, width: int) -> int:
     return low
 
 
-def _clip(text: str, size: int, width: int) -> str:
-    if font_of(text, size).getlength(text) <= width:
+def _clip(text: str, font: Font, width: int) -> str:
+    if font.getlength(text) <= width:
         return text
-    return text[: max(1, _fits(text, size, width - size))].rstrip() + "…"
+    more = "…" if not _missing(font, "…") else "..."
+    return text[: _fits(text, font, width - font.getlength(more))].rstrip() + more
 
 
 def font_of(text: str, size: int) -> Font:
     """Pillow's own font, or of those on this machine the one that lacks the fewest of the text's letters."""
     letters = set(text)
-    return min(_fonts(size), key=lambda font: sum(_missing(font, c) for c in letters))
+    return min(fonts_of(size), key=lambda font: sum(_missing(font, c) for c in letters))
 
 
 @functools.cache
-def _fonts(size: int) -> list[Font]:
+def fonts_of(size: int) -> list[Font]:
+    """Pillow's own font, and those of this machine that have other scripts."""
     fonts: list[Font] = [ImageFont.load_default(size)]
     for name in FALLBACK_FONTS:
         try:

@@ -4,10 +4,11 @@ import contextlib
 import datetime
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 from loader.format import MANIFEST
-from precompute.commands import command
+from precompute.commands import PROGRAM
 from precompute.shards.output_folder import write_file
 
 VERDICT = ".verified.json"
@@ -23,14 +24,15 @@ def keep_verdict(folder: Path, verdict: str, mode: str) -> None:
 
 def last_verdict(folder: Path) -> str:
     """`whole, on 2026-11-26 10:00 UTC (every byte)`, or that nobody has looked since the shards changed."""
-    cure = f"`{command('verify', folder)}` looks"
+    # The report is published: it names no path of this machine.
+    cure = f"`{PROGRAM} verify {shlex.quote(folder.resolve().name)}` proves it"
     try:
         note = json.loads((folder / VERDICT).read_bytes())
         said = f"{note['verdict']}, on {note['time']} ({note['mode']})"
         current = note["manifest"] == _manifest(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return f"not verified yet: {cure}"
-    return f"verified: {said}" if current else f"verified before the shards changed: {said}; {cure} again"
+    return f"verified: {said}" if current else f"verified before the shards changed: {said}; {cure} anew"
 
 
 def _manifest(folder: Path) -> str:

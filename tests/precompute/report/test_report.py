@@ -22,6 +22,7 @@ from precompute.report.formatting import flatten
 from precompute.report.page import render
 from precompute.report.tiles import Card, Tile
 from tests.support.finished_folder import RECIPE, write_shards
+from tests.support.six_scripts import LONG, PHRASES, save_photos
 from tests.support.worker import TOY
 
 ATTACK = "<script>document.title='owned'</script>\"'><img src=https://example.invalid/x onerror=alert(1)>{{recipe}}"
@@ -249,7 +250,18 @@ LOOK = """onload = () => {
       return one ? look(one).backgroundColor : "rgb(255, 255, 255)" }
     const all = [...page.body.querySelectorAll("*")], name = one => one.outerHTML.slice(0, 80)
     const says = all.filter(one => !one.closest("svg") && [...one.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
-    const ratio = one => { const [a, b] = [light(look(one).color), light(ground(one))].sort((a, b) => a - b); return (b + .05) / (a + .05) }
+    const against = (one, colour) => { const [a, b] = [light(colour), light(ground(one))].sort((a, b) => a - b); return (b + .05) / (a + .05) }
+    const ratio = one => against(one, look(one).color)
+    const labels = [...page.querySelectorAll("svg text")], box = one => one.getBoundingClientRect()
+    const holds = (around, one) => { const [a, b] = [box(around), box(one)]
+      return b.left >= a.left - .5 && b.right <= a.right + .5 && b.top >= a.top - .5 && b.bottom <= a.bottom + .5 }
+    const meet = (one, two) => { const [a, b] = [box(one), box(two)]
+      return a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom }
+    const drawn = one => { const style = look(one), fill = style.fill, line = style.stroke
+      const colour = one.tagName === "I" ? style.backgroundColor : line !== "none" ? line : fill
+      const found = against(one.closest("svg") ? one.ownerSVGElement : one.parentElement, colour)
+      return found < (one.tagName === "text" ? 4.5 : 3) ? found.toFixed(2) + name(one) : "" }
+    const backwards = one => /^[^\\p{L}]*[\\p{Script=Arabic}\\p{Script=Hebrew}]/u.test(one.textContent)
     return {
       paper: light(ground(page.body)), width: page.documentElement.scrollWidth, view: page.documentElement.clientWidth,
       narrow: view.innerWidth, texts: says.length,
@@ -257,6 +269,10 @@ LOOK = """onload = () => {
       faint: says.filter(one => ratio(one) < 4.5).map(one => ratio(one).toFixed(2) + name(one)),
       captions: page.querySelectorAll("p.caption").length,
       undirected: [...page.querySelectorAll("p.caption")].filter(one => one.dir !== "auto").map(name),
+      turned: [...page.querySelectorAll("p.caption, bdi")].filter(one => look(one).direction !== (backwards(one) ? "rtl" : "ltr")).map(name),
+      labels: labels.length, outside: labels.filter(one => !holds(one.ownerSVGElement, one) || box(one).right > view.innerWidth).map(name),
+      overlapping: labels.filter(one => labels.some(two => two !== one && two.ownerSVGElement === one.ownerSVGElement && meet(one, two))).map(name),
+      pale: [...page.querySelectorAll("svg text, svg .bar, svg .line, svg .median, svg .limit, .reason i")].map(drawn).filter(Boolean),
     } })
   document.body.textContent = JSON.stringify(found)
 }"""
@@ -276,18 +292,44 @@ def looked_at(page: str, scheme: str, tmp_path: Path) -> list[dict[str, Any]]:
 
 
 WIDTHS = (390, 1280)
-SPOILT = "<style>p.caption { color: #888; background: #777; width: 1400px }</style>"
+SPOILT = "<style>p.caption { color: #888; background: #777; width: 1400px } svg .bar { fill: var(--card) } svg text { font-size: 90px }</style>"
+FAULTS = ["over", "faint", "undirected", "turned", "outside", "overlapping", "pale"]
+
+
+@pytest.fixture(scope="module")
+def six_scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of three hundred photographs."""
+    photos, output = save_photos(tmp_path_factory.mktemp("photos")), tmp_path_factory.mktemp("six") / "out"
+    run.run(run.Config("builders/folder", output, data_dir=photos, samples_per_shard=64, **TOY))
+    preview.run(preview.Config(str(output), data_dir=photos, num_samples=72))
+    return output / "report.html"
 
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_its_window_and_can_be_read(attacked: Path, tmp_path: Path, scheme: str) -> None:
-    page = attacked.read_text()
+@pytest.mark.parametrize("kind", ["attacked", "six_scripts"])
+def test_the_page_fits_its_window_and_can_be_read(
+    kind: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    page = request.getfixturevalue(kind).read_text()
     for width, found in zip(WIDTHS, looked_at(page, scheme, tmp_path), strict=True):
         assert found["narrow"] == width and (found["paper"] < 0.05) == (scheme == "dark")
-        assert found["width"] <= width and found["captions"] and found["texts"] > 20
-        assert not found["over"] and not found["faint"] and not found["undirected"], found
+        assert found["width"] <= width and found["captions"] and found["texts"] > 20 and found["labels"] > 20
+        assert {fault: found[fault] for fault in FAULTS if found[fault]} == {}
     # The same look at a page that is spoilt: it is seen.
-    spoilt = page.replace("</head>", f"{SPOILT}</head>").replace('dir="auto"', "")
+    spoilt = page.replace("</head>", f"{SPOILT}</head>").replace('dir="auto"', "").replace("bdi>", "b>")
     for found in looked_at(spoilt, scheme, tmp_path):
-        assert found["over"] and found["faint"] and found["undirected"], found
+        expected = [fault for fault in FAULTS if fault != "turned" or kind == "six_scripts"]
+        assert all(found[fault] for fault in expected), {fault: found[fault] for fault in FAULTS}
+
+
+def test_a_report_of_six_scripts_has_its_long_captions_and_its_pairs(six_scripts: Path) -> None:
+    page = six_scripts.read_text(encoding="utf-8")
+    captions = re.findall(r'<p class="caption" dir="auto">(.*?)</p>', page)
+    assert len(captions) == 72 and sum(len(caption) == LONG for caption in captions) >= 2
+    for word in (phrases[0] for phrases in PHRASES.values()):
+        assert any(word in caption for caption in captions), word
+    assert "rejected (4.0%)" in page
+    # It is published: `latentmill verify out`, and no folder of this machine.
+    assert "<code>latentmill verify out</code>" in page and str(six_scripts.parents[1]) not in page
+    assert re.search(r"\d+ samples share their caption", page) and "look alike; the 12 nearest" in page
