@@ -7,7 +7,7 @@ import difflib
 import importlib
 import sys
 
-from precompute.commands import PROGRAM, VERBS, help_text
+from precompute.commands import PROGRAM, VERBS, flags_of, help_text, manual, parse
 
 
 def main() -> None:
@@ -22,9 +22,11 @@ def main() -> None:
         print(f"error: {PROGRAM} {verb}: no such verb; {hint}", file=sys.stderr)
         sys.exit(2)
     sys.argv[:2] = [f"{PROGRAM} {verb}"]
+    module = VERBS[verb][0]
     try:
-        module = importlib.import_module(VERBS[verb][0])
-        sys.exit(module.main())
+        # Flags are read first: what the verb itself imports takes seconds.
+        given = [parse(verb, flags_of(verb), manual(verb))] if module.startswith("precompute.") else []
+        sys.exit(importlib.import_module(module).main(*given))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -11,13 +11,10 @@ The same `where=`, `keys=` and `subset=` go to `make_loader`; `kept.parquet` goe
 
 import dataclasses
 import io
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
 
 from loader.cache import Cache, cache_folder
 from loader.condition import Condition, select_samples
@@ -29,58 +26,13 @@ from loader.tar_source import TarSource
 from precompute.cloud.place import check_options, store_options
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
-from precompute.flags import takes
+from precompute.flags.choose import Config as Config
 from precompute.report.duplicates import without_duplicates
 from precompute.shards.near_duplicates import MOST
 from precompute.shards.output_folder import open_folder, write_file
 
 PATIENCE = 60.0  # seconds
 DISTANCE = 6  # bits; different photographs are 20 and more apart
-
-
-@dataclass(frozen=True)
-class MainFlags:
-    """What is chosen from, and where the choice goes."""
-
-    path: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
-    """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
-
-    layers: Annotated[tuple[str, ...], takes("FOLDER|URL ...")] = ()
-    """Layers beside the shards: only samples that are whole in all of them count."""
-
-    split: Annotated[str, takes("SPLIT")] = "train"
-    """Split of the shards."""
-
-    output: Annotated[Path | None, takes("FILE")] = None
-    """Parquet file to write the keys of the chosen samples to."""
-
-    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
-    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
-
-
-@dataclass(frozen=True)
-class SelectFlags:
-    """Which samples."""
-
-    where: Annotated[str | None, takes("SQL")] = None
-    """SQL over key, caption, width, height, source and the extras by name, as in "width >= 512 and aesthetic > 5"."""
-
-    keys: Annotated[Path | None, takes("FILE")] = None
-    """File of keys: parquet or csv with a column `key`, or text with one a line."""
-
-    subset: Annotated[tuple[float, float] | None, takes("FROM TO")] = None
-    """Keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
-
-    duplicates: bool = False
-    """List groups of nearly the same picture, and choose of each the largest one alone."""
-
-    distance: Annotated[int | None, takes("BITS")] = None
-    """Of --duplicates: bits of 64 in which the perceptual hashes of two such pictures may differ. Default: 6."""
-
-
-@dataclass(frozen=True)
-class Config(SelectFlags, MainFlags):
-    """All flags, in groups."""
 
 
 def count_chosen(config: Config) -> str:
@@ -161,9 +113,10 @@ def _write(path: Path, keys: pa.ChunkedArray) -> None:
         raise UsageError(f"--output {path}: {error}") from error
 
 
-def main() -> None:
+def main(config: Config | None = None) -> None:
+    config = config or parse("select", Config, __doc__)
     with one_line_errors():
-        print(count_chosen(parse("select", Config, __doc__)))
+        print(count_chosen(config))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 A message that names a command asks `command`, so that what a cure says exists where the user stands.
 """
 
+import ast
+import importlib.util
 import os
 import re
 import shlex
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from precompute.flags import read_flags
+from precompute.flags.reading import read_flags
 
 T = TypeVar("T")
 
@@ -74,6 +76,20 @@ def command(verb: str, *arguments: object) -> str:
 def launched() -> str:
     """The command line that starts a run on all GPUs, up to its arguments."""
     return shlex.join(["accelerate", "launch", *script("run")])
+
+
+def flags_of(verb: str) -> type[Any]:
+    """The Config of a verb, of whose own imports none is made."""
+    name = VERBS[verb][0].rpartition(".")[2]
+    flags: type[Any] = importlib.import_module(f"precompute.flags.{name}").Config
+    return flags
+
+
+def manual(verb: str) -> str:
+    """What a verb's module says of itself."""
+    spec = importlib.util.find_spec(VERBS[verb][0])
+    assert spec is not None and spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
 
 
 def parse(verb: str, config: type[T], description: str | None) -> T:

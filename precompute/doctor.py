@@ -10,7 +10,6 @@ import importlib.util
 import os
 import platform
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,7 @@ from loader.cache import cache_folder
 from loader.printable import printable
 from precompute.commands import parse
 from precompute.errors import one_line_errors
+from precompute.flags.doctor import Config as Config
 
 LIBRARIES = (
     "torch",
@@ -34,11 +34,6 @@ LIBRARIES = (
 )
 # Extra -> a module that comes with it.
 EXTRAS = {"demo": "skimage", "openclip": "open_clip", "select": "duckdb", "cloud": "obstore", "ray": "ray"}
-
-
-@dataclass(frozen=True)
-class Config:
-    """It has no flags."""
 
 
 def report() -> list[str]:
@@ -91,8 +86,8 @@ def _folder(path: Path, name: str = "") -> str:
     return f"{printable(shown)}, {shutil.disk_usage(there).free / 1e9:,.0f} GB free{rights}"
 
 
-def main() -> None:
-    parse("doctor", Config, __doc__)
+def main(config: Config | None = None) -> None:
+    config or parse("doctor", Config, __doc__)
     with one_line_errors():
         print("\n".join(report()))
 

@@ -16,81 +16,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from precompute.cloud.place import is_url
 from precompute.commands import executable, parse, script, words
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
-from precompute.flags import takes
+from precompute.flags.make import Config as Config
 from precompute.hub.dataset_card import known_source
 from precompute.hub.permissions import reading_lacks, writing_lacks
 from precompute.recipes.make_recipe import Dataset, MakeRecipe, read_recipe
 from precompute.shards.markers import marker_paths, read_marker
 
 TERABYTE = 1e12
-
-
-@dataclass(frozen=True)
-class MainFlags:
-    """What is made."""
-
-    recipe: Annotated[tyro.conf.Positional[str], takes("RECIPE")]
-    """Name of a file in precompute/recipes, or path of a TOML file."""
-
-    small: bool = False
-    """The `small` config of each dataset, about 1 %."""
-
-    only: Annotated[tuple[str, ...], takes("NAME ...")] = ()
-    """Names of datasets; default: all of the recipe."""
-
-    plan: bool = False
-    """Only estimate rows, disk and device hours; encodes a small sample to measure."""
-
-    sample: Annotated[str, takes("DATASET")] = "builders/demo"
-    """Dataset that --plan encodes to measure bytes and images/s."""
-
-
-@dataclass(frozen=True)
-class FolderFlags:
-    """Where it lies."""
-
-    raw: Annotated[Path, takes("FOLDER")] = Path("raw")
-    """Folder for the raw archives, RAW/NAME each."""
-
-    latents: Annotated[Path, takes("FOLDER")] = Path("latents")
-    """Folder for the shards, LATENTS/NAME each."""
-
-    stream: bool = False
-    """Read the archives in place, on the Hub, instead of downloading them first."""
-
-
-@dataclass(frozen=True)
-class RunFlags:
-    """How the runs are started."""
-
-    launch: Annotated[str, takes("COMMAND")] = "accelerate launch"
-    """How a run is started."""
-
-    flags: Annotated[str, takes("FLAGS")] = ""
-    """More flags of the run, as in --flags="--batch-size 64". They come last, and win."""
-
-
-@dataclass(frozen=True)
-class HubFlags:
-    """Where it is published."""
-
-    push_to: Annotated[str | None, takes("USER")] = None
-    """User or organisation of the Hub: pushes to PUSH_TO/RECIPE-NAME."""
-
-    private: bool = False
-    """Make the pushed datasets private, and not only those whose licence forbids to share them."""
-
-
-@dataclass(frozen=True)
-class Config(HubFlags, RunFlags, FolderFlags, MainFlags):
-    """All flags, in groups."""
 
 
 @dataclass(frozen=True)
@@ -243,9 +179,9 @@ def free_space(config: Config) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(config: Config | None = None) -> None:
+    config = config or parse("make", Config, __doc__)
     with one_line_errors():
-        config = parse("make", Config, __doc__)
         recipe = read_recipe(config.recipe, config.small, config.only)
         if config.plan:
             print(f"\n{plan(recipe, measure(config, recipe), raw=not config.stream)}\n{free_space(config)}")

@@ -11,12 +11,9 @@ import io
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from loader.cache import Cache, cache_folder
@@ -28,7 +25,6 @@ from loader.remote import open_files
 from loader.source import ManifestSource
 from loader.tar_source import TarSource
 from precompute.cloud.place import (
-    PLACE,
     check_options,
     check_place,
     check_scratch,
@@ -38,7 +34,7 @@ from precompute.cloud.place import (
 )
 from precompute.commands import command, parse
 from precompute.errors import UsageError, one_line_errors, output_errors
-from precompute.flags import takes
+from precompute.flags.pack import Config as Config
 from precompute.input.units import Unit
 from precompute.runtime.leases import Leases
 from precompute.runtime.packer import Packer
@@ -47,60 +43,6 @@ from precompute.shards.manifest import ManifestKeeper
 from precompute.shards.packing import Packing, Shards
 
 PATIENCE = 900.0  # seconds
-
-
-@dataclass(frozen=True)
-class MainFlags:
-    """What goes in, and where it goes."""
-
-    inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], takes("FOLDER|URL ...")]
-    """Folders with shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX, each followed by the layers
-    beside it."""
-
-    output: Annotated[Path | str, PLACE]
-    """Folder for the packed shards, or s3://, gs:// or az://BUCKET/PREFIX. Processes that share it share the work."""
-
-    split: Annotated[str, takes("SPLIT")] = "train"
-    """Split to pack."""
-
-
-@dataclass(frozen=True)
-class SelectFlags:
-    """Which samples."""
-
-    where: Annotated[str | None, takes("SQL")] = None
-    """Only samples for which this SQL is true, as in "width >= 512 and aesthetic > 5"."""
-
-    keys: Annotated[Path | None, takes("FILE")] = None
-    """Only samples of this file of keys: parquet or csv with a column `key`, or text with one a line."""
-
-    subset: Annotated[tuple[float, float] | None, takes("FROM TO")] = None
-    """Only keys whose hash lies there: 0 0.99 to train on, and 0.99 1 to hold out."""
-
-
-@dataclass(frozen=True)
-class ShardFlags:
-    """How they are stored."""
-
-    shuffle: Annotated[int | None, takes("SEED")] = None
-    """Seed by which the samples are shuffled over all shards. Default: they stay in order."""
-
-    samples_per_shard: Annotated[int, takes("N")] = 4096
-    """Samples a tar holds at most; all hold as many, give or take one."""
-
-    scratch: Annotated[Path | None, takes("FOLDER")] = None
-    """With --output to a store: folder on a disk here for the units in work. Default: the system's for temporary files."""
-
-    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
-    """Of inputs or --output in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
-
-    lease_timeout: Annotated[float, takes("SECONDS")] = 60.0
-    """Seconds after which the unit of a process on another machine that has gone silent is taken over."""
-
-
-@dataclass(frozen=True)
-class Config(ShardFlags, SelectFlags, MainFlags):
-    """All flags, in groups."""
 
 
 def run(config: Config) -> str:
@@ -236,8 +178,8 @@ def copy_null_caption(output: Destination, source: Shards) -> None:
         output.put(NULL_CAPTION, out.getvalue())
 
 
-def main() -> None:
-    config = parse("pack", Config, __doc__)
+def main(config: Config | None = None) -> None:
+    config = config or parse("pack", Config, __doc__)
     logging.basicConfig(format="%(message)s")
     with one_line_errors(), output_errors(config.output, config.scratch):
         print(run(config))

@@ -9,18 +9,16 @@ the recipe names can be opened.
 
 import datetime
 import io
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from loader.format import Manifest
 from loader.printable import printable
 from precompute.cloud.place import check_options, open_shards
 from precompute.commands import parse
 from precompute.errors import PrecomputeError, UsageError, one_line_errors
-from precompute.flags import takes
+from precompute.flags.preview import Config as Config
 from precompute.input.recorded_source import Where
 from precompute.report.figures import gather
 from precompute.report.page import render
@@ -34,53 +32,6 @@ from precompute.verification.decode_check import source_images
 from precompute.verification.read_folder import read_markers
 from precompute.verification.recipe_models import Models, recipe_image_encoder
 from precompute.verification.verdict import last_verdict
-
-
-@dataclass(frozen=True)
-class MainFlags:
-    """What is shown, and where."""
-
-    output: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
-    """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
-
-    to: Annotated[Path | None, takes("FOLDER")] = None
-    """Folder for preview.png and report.html. Default: the shards' own."""
-
-    split: Annotated[str | None, takes("SPLIT")] = None
-    """Split to show. Default: the first."""
-
-    num_samples: Annotated[int, takes("N")] = 12
-    """Samples on the contact sheet, spread over the shards."""
-
-    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
-    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
-
-
-@dataclass(frozen=True)
-class SourceFlags:
-    """What stands beside it."""
-
-    source: Annotated[str | None, takes("DATASET")] = None
-    """DATASET with the source images. Default: the one that the recipe names."""
-
-    data_dir: Annotated[Path | None, takes("FOLDER")] = None
-    """Folder with the raw archives, as the run had it."""
-
-    options: Annotated[tuple[str, ...], takes("NAME=VALUE ...")] = ()
-    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=FILE` say."""
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """What decodes."""
-
-    vae: Annotated[str | None, takes("ID|FOLDER")] = None
-    """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
-
-
-@dataclass(frozen=True)
-class Config(ModelFlags, SourceFlags, MainFlags):
-    """All flags, in groups."""
 
 
 def run(config: Config) -> list[Path]:
@@ -153,9 +104,10 @@ def headline(manifest: Manifest, split: str) -> tuple[str, str]:
     return printable(title), printable("   ·   ".join(filter(None, facts)))
 
 
-def main() -> None:
+def main(config: Config | None = None) -> None:
+    config = config or parse("preview", Config, __doc__)
     with one_line_errors():
-        for path in run(parse("preview", Config, __doc__)):
+        for path in run(config):
             print(path)
 
 

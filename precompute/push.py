@@ -16,9 +16,10 @@ from precompute.hub.push_loop import Config, push
 __all__ = ["Config", "main", "push"]
 
 
-def main() -> None:
+def main(config: Config | None = None) -> None:
+    config = config or parse("push", Config, __doc__)
     with one_line_errors():
-        print(push(parse("push", Config, __doc__)))
+        print(push(config))
 
 
 if __name__ == "__main__":

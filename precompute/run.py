@@ -26,7 +26,7 @@ from loader.printable import printable_lines
 from precompute import push
 from precompute.cloud.place import open_output
 from precompute.commands import parse
-from precompute.config import Config, check, check_repeats
+from precompute.config import Config, check
 from precompute.encode.devices import is_main, processes_here
 from precompute.encode.presets import ChosenModels
 from precompute.errors import PrecomputeError, UsageError, one_line_errors, output_errors
@@ -170,10 +170,8 @@ def stop_on_sigterm() -> None:
         signal.signal(signum, stop)
 
 
-def main() -> None:
-    with one_line_errors():
-        check_repeats(sys.argv)
-    config = parse("run", Config, __doc__)
+def main(config: Config | None = None) -> None:
+    config = config or parse("run", Config, __doc__)
     logging.basicConfig(format="%(message)s")
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()

@@ -13,15 +13,13 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from tqdm import tqdm
 
 from loader.format import Manifest, Marker
@@ -29,7 +27,7 @@ from loader.printable import printable
 from precompute.cloud.place import check_options, is_store, open_shards, options_for, removal
 from precompute.commands import parse
 from precompute.errors import UsageError, one_line_errors
-from precompute.flags import takes
+from precompute.flags.verify import Config as Config
 from precompute.shards.store import Store, expected_manifest
 from precompute.verification import check_folder as checks
 from precompute.verification.beside_check import check_beside
@@ -39,65 +37,6 @@ from precompute.verification.read_folder import ShardFolder, read_all, read_mark
 from precompute.verification.verdict import keep_verdict
 
 SHOWN = 50  # findings; --json has them all
-
-
-@dataclass(frozen=True)
-class MainFlags:
-    """What is checked."""
-
-    output: Annotated[tyro.conf.Positional[str], takes("FOLDER|URL")]
-    """Folder with the shards, hf://datasets/USER/REPO[@REVISION], or s3://, gs:// or az://BUCKET/PREFIX."""
-
-    store_option: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, takes("NAME=VALUE")] = ()
-    """Of shards in a store: NAME=VALUE for its client, as for the verb run; repeat for several."""
-
-    quick: bool = False
-    """Look at markers, names, sizes and counts only, and on the Hub at the hashes that it keeps."""
-
-    decode: Annotated[int, takes("N")] = 0
-    """Decode this many samples too, and hold them against their source images where those are at hand."""
-
-    beside: Annotated[str | None, takes("BASE")] = None
-    """BASE of a layer: check too that units, shards and keys are those of the base, and that it has not changed."""
-
-    num_threads: Annotated[int, takes("N")] = min(32, 2 * (os.cpu_count() or 1))
-    """Shards read at once; more than there are cores, since some wait for the disk."""
-
-    json: bool = False
-    """Print one JSON object: what was checked, and all findings."""
-
-
-@dataclass(frozen=True)
-class SourceFlags:
-    """What it is held against."""
-
-    source: Annotated[str | None, takes("DATASET")] = None
-    """Read DATASET again, and check that every one of its rows is written or rejected, under its own caption."""
-
-    data_dir: Annotated[Path | None, takes("FOLDER")] = None
-    """Folder with the raw archives, as the run had it."""
-
-    options: Annotated[tuple[str, ...], takes("NAME=VALUE ...")] = ()
-    """Options of the dataset's builder that have to differ from those that the shards were made with, `links=FILE` say."""
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """What decodes and compares."""
-
-    vae: Annotated[str | None, takes("ID|FOLDER")] = None
-    """Image encoder to decode with, where it came from a folder. Default: the one that the recipe names."""
-
-    text_encoder: Annotated[tuple[str, ...], takes("[NAME=]ID ...")] = ()
-    """Text encoders to compare with, where they came from a folder. Default: those that the recipe names."""
-
-    features: Annotated[tuple[str, ...], takes("NAME=ID ...")] = ()
-    """Vision models to compare features with, where they came from a folder. Default: those that the recipe names."""
-
-
-@dataclass(frozen=True)
-class Config(ModelFlags, SourceFlags, MainFlags):
-    """All flags, in groups."""
 
 
 @dataclass(frozen=True)
@@ -270,9 +209,10 @@ def run(config: Config) -> int:
     return report.exit_code
 
 
-def main() -> None:
+def main(config: Config | None = None) -> None:
+    config = config or parse("verify", Config, __doc__)
     with one_line_errors():
-        sys.exit(run(parse("verify", Config, __doc__)))
+        sys.exit(run(config))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from tests.support.house import RULES, Rule
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = 'VERBS = {"run": ("precompute.run", "work")}'
-BESIDE = {
-    f"precompute/{name}.py": "" for name in ("__init__", "__main__", "config", "errors", "flags", "run")
-}
+BESIDE = {f"precompute/{name}.py": "" for name in ("__init__", "__main__", "config", "errors", "run")}
 PRECOMPUTE = {**BESIDE, "precompute/commands.py": COMMANDS}
 # A rule, files of a tree that breaks it, and what is told of it.
 BROKEN: list[tuple[Rule, dict[str, str], str]] = [

@@ -1,36 +1,19 @@
 """`--output`: a folder, or a place in an object store; what neither is, is refused before any work."""
 
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import tyro
-
 from loader.store_options import SCHEMES, storage_options
 from precompute.errors import UsageError
+from precompute.flags.place import SCHEME
 from precompute.shards.destination import Destination
 from precompute.shards.output_folder import OutputFolder, open_folder
 from precompute.shards.store import Store
 
 STORES = tuple(SCHEMES)
-SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>/.*|$)")
-
-
-def place(text: str) -> Path | str:
-    """The folder, or the URL as it stands: a Path would swallow one of its slashes."""
-    return text if SCHEME.fullmatch(text) else Path(text)
-
-
-PLACE = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="FOLDER|URL",
-    instance_from_str=lambda given: place(given[0]),
-    is_instance=lambda value: isinstance(value, (Path, str)),
-    str_from_instance=lambda value: [str(value)],
-)
 
 
 def check_place(flag: str, output: Path | str) -> None:

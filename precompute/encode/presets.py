@@ -9,16 +9,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 from urllib.parse import parse_qsl, quote
 
 from precompute.encode.text_spec import split_value
 from precompute.errors import UsageError
-
-Model = Literal[
-    "sd15", "sdxl", "sd3", "flux1", "flux2-dev", "flux2-klein", "qwen-image", "z-image", "sana", "pixart-sigma", "lumina2",
-    "hunyuan-image", "wan", "chroma", "kandinsky5", "hidream", "auraflow", "cogview4", "ltx", "micro-diffusion",
-]  # fmt: skip
+from precompute.flags.run import Model as Model
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """The precision in which values are stored, whatever they are computed in: `--store`."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from loader.recipe import Recipe
+from precompute.flags.run import Store as Store
 
-Store = Literal["float16", "bfloat16"]
 STORES: dict[Store, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 Array = npt.NDArray[Any]  # float16, or the bits of bfloat16 as uint16
 

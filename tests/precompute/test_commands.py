@@ -16,9 +16,10 @@ import pytest
 import tyro
 
 from precompute import __main__ as dispatcher
-from precompute import commands, flags, run
+from precompute import commands, run
 from precompute.commands import VERBS, as_started, command, executable, launched
 from precompute.encode.presets import Model
+from precompute.flags import reading as flags
 from tests.support.launching import ROOT, environment
 
 
@@ -61,6 +62,51 @@ def test_flags_in_groups_are_flags_of_one_config() -> None:
         "builders/demo", Path("x"), vae="toy", resolutions=(64, 128), text_encoder=("a", "b=c")
     )
     assert config == tyro.cli(run.Config, args=[*words, "--text-encoder", "a", "--text-encoder", "b=c"])
+
+
+@pytest.mark.parametrize(
+    "verb", [verb for verb, (module, _) in VERBS.items() if module.startswith("precompute.")]
+)
+def test_a_slip_and_a_manual_are_answered_before_anything_heavy_is_imported(verb: str) -> None:
+    """What takes seconds: torch, and all that is built on it or on tables."""
+    code = """if True:
+        import sys
+        from precompute.__main__ import main
+        sys.argv = ["latentmill", *sys.argv[1:]]
+        try:
+            main()
+        finally:
+            print(*{"torch", "diffusers", "transformers", "datasets", "pyarrow", "loader"} & sys.modules.keys())
+    """
+    for words, status, told in (
+        (["--help"], 0, "usage: latentmill"),
+        (["--outptu", "x"], 2, "--outptu: there is no"),
+    ):
+        command = [sys.executable, "-c", code, verb, *words]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), text=True, capture_output=True)
+        assert done.returncode == status and told in done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("verb", "line", "told"),
+    [
+        ("run", "builders/demo --outptu x", "--outptu: there is no such flag; did you mean --output?"),
+        ("run", "b --output x --for flux", "--for flux: there is none of that name; did you mean flux1 or flux2-dev or flux2-klein?"),
+        ("run", "b --output x --for=sdx", "--for sdx: there is none of that name; did you mean sdxl?"),
+        ("run", "b --output x --dtype half", "--dtype half: there is none of that name; there are bfloat16, float16, float32"),
+        ("run", "b --output x --options a=1 --options b=2", "--options: give it once, with all values behind it"),
+        ("verify", "x --options a=1 --options b=2", "--options: give it once, with all values behind it"),
+        ("make", "x --only a --only b", "--only: give it once, with all values behind it"),
+        ("verify", "x --quik", "--quik: there is no such flag; did you mean --quick?"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_one_line_with_what_was_meant(
+    verb: str, line: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(monkeypatch, verb, *shlex.split(line)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {told}") and len(said.splitlines()) == 1
 
 
 def test_help_lists_the_verbs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
