@@ -156,6 +156,16 @@ def test_a_substitute_is_another_sample_and_always_the_same() -> None:
         assert set(other) <= everything(SIZES)
 
 
+def test_a_substitute_is_looked_for_nearby_and_then_everywhere() -> None:
+    """In the same window as long as there is hope, which is a shard that is open; then in all of them."""
+    order = single(np.full(4, 50), window=25, shuffle=False)
+    positions = np.arange(200)
+    for attempt in range(1, ATTEMPTS + 1):
+        found = order.locate(0, positions, attempt)
+        nearby = (found.shard * 50 + found.row) // 25 == positions // 25
+        assert nearby.all() if attempt <= ATTEMPTS // 2 else nearby.mean() < 0.4, attempt
+
+
 def test_neighbours_of_the_source_are_far_apart() -> None:
     """Documented quality: with a window of W samples, consecutive samples are W/3 apart on average, and uncorrelated in it."""
     sizes = np.full(64, 256)

@@ -98,13 +98,22 @@ def test_a_loader_made_before_the_launcher_spoke_deals_out_each_sample_once(
     assert [len(k) for k in keys] == [50, 50] and len({*keys[0], *keys[1]}) == 100
 
 
-def test_a_world_that_grows_between_epochs_is_adopted_with_the_next(
-    monkeypatch: pytest.MonkeyPatch, shards: Path
+@pytest.mark.parametrize(("before", "after"), [((0, 1), (0, 2)), ((1, 2), (0, 1)), ((1, 2), (0, 2))])
+def test_another_place_in_another_world_is_adopted_with_the_next_epoch(
+    monkeypatch: pytest.MonkeyPatch, shards: Path, before: tuple[int, int], after: tuple[int, int]
 ) -> None:
+    def keys() -> list[str]:
+        return [key for batch in batches for key in batch["key"]]
+
+    set_all(monkeypatch, "RANK={} WORLD_SIZE={}".format(*before))
     batches = make_loader(shards, 5, partitions=1, **OPTIONS)
-    assert len(list(batches)) == 20
-    set_all(monkeypatch, "RANK=0 WORLD_SIZE=2")
-    assert len(list(batches)) == len(batches) == 10 and batches.dataset.epoch == 2
+    assert len(keys()) == 100 // before[1]
+    set_all(monkeypatch, "RANK={} WORLD_SIZE={}".format(*after))
+    found = keys()
+    assert len(batches) == 20 // after[1] and batches.dataset.epoch == 2
+    batches = make_loader(shards, 5, partitions=1, **OPTIONS)
+    batches.set_epoch(1)
+    assert sorted(found) == sorted(keys())
 
 
 def test_a_world_too_large_for_the_samples_is_told_when_iteration_begins(
