@@ -172,6 +172,19 @@ def test_a_state_of_the_last_batch_goes_on_with_the_next_epoch(shards: Path) -> 
     assert [b["key"] for b in again] == [b["key"] for b in loader]
 
 
+def test_a_state_with_too_few_samples_left_for_a_batch_goes_on_with_the_next_epoch(shards: Path) -> None:
+    loader = make_loader(shards, 9, **OPTIONS)
+    state = [loader.state_dict() for _ in zip(range(10), loader, strict=False)][-1]
+    again, next_epoch = make_loader(shards, 24, **OPTIONS), make_loader(shards, 24, **OPTIONS)
+    again.load_state_dict(state)
+    assert (state["epoch"], state["position"]) == (0, 90)
+    assert (again.state_dict()["epoch"], again.state_dict()["position"]) == (1, 0)
+    next_epoch.set_epoch(1)
+    assert sorted(b["key"] for b in again) == sorted(b["key"] for b in next_epoch)
+    for batches in (loader, again, next_epoch):
+        batches.close()
+
+
 def test_restoring_in_the_middle_of_a_loop_ends_it(shards: Path) -> None:
     loader = make_loader(shards, 10, **OPTIONS)
     start = loader.state_dict()
