@@ -5,13 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from loader import draw, make_loader, order
+from loader.captions import CaptionChoice
 from tests.support.binomial import assert_frequency
 from tests.support.keyed_shards import SCALE, arrays
 
 OPTIONS = {"resolution": 256, "text_encoders": [""], "extras": ["key"], "shuffle": False}
 EPOCHS, SAMPLES = 4, 100
+GOLDEN_NOISE = [0.5931491851806641, 0.2003975510597229, -0.15965555608272552]
+GOLDEN_FLIPS = [0, 0, 1, 0, 1, 1, 1, 1]
+GOLDEN_CAPTIONS = [0.42641586994582603, 0.46814680224520566]
+GOLDEN_DROPS = [1, 0, 0, 0, 0, 1, 1, 0]
+GOLDEN_DROPS_APART = {"": [0, 1, 0, 0, 1, 1, 0, 1], "t5": [0, 1, 0, 1, 0, 0, 1, 0]}
 
 
 def draws(shards: Path, seed: int) -> dict[str, npt.NDArray[np.bool_]]:
@@ -37,6 +44,21 @@ def test_no_two_draws_hash_for_the_same_purpose() -> None:
     """One hash for two of them would let what is dropped tell the noise, and the noise the order."""
     purposes = [order.SHARDS, order.WINDOWS, order.DETOURS, draw.NOISE, draw.DROP, draw.FLIP, draw.CAPTION]
     assert len(set(purposes)) == len(purposes)
+
+
+def test_golden_draws() -> None:
+    """Whoever changes this gives another batch to every run that goes on."""
+
+    def drawn(chances: float | dict[str, float]) -> draw.Drawn:
+        what = draw.Draw(0, "sample", chances, 0.5, {}, False, CaptionChoice())
+        return what.draw(1, np.arange(8), ["", "t5"], True)
+
+    assert draw.noise(0, 1, 7, (3,)).tolist() == pytest.approx(GOLDEN_NOISE)
+    assert drawn(0.5).flipped.tolist() == GOLDEN_FLIPS
+    assert drawn(0.5).caption[:2].tolist() == GOLDEN_CAPTIONS
+    assert {tuple(mask.tolist()) for mask in drawn(0.5).dropped.values()} == {tuple(GOLDEN_DROPS)}
+    apart = drawn({"": 0.5, "t5": 0.5}).dropped
+    assert {name: mask.tolist() for name, mask in apart.items()} == GOLDEN_DROPS_APART
 
 
 def test_flips_drops_and_epochs_and_seeds_are_independent(shards: Path) -> None:
