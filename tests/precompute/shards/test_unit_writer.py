@@ -3,12 +3,8 @@
 import contextlib
 import errno
 import hashlib
-import io
 import os
-import subprocess
-import tarfile
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +13,12 @@ import pytest
 import webdataset
 
 from loader.bucket import Bucket
-from loader.format import FormatError, Marker, npy_bytes
+from loader.format import Field, Marker, npy_bytes
 from precompute.errors import OutputError
 from precompute.shards.destination import WORK
 from precompute.shards.markers import read_marker
 from precompute.shards.output_folder import OutputFolder, write_file
-from precompute.shards.tar_writer import CHUNK, AtOnce, TarWriter
+from precompute.shards.tar_writer import TarWriter
 from precompute.shards.unit_writer import SidecarRow, UnitWriter
 from tests.support.calls import Calls
 
@@ -61,70 +57,6 @@ def test_a_row_of_a_layer_that_is_of_no_shard_of_the_base_is_named(tmp_path: Pat
     assert files(tmp_path) == {}
 
 
-# --- tars ---
-
-
-@pytest.mark.parametrize("key", ["k", "k" * 95, "k" * 150, "k" * 300])
-def test_tar_is_read_by_others_and_offsets_are_those_of_the_data(tmp_path: Path, key: str) -> None:
-    path = tmp_path / "a.tar"
-    writer = TarWriter(path)
-    contents = {f"{key}.{size}": os.urandom(size) for size in SIZES}
-    offsets = {name: writer.add(name, data) for name, data in contents.items()}
-    digest = writer.close().result()
-    raw = path.read_bytes()
-    assert digest == hashlib.sha256(raw).hexdigest()
-    assert {name: raw[at : at + len(contents[name])] for name, at in offsets.items()} == contents
-    with tarfile.open(path) as tar:
-        assert {m.name: tar.extractfile(m).read() for m in tar} == contents
-    listed = subprocess.run(["tar", "-tf", path], check=True, text=True, capture_output=True).stdout.split()
-    assert listed == list(contents)
-
-
-def test_tar_bytes_are_those_of_tarfile(tmp_path: Path) -> None:
-    """The header is written without tarfile, for speed; it must be the same one."""
-    names = ["a.txt", "k" * 99, "k" * 100, "k" * 101, "k" * 260, "dir/é.txt", "日本.txt"]
-    ours, theirs = tmp_path / "ours.tar", tmp_path / "theirs.tar"
-    writer = TarWriter(ours)
-    with tarfile.open(theirs, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name in names:
-            for size in SIZES:
-                info = tarfile.TarInfo(name)
-                info.size = size
-                tar.addfile(info, io.BytesIO(b"x" * size))
-                writer.add(name, b"x" * size)
-    writer.close().result()
-    assert ours.read_bytes() == theirs.read_bytes()
-
-
-@pytest.mark.parametrize("hasher", [None, AtOnce()], ids=["beside", "at once"])
-def test_members_copied_from_another_file_are_those_of_tarfile_over_any_border_of_chunks(
-    tmp_path: Path, hasher: Executor | None
-) -> None:
-    """What is copied ends before, at and behind a chunk's end, and is longer than one; one that is cut is told."""
-    contents = os.urandom(3 * CHUNK)
-    (tmp_path / "source").write_bytes(contents)
-    sizes = [0, 1, 511, CHUNK - 3584, 512, 1, CHUNK - 1024, 700_000, 700_000, 700_000, 2 * CHUNK + 7, 3]
-    pieces = [(f"{'k' * (10 * number)}.npy", number * 17, size) for number, size in enumerate(sizes)]
-    ours, theirs = tmp_path / "ours.tar", tmp_path / "theirs.tar"
-    with open(tmp_path / "source", "rb") as source:
-        writer = TarWriter(ours, hasher)
-        offsets = writer.copy((name, source.fileno(), start, size) for name, start, size in pieces)
-        digest = writer.close().result()
-        short = TarWriter(tmp_path / "short.tar", hasher)
-        with pytest.raises(FormatError, match="tar that cut is copied from ends early"):
-            short.copy([("cut", source.fileno(), 2 * CHUNK + 1, CHUNK)])
-        short.discard()
-    with tarfile.open(theirs, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, start, size in pieces:
-            info = tarfile.TarInfo(name)
-            info.size = size
-            tar.addfile(info, io.BytesIO(contents[start : start + size]))
-    with tarfile.open(theirs) as tar:
-        assert offsets == [member.offset_data for member in tar]
-    assert ours.read_bytes() == theirs.read_bytes()
-    assert digest == hashlib.sha256(theirs.read_bytes()).hexdigest()
-
-
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_stock_webdataset_keeps_long_keys_whole(tmp_path: Path) -> None:
     writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "1-ab")
@@ -135,9 +67,6 @@ def test_stock_webdataset_keeps_long_keys_whole(tmp_path: Path) -> None:
     writer.discard()
     read = list(webdataset.WebDataset(str(tmp_path / "train-00000.tar"), shardshuffle=False).decode())
     assert [sample["__key__"] for sample in read] == [sample["txt"] for sample in read] == keys
-
-
-# --- units ---
 
 
 def test_unit_of_many_samples_is_several_shards_under_one_marker(tmp_path: Path) -> None:
@@ -165,6 +94,65 @@ def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+def test_a_shard_of_a_layer_holds_its_rows_whatever_their_number_and_bucket(tmp_path: Path) -> None:
+    names = ["train-00000-01", "train-00000-02"]
+    writer = UnitWriter(OutputFolder(tmp_path), 0, ["latents_8", "txt"], 2, "1-ab", names)
+    for key in "abc":
+        writer.write(SidecarRow(key), {"txt": b"x"}, Bucket(((8, 8),)), shard=names[1])
+    writer.reject(SidecarRow("d"), "non_finite", Bucket(((8, 8),)), shard=names[1])
+    writer.reject(SidecarRow("e"), "non_finite", shard=names[0])
+    marker = writer.commit({}, [], {}, {}, {"of_no_row": 2})
+    writer.discard()
+    assert [(shard.name, shard.samples, shard.rows) for shard in marker.shards] == [
+        (names[0], 0, 1),
+        (names[1], 3, 4),
+    ]
+    assert marker.left_out == {"of_no_row": 2}
+    assert pq.read_table(tmp_path / f"{names[1]}.parquet").column("key").to_pylist() == [*"abcd"]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_embedded_captions_are_counted_by_kind(tmp_path: Path, copied: bool) -> None:
+    """What every encoder has embedded counts: of the second row two of its three captions."""
+    facts = {
+        "a": (["alt"], {"caption_tokens": [3], "caption_tokens_t5": [5]}),
+        "b": (["alt", "long", "long"], {"caption_tokens_t5": [5, 9], "caption_tokens": [3, 4, 5]}),
+        "c": (["alt"], {"caption_tokens": [3], "caption_tokens_t5": [5]}),
+    }
+    members = ["caption_latents", "caption_latents_t5", "txt"]
+    writer = UnitWriter(OutputFolder(tmp_path / "one"), 0, members, 10, "1-ab")
+    for key, (kinds, columns) in facts.items():
+        writer.write(SidecarRow(key, caption_kinds=kinds, columns=columns), {"txt": b"x"})
+    marker = writer.commit({}, [], {}, {})
+    writer.discard()
+    if copied:
+        table = pq.read_table(tmp_path / "one/train-00000.parquet")
+        with open(tmp_path / "one/train-00000.tar", "rb") as tar:
+            writer = UnitWriter(OutputFolder(tmp_path / "two"), 0, members, 10, "1-ab")
+            places = [[(tar.fileno(), offset, 1)] for offset in table["offset_txt"].to_pylist()]
+            writer.copy(table.drop_columns(["status", "offset_txt"]), ["txt"], places)
+        marker = writer.commit({}, [], {}, {})
+        writer.discard()
+    assert marker.caption_kinds == {"alt": 3, "long": 1}
+
+
+class Renumbering(OutputFolder):
+    """A place that gives other numbers than were asked for: an owner that died has left files there."""
+
+    def publish(self, files: Mapping[str, Path], name: str) -> str:
+        others = {"train-00000-01": "train-00000-100", "train-00000-02": "train-00000-20"}
+        return super().publish(files, others.get(name, name))
+
+
+def test_shards_stand_by_their_numbers(tmp_path: Path) -> None:
+    writer = UnitWriter(Renumbering(tmp_path), 0, ["txt"], 1, "1-ab")
+    for key in "abc":
+        writer.write(SidecarRow(key), {"txt": b"x"})
+    marker = writer.commit({}, [], {}, {})
+    writer.discard()
+    assert [shard.name[-4:] for shard in marker.shards] == ["0-03", "0-20", "-100"]
+
+
 def test_unit_without_rows_is_finished_all_the_same(tmp_path: Path) -> None:
     writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 10, "1-ab")
     marker = writer.commit({}, [], {}, {})
@@ -179,14 +167,25 @@ def test_unit_of_rejected_rows_has_a_sidecar_and_no_tar(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "train-00000.parquet").column("key").to_pylist() == ["first", "last"]
 
 
-def test_buckets_do_not_share_a_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "bucketed"),
+    [
+        (Field("latents", "latents", "float16", (4, None, None)), True),
+        (Field("moments_64", "moments", "float16", (8, 8, 8)), False),
+        (Field("caption_latents", "caption_latents", "float16", (None, 6)), False),
+        (Field("caption_latents", "caption_latents", "float16", (77, 6)), False),
+    ],
+)
+def test_buckets_do_not_share_a_shard(tmp_path: Path, field: Field, bucketed: bool) -> None:
+    """The marker names them where the images are of several shapes."""
     writer = UnitWriter(OutputFolder(tmp_path), 0, ["txt"], 2, "1-ab")
     buckets = {"a": Bucket(((64, 32),)), "b": Bucket(((32, 64),))}
     for index, name in enumerate("abababa"):
         writer.write(SidecarRow(f"{name}{index}"), {"txt": b""}, buckets[name])
     writer.reject(SidecarRow("b7"), "too_small", buckets["b"])
-    marker = writer.commit({}, [], {}, {})
+    marker = writer.commit({}, [field], {}, {})
     writer.discard()
+    assert [s.bucket for s in marker.shards] == [str(buckets[n]) if bucketed else "" for n in "abab"]
     keys = [pq.read_table(tmp_path / f"{s.name}.parquet").column("key").to_pylist() for s in marker.shards]
     assert keys == [["a0", "a2"], ["b1", "b3"], ["a4", "a6"], ["b5", "b7"]]
 
