@@ -157,7 +157,7 @@ def test_a_substitute_is_another_sample_and_always_the_same() -> None:
 
 
 def test_a_substitute_is_looked_for_nearby_and_then_everywhere() -> None:
-    """In the same window as long as there is hope, which is a shard that is open; then in all of them."""
+    """It lies in the same window, hence in a shard that is open, as long as there is hope; then in any."""
     order = single(np.full(4, 50), window=25, shuffle=False)
     positions = np.arange(200)
     for attempt in range(1, ATTEMPTS + 1):
