@@ -29,14 +29,21 @@ _PREFIX = "builders/"
 
 def names() -> list[str]:
     """The registered datasets: one module of this package each, and those of installed packages."""
-    return sorted(_modules())
+    return sorted({*_ours(), *_of_packages()})
 
 
-def _modules() -> dict[str, str]:
-    """Module of each dataset, by its name. A package cannot take the place of a dataset of ours."""
-    theirs = {point.name: point.module for point in entry_points(group="latentmill.builders")}
-    ours = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
-    return theirs | {name: f"{__name__}.{name}" for name in ours}
+def _module_of(name: str) -> str | None:
+    """Name the module of a dataset. A package cannot take the place of a dataset of ours."""
+    # Entry points are looked for last: that reads a file of each installed package, as long as the rest of a small build takes.
+    return f"{__name__}.{name}" if name in _ours() else _of_packages().get(name)
+
+
+def _ours() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+
+
+def _of_packages() -> dict[str, str]:
+    return {point.name: point.module for point in entry_points(group="latentmill.builders")}
 
 
 def wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]:
@@ -50,10 +57,10 @@ def wrap(factory: Callable[..., DatasetModule]) -> Callable[..., DatasetModule]:
         if not str(path).startswith(_PREFIX):
             return factory(path, *args, data_dir=data_dir, **kwargs)
         name = str(path).removeprefix(_PREFIX)
-        modules = _modules()
-        if name not in modules:
+        found = _module_of(name)
+        if found is None:
             raise UnknownBuilderError(f"load_dataset({path!r}): no such builder. Known: {', '.join(names())}")
-        module = importlib.import_module(modules[name])
+        module = importlib.import_module(found)
         # A new dict each time: load_dataset_builder takes things out of it. The builder itself sets the real hash.
         settings = {"dataset_name": f"builders___{name}"} | (
             {} if data_dir is None else {"data_dir": data_dir}

@@ -27,7 +27,7 @@ from builders.core.errors import ArchiveError, ConfigError
 from builders.core.record import SourceRow
 
 _REPOSITORY = "poloclub/diffusiondb"
-_PARAMETERS = {"seed": ("se", int), "step": ("st", int), "cfg": ("c", float), "sampler": ("sa", str)}
+_PARAMETERS = {"seed": "se", "step": "st", "cfg": "c", "sampler": "sa"}
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Diffusiondb(ArchiveBuilder):
     ) -> SourceRow:
         image_nsfw, prompt_nsfw = scores or (None, None)
         extras: dict[str, Any] = {"image_nsfw": image_nsfw, "prompt_nsfw": prompt_nsfw}
-        extras |= {column: _cast(kind, (found or {}).get(key)) for column, (key, kind) in _PARAMETERS.items()}
+        extras |= {column: (found or {}).get(key) for column, key in _PARAMETERS.items()}
         limit = 1.0 if self.config.safety_threshold is None else self.config.safety_threshold
         # A score of NaN is not safe.
         is_safe = scores is not None and all(score is not None and score <= limit for score in scores)
@@ -160,10 +160,3 @@ def _read_parameters(files: list[bytes]) -> dict[str, dict[str, Any]]:
         return {name: values if isinstance(values, dict) else {} for name, values in found.items()}
     except ValueError as error:
         raise ArchiveError(f"its one .json is not there or broken: {error}") from error
-
-
-def _cast(kind: type, value: Any) -> Any:
-    try:
-        return None if value is None else kind(value)
-    except (ValueError, TypeError, OverflowError):
-        return None

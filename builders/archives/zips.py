@@ -5,7 +5,6 @@ object of each of a hundred thousand entries for every range.
 """
 
 import functools
-import itertools
 import os
 import struct
 import zlib
@@ -41,7 +40,8 @@ def zip_names(file: IO[bytes]) -> Iterator[str]:
     """Names of all entries."""
     count, length, offset = _zip_end(file)
     directory = _directory(file, length, offset)
-    return (_name(directory, at, _raw_name(directory, at, names)) for at, names, _ in _walk(directory, count))
+    walk = _walk(directory, count, 0, count)
+    return (_name(directory, at, _raw_name(directory, at, names)) for at, names, _ in walk)
 
 
 def iter_zip(
@@ -49,7 +49,9 @@ def iter_zip(
 ) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Name and reader of each file in the `index`-th of `count` ranges; what is damaged or over `max_size` bytes reads as nothing."""
     total, length, offset = _zip_end(file)
-    for entry in _zip_entries(file, length, offset, total * index // count, total * (index + 1) // count):
+    directory = _directory(file, length, offset)
+    for at, names, extras in _walk(directory, total, total * index // count, total * (index + 1) // count):
+        entry = _entry(directory, at, names, extras)
         if not entry.name.endswith("/"):
             lies_before = entry.offset < offset  # the directory; what claims another place is damaged
             yield (
@@ -69,7 +71,7 @@ def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
     # No checksum covers a name: of two that differ one is damaged, and the picture would get its neighbour's caption.
     if file.read(name_length + extra_length)[:name_length] != entry.raw_name:
         return b""
-    data = file.read(entry.packed)
+    data = file.read(entry.packed if entry.method else min(entry.packed, entry.size))
     if entry.method == 8:
         try:
             data = zlib.decompressobj(-15).decompress(data, max(1, entry.size))  # 0 would mean all
@@ -78,27 +80,29 @@ def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
     return data if entry.method in (0, 8) and zlib.crc32(data) == entry.crc else b""
 
 
-def _zip_entries(file: IO[bytes], length: int, offset: int, start: int, stop: int) -> Iterator[_Entry]:
-    """Entries number `start` to `stop` of the directory."""
-    directory = _directory(file, length, offset)
-    entries = itertools.islice(_walk(directory, stop), start, stop)
-    return (_entry(directory, at, names, extras) for at, names, extras in entries)
-
-
 def _directory(file: IO[bytes], length: int, offset: int) -> bytes:
     file.seek(offset)
     return file.read(length)
 
 
-def _walk(directory: bytes, count: int) -> Iterator[tuple[int, int, int]]:
-    """Find where each of the first entries lies, and how long its name and extra fields are."""
+def _walk(directory: bytes, total: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Find where each of the entries from `start` to `stop` lies, and how long its name and extra fields are.
+
+    Raises ArchiveError where the directory is too short for them, and where it goes on behind the last of all: what it says there would
+    vanish.
+    """
     at = 0
-    for _ in range(count):
+    for number in range(stop):
         if at + _ENTRY.size > len(directory):
             raise ArchiveError("zip directory is damaged")
         names, extras, comments = _LENGTHS.unpack_from(directory, at + 28)
-        yield at, names, extras
+        if number >= start:
+            yield at, names, extras
         at += _ENTRY.size + names + extras + comments
+    if stop == total and directory[at : at + 4] not in (b"", b"PK\5\5"):  # a signature
+        raise ArchiveError(
+            f"its directory holds more than the {total:,} entries that the end of the zip says"
+        )
 
 
 def _raw_name(directory: bytes, at: int, length: int) -> bytes:

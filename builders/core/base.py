@@ -21,6 +21,7 @@ from builders.core.account import Account, Matched
 from builders.core.accounted import AccountedBuilder
 from builders.core.cache_key import code_hash, folder_fingerprint
 from builders.core.config import ImageCaptionConfig
+from builders.core.extras import fit
 from builders.core.gate import judge
 from builders.core.joined_captions import JoinedCaptions, check_files, hash_files, merge
 from builders.core.record import Record, SourceRow
@@ -122,6 +123,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
         for index, shard in enumerate(shards):
             seen: set[str] = set()
             for number, row in enumerate(self._rows(shard)):
+                row = row._replace(extras=fit(row.extras, self.EXTRAS)) if row.extras else row
                 if files:
                     row = _with_joined(row, files, account, self.CAPTION_KIND, self.config.captions_order)
                 if row.key in seen:

@@ -47,6 +47,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Pixels. The columns of sizes are int32, and one row beyond would end a whole build.
+_LONGEST_CLAIM = 2**31 - 1
 _LONGEST_EDGE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a file of the format can hold
 
 # Pillow warns of broken metadata and of large images; the gate has its own say on both. Not catch_warnings: that is not thread-safe.
@@ -80,7 +82,14 @@ class ImageInfo(NamedTuple):
 
 
 def probe(data: bytes) -> ImageInfo:
-    """Format and size from the header. Raises UndecodableImage where there is none to read."""
+    """Format and size from the header. Raises UndecodableImage where there is none to read, or one beyond what int32 holds."""
+    info = _read_header(data)
+    if max(info.width, info.height) > _LONGEST_CLAIM:
+        raise ImageTooLarge(f"{info.width:,} x {info.height:,} pixels")
+    return info
+
+
+def _read_header(data: bytes) -> ImageInfo:
     kind = sniff(data)
     if kind is None and (other := unsupported(data)):
         raise UnsupportedImage(f"{other} is not decoded")

@@ -1,11 +1,13 @@
 """What lies in a folder, an archive or a picture, as programs say that are not ours: GNU tar, zipinfo, find, ImageMagick, Python's own."""
 
+import contextlib
 import functools
 import io
 import os
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 __all__ = [
     "arrays_by_numpy",
+    "files_by_zipfile",
     "imagemagick",
     "listed_by_find",
     "members_by_others",
@@ -39,6 +42,32 @@ def members_by_others(archive: Path) -> list[str]:
         listed = _output("tar", "--quoting-style=literal", "-tf", str(archive))
     names = [os.fsdecode(line).removeprefix("./") for line in listed.splitlines()]
     return [name for name in names if name and not name.endswith("/")]
+
+
+def files_by_zipfile(data: bytes, limit: int) -> list[tuple[str, set[bytes]]]:
+    """The name of each file, and the contents that may come of it: what zipfile reads.
+
+    Nothing where it refuses the file for its names or its checksum, and also nothing where a size is absurd, over `limit` for example, of
+    which zipfile reads some. What it refuses for another reason is not among them.
+    """
+    found: list[tuple[str, set[bytes]]] = []
+    with contextlib.suppress(Exception), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist():
+            with contextlib.suppress(Exception):  # it raises a dozen kinds on damage
+                is_absurd = info.compress_size > len(data) or info.file_size > limit
+                contents = {_content_by_zipfile(archive, info), *([b""] if is_absurd else [])}
+                if not info.filename.endswith("/"):
+                    found.append((info.filename.removeprefix("./"), contents))
+    return found
+
+
+def _content_by_zipfile(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        return archive.read(info)
+    except zipfile.BadZipFile as error:
+        if any(said in str(error) for said in ("Bad CRC", "and header")):
+            return b""
+        raise
 
 
 def samples_by_tarfile(folder: Path) -> dict[str, dict[str, bytes]]:

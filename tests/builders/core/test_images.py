@@ -153,6 +153,13 @@ def test_a_bomb_is_known_by_its_header() -> None:
         decode_rgb(data)
 
 
+@pytest.mark.parametrize("size", [(2**32 - 1, 1), (1, 2**31), (2**32 - 1, 0)])
+def test_a_claim_beyond_what_columns_of_sizes_hold_is_too_large(size: tuple[int, int]) -> None:
+    """They are int32: a width beyond would end the build, and the run, that counts such a picture as rejected."""
+    with pytest.raises(ImageTooLarge):
+        probe(bomb(*size))
+
+
 @pytest.mark.parametrize("kind", ["GIF", "JPEG"])
 def test_a_bomb_that_pillow_refuses_to_open_is_too_large_and_not_broken(kind: Any) -> None:
     """Where the header is read by Pillow, which has a limit of its own: a GIF, a JPEG with EXIF."""

@@ -82,7 +82,7 @@ DAMAGED = {
 def test_a_picture_damaged_anywhere_becomes_pixels_or_a_reason(kind: str) -> None:
     """What passed the gate too: pixels are read once more here, and a reason goes into the ledger."""
     passed = unfit = 0
-    for seed in range(int(os.environ.get("LATENTMILL_FUZZ", "60"))):
+    for seed in range(int(os.environ.get("LATENTMILL_FUZZ", "2000"))):
         data = mutated(DAMAGED[kind], seed)
         try:
             info = probe(data)
