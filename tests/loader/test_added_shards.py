@@ -87,6 +87,26 @@ def test_a_state_stays_small_whatever_the_shards(tmp_path: Path) -> None:
     assert whole.difference(scattered) == "shards: 50000 there, 100000 here; which, the state does not say"
 
 
+def test_many_shards_that_are_gone_are_counted() -> None:
+    def shard_set(units: int) -> ShardSet:
+        names = [f"train-{unit:05d}" for unit in range(units)]
+        return ShardSet([PathShards("x", "", names, [1] * units)])
+
+    gone = ", ".join(f"x has no unit {unit}" for unit in range(2, 10))
+    told = shard_set(2).difference(shard_set(200).state())
+    assert told == f"shards: 200 there, 2 here; {gone} and 190 more"
+    assert shard_set(2).difference(shard_set(10).state()) == f"shards: 10 there, 2 here; {gone}"
+
+
+def test_shards_of_names_that_tell_no_unit_are_known_as_a_whole() -> None:
+    parts = [PathShards("x", "", ["train-00000", "one", "two"], [1, 1, 1])]
+    state = ShardSet(parts).state()
+    assert state.keys() == {"shards", "num_shards"}
+    assert ShardSet(parts).difference(state) == ""
+    fewer = ShardSet([PathShards("x", "", ["train-00000", "one"], [1, 1])])
+    assert fewer.difference(state) == "shards: 3 there, 2 here; which, the state does not say"
+
+
 @pytest.mark.parametrize("packed", [-1, 2**62, "3", (1 << 31) + (1 << 30)])
 def test_a_state_that_names_no_shards_is_refused(shards: Path, packed: Any) -> None:
     batches = make_loader(shards, 10, **OPTIONS)

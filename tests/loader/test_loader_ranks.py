@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,13 @@ def test_a_rank_that_nothing_tells_is_not_guessed(monkeypatch: pytest.MonkeyPatc
     assert len(list(batches)) == 10
 
 
-@pytest.mark.parametrize("make", [make_loader, LatentDataset])
+def copied(*arguments: Any, **options: Any) -> LatentDataset:
+    """One that came from another process, as a trainer's pickle gives it."""
+    dataset: LatentDataset = pickle.loads(pickle.dumps(LatentDataset(*arguments, **options)))
+    return dataset
+
+
+@pytest.mark.parametrize("make", [make_loader, LatentDataset, copied])
 def test_a_loader_made_before_the_launcher_spoke_deals_out_each_sample_once(
     monkeypatch: pytest.MonkeyPatch, shards: Path, make: Any
 ) -> None:
