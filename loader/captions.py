@@ -77,7 +77,9 @@ class CaptionChoice:
             alike = np.bincount(embedded.row[mine], minlength=len(embedded.first))
             shares[mine] = weight / alike[embedded.row[mine]]
         without = np.bincount(embedded.row, shares, len(embedded.first)) == 0
-        return np.where(without[embedded.row], 1.0, shares)
+        shares = np.where(without[embedded.row], 1.0, shares)
+        # Else a light kind would be lost behind the heavier ones of the rows before.
+        return shares / np.bincount(embedded.row, shares)[embedded.row]
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,13 @@ def share(captions: Any, kinds: list[str], caption: int) -> Fraction:
 
 @pytest.mark.parametrize(
     "captions",
-    ["random", {"llava": 0.7, "alt": 0.3}, {"llava": 1, "alt": 0}, {"human": 2, "gpt": 1, "alt": 5}],
+    [
+        "random",
+        {"llava": 0.7, "alt": 0.3},
+        {"llava": 1, "alt": 0},
+        {"human": 2, "gpt": 1, "alt": 5},
+        {"human": 1, "alt": 1e-18},
+    ],
 )
 def test_shares_of_ten_epochs_are_those_that_were_asked_for(folder: Path, captions: Any) -> None:
     batches = load(folder, captions=captions, seed=3)
