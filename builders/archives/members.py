@@ -13,8 +13,8 @@ from typing import IO, Any
 
 from builders.archives.tar_reader import Member as Member
 from builders.archives.tar_reader import NoContent as NoContent
-from builders.archives.tar_reader import iter_tar
-from builders.archives.zips import iter_zip
+from builders.archives.tar_reader import begins_tar, iter_tar
+from builders.archives.zips import is_zip, iter_zip
 from builders.core import shallow_json
 from builders.core.errors import ArchiveError
 
@@ -29,15 +29,16 @@ def iter_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Me
 def all_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Member]:
     """Members in the archive's order, hidden ones too. Of a zip, the `index`-th of `count` ranges."""
     file.seek(0)
-    magic = file.read(4)
-    file.seek(0)
+    block = file.read(512)
+    is_packed = block.startswith(b"\x1f\x8b")
     try:
-        if magic[:2] == b"PK":
+        if block.startswith(b"PK") or (not (is_packed or begins_tar(block)) and is_zip(file)):
             for name, read in iter_zip(file, index, count, MAX_MEMBER_SIZE):
                 yield Member(name.removeprefix("./"), read)
-        else:
-            unpacked: Any = gzip.GzipFile(fileobj=file) if magic[:2] == b"\x1f\x8b" else file
-            yield from iter_tar(unpacked, MAX_MEMBER_SIZE)
+            return
+        file.seek(0)
+        unpacked: Any = gzip.GzipFile(fileobj=file) if is_packed else file
+        yield from iter_tar(unpacked, MAX_MEMBER_SIZE)
     except (struct.error, ValueError, OverflowError) as error:  # of a damaged header
         raise ArchiveError(f"{type(error).__name__}: {error}") from error
 

@@ -46,6 +46,14 @@ class Member(NamedTuple):
 _Header = tuple[str, bytes, str, int, int, bool]
 
 
+def begins_tar(block: bytes) -> bool:
+    """Whether a block of 512 bytes is a whole header, or zeros."""
+    try:
+        return not any(block) or bool(_parse(block, {}))
+    except ArchiveError:
+        return False
+
+
 def iter_tar(file: IO[bytes], max_size: int) -> Iterator[Member]:
     """Files and links in the archive's order; folders are passed over, contents over `max_size` bytes read as nothing.
 

@@ -17,6 +17,7 @@ from builders.core.errors import ArchiveError
 _ENTRY = struct.Struct("<4s4x2H4x3L14xL")
 _LENGTHS = struct.Struct("<3H")  # of name, extra fields and comment, 28 bytes into the entry
 _END = struct.Struct("<4s4H2LH")
+_LOCATOR = struct.Struct("<4s4xQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 
 
@@ -31,16 +32,32 @@ class _Entry(NamedTuple):
     offset: int
 
 
+class _End(NamedTuple):
+    """What the last bytes say: number of entries, bytes of the directory and where it lies, and how many bytes lie before the zip."""
+
+    entries: int
+    length: int
+    offset: int
+    before: int
+
+
+def is_zip(file: IO[bytes]) -> bool:
+    """Whether the file ends as a zip does, to the byte, whatever it begins with: a program that unpacks it, for example."""
+    _, tail = _tail(file)
+    at = tail.rfind(b"PK\5\6")
+    return 0 <= at == len(tail) - _END.size - int.from_bytes(tail[at + 20 : at + 22], "little")
+
+
 def count_zip(file: IO[bytes]) -> int:
     """Number of entries, folders included, from the last bytes alone."""
-    return _zip_end(file)[0]
+    return _zip_end(file).entries
 
 
 def zip_names(file: IO[bytes]) -> Iterator[str]:
     """Names of all entries."""
-    count, length, offset = _zip_end(file)
-    directory = _directory(file, length, offset)
-    walk = _walk(directory, count, 0, count)
+    end = _zip_end(file)
+    directory = _directory(file, end)
+    walk = _walk(directory, end.entries, 0, end.entries)
     return (_name(directory, at, _raw_name(directory, at, names)) for at, names, _ in walk)
 
 
@@ -48,12 +65,14 @@ def iter_zip(
     file: IO[bytes], index: int, count: int, max_size: int
 ) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Name and reader of each file in the `index`-th of `count` ranges; what is damaged or over `max_size` bytes reads as nothing."""
-    total, length, offset = _zip_end(file)
-    directory = _directory(file, length, offset)
-    for at, names, extras in _walk(directory, total, total * index // count, total * (index + 1) // count):
+    end = _zip_end(file)
+    directory = _directory(file, end)
+    start, stop = (end.entries * number // count for number in (index, index + 1))
+    for at, names, extras in _walk(directory, end.entries, start, stop):
         entry = _entry(directory, at, names, extras)
         if not entry.name.endswith("/"):
-            lies_before = entry.offset < offset  # the directory; what claims another place is damaged
+            lies_before = entry.offset < end.offset  # the directory; what claims another place is damaged
+            entry = entry._replace(offset=entry.offset + end.before)
             yield (
                 entry.name,
                 functools.partial(_read_entry, file, entry, max_size) if lies_before else bytes,
@@ -80,9 +99,9 @@ def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
     return data if entry.method in (0, 8) and zlib.crc32(data) == entry.crc else b""
 
 
-def _directory(file: IO[bytes], length: int, offset: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
+def _directory(file: IO[bytes], end: _End) -> bytes:
+    file.seek(end.offset + end.before)
+    return file.read(end.length)
 
 
 def _walk(directory: bytes, total: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
@@ -138,28 +157,38 @@ def _zip64(extras: bytes, *values: int) -> list[int]:
     return list(values)
 
 
-def _zip_end(file: IO[bytes]) -> tuple[int, int, int]:
-    """Number of entries, and size and offset of the directory."""
-    end = file.seek(0, os.SEEK_END)
-    start = file.seek(max(0, end - 66_000))
-    tail = file.read()
+def _tail(file: IO[bytes]) -> tuple[int, bytes]:
+    """The bytes in which an end may stand, and where they begin."""
+    start = file.seek(max(0, file.seek(0, os.SEEK_END) - 66_000))
+    return start, file.read()
+
+
+def _zip_end(file: IO[bytes]) -> _End:
+    start, tail = _tail(file)
     at = tail.rfind(b"PK\5\6")
     if at < 0:
         raise ArchiveError("zip without a directory: cut short")
     try:
         _, _, _, _, count, length, offset, _ = _END.unpack_from(tail, at)
-        if count == 0xFFFF or 0xFFFFFFFF in (length, offset):
-            locator = at - 20
-            if locator >= 0 and tail[locator : locator + 4] == b"PK\6\7":
-                (at64,) = struct.unpack_from("<Q", tail, locator + 8)
-                _, _, _, _, _, _, _, count, length, offset = _END64.unpack_from(tail, at64 - start)
-    except (struct.error, OverflowError) as error:
+        locator = at - _LOCATOR.size
+        if locator >= 0 and tail.startswith(b"PK\6\7", locator):
+            _, place, _ = _LOCATOR.unpack_from(tail, locator)
+            # Where bytes lie before the zip, it is not there that the larger end is, but where it is written.
+            for at64 in (place - start, locator - _END64.size):
+                if at64 >= 0 and tail.startswith(b"PK\6\6", at64):
+                    at, (*_, count, length, offset) = at64, _END64.unpack_from(tail, at64)
+                    break
+    except struct.error as error:
         raise ArchiveError(f"the end of the zip is damaged: {error}") from error
-    if offset + length > end or count * _ENTRY.size > length:
-        raise ArchiveError("the end of the zip is damaged: its directory does not fit into the file")
-    # The end comes behind the directory, or a zip64's own end or a signature does; else two places claim to be the directory, or
-    # bytes lie before the zip.
+    # The end, or before it a signature, comes behind the directory.
+    before = start + at - offset - length
     behind = offset + length - start
-    if behind != at and (behind < 0 or tail[behind : behind + 4] not in (b"PK\6\6", b"PK\5\5")):
-        raise ArchiveError("the directory of the zip is not where its end says: write the zip anew")
-    return count, length, offset
+    if behind >= 0 and tail[behind : behind + 4] == b"PK\5\5":
+        before = 0
+    if before < 0 or count * _ENTRY.size > length:
+        raise ArchiveError("the end of the zip is damaged: its directory does not fit into the file")
+    if before:
+        file.seek(0)
+        if file.read(2) == b"PK":  # bytes in its midst, or a zip before the zip, whose members would vanish
+            raise ArchiveError("the directory of the zip is not where its end says: write the zip anew")
+    return _End(count, length, offset, before)

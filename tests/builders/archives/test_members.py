@@ -130,13 +130,41 @@ def test_a_cut_tar_gives_its_whole_members_and_then_raises(pack: Any, is_read: A
 
 
 def test_a_zip_whose_directory_lies_elsewhere_than_its_end_says_is_told() -> None:
-    """Bytes that were laid before or into a zip: what lies at the named place is not what its entries are of."""
-    before, data = b"#!/bin/sh\n" * 9, zip_bytes()
-    for damaged in (before + data, data[:4] + before + data[4:]):
+    """Bytes in its midst, or a zip before it, whose members would vanish: what lies at the named place is not what its entries are of."""
+    more, data = b"#!/bin/sh\n" * 9, zip_bytes()
+    for damaged in (data[:4] + more + data[4:], zip_bytes(members=HIDDEN) + data):
         with pytest.raises(ArchiveError, match="is not where its end says"):
             count_zip(io.BytesIO(damaged))
     signed = data[: data.rindex(b"PK\5\6")] + b"PK\5\5\x04\0sign" + data[data.rindex(b"PK\5\6") :]
     assert read(io.BytesIO(signed)) == read(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("before", [b"#", b"#!/bin/sh\n" * 9, b"MZ" + bytes(70_000), b"\1" * 512])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_zip_behind_other_bytes_reads_as_zipfile_reads_it(
+    before: bytes, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs are so that unpack themselves; with offsets that count these bytes, as `zip -A` writes them, and without."""
+    if is_large:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 500)
+    counted = io.BytesIO(before)
+    with zipfile.ZipFile(counted, "a") as archive:
+        for name, content in MEMBERS:
+            archive.writestr(name, content)
+    for data in (before + zip_bytes(), counted.getvalue()):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            theirs = [(info.filename, archive.read(info)) for info in archive.infolist() if not info.is_dir()]
+        file = io.BytesIO(data)
+        assert read(file) == [(name.removeprefix("./"), content) for name, content in theirs] == PLAIN
+        assert [found for index in range(3) for found in read(file, index, 3)] == PLAIN
+
+
+def test_a_damaged_tar_is_no_zip_for_the_zip_that_it_holds() -> None:
+    """Its other members would vanish."""
+    data = tar_bytes(members=[("a.jpg", b"a"), ("a.zip", zip_bytes())])
+    with pytest.raises(ArchiveError, match="its checksum is wrong"):
+        read(io.BytesIO(b"b" + data[1:]))
 
 
 def test_a_cut_zip_raises() -> None:
