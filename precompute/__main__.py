@@ -5,6 +5,7 @@ latentmill verify latents/cc12m
 
 import difflib
 import importlib
+import os
 import sys
 
 from precompute.commands import PROGRAM, VERBS, flags_of, help_text, manual, parse
@@ -27,6 +28,9 @@ def main() -> None:
         # Flags are read first: what the verb itself imports takes seconds.
         given = [parse(verb, flags_of(verb), manual(verb))] if module.startswith("precompute.") else []
         sys.exit(importlib.import_module(module).main(*given))
+    except BrokenPipeError:  # of `latentmill run --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

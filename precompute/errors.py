@@ -11,7 +11,9 @@ PrecomputeError
 """
 
 import contextlib
+import functools
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -94,4 +96,18 @@ def _make_printable(record: logging.LogRecord) -> bool:
     return True
 
 
+@functools.cache
+def _tell_of_the_hub(error: str) -> None:
+    logging.getLogger("precompute").warning("the Hub does not answer (%s): trying again", error)
+
+
+def _retries_are_one_line(record: logging.LogRecord) -> bool:
+    """The Hub's client says twice a try what went wrong and how long it waits."""
+    said = record.getMessage()
+    if tried := re.fullmatch(r"(.*?) thrown while requesting .*", said, re.DOTALL):
+        _tell_of_the_hub(tried[1].strip("'"))
+    return tried is None and not said.startswith("Retrying in")
+
+
 logging.getLogger("precompute").addFilter(_make_printable)
+logging.getLogger("huggingface_hub.utils._http").addFilter(_retries_are_one_line)

@@ -17,9 +17,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import diffusers
-import transformers
-
 from builders.archives import backoff
 from loader.format import Split
 from loader.printable import printable_lines
@@ -28,6 +25,7 @@ from precompute.cloud.place import open_output
 from precompute.commands import parse
 from precompute.config import Config, check
 from precompute.encode.devices import is_main, processes_here
+from precompute.encode.models import quiet_libraries
 from precompute.encode.presets import ChosenModels
 from precompute.errors import PrecomputeError, UsageError, one_line_errors, output_errors
 from precompute.hub.follow import PushGate, following
@@ -173,9 +171,7 @@ def stop_on_sigterm() -> None:
 def main(config: Config | None = None) -> None:
     config = config or parse("run", Config, __doc__)
     logging.basicConfig(format="%(message)s")
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
+    quiet_libraries()
     stop_on_sigterm()
     with one_line_errors(), output_errors(config.output, config.scratch):
         run(config)

@@ -6,11 +6,14 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import torch
+import transformers
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 from precompute.errors import ModelError
@@ -111,10 +114,14 @@ def locate_model(flag: str, name: str, subfolders: Sequence[str]) -> Location:
     for subfolder in (*subfolders, ""):
         try:
             file = huggingface_hub.hf_hub_download(
-                repository, "config.json", subfolder=subfolder or None, revision=revision or None
+                repository,
+                "config.json",
+                subfolder=subfolder or None,
+                revision=revision or None,
+                local_files_only=unreachable is not None,
             )
         except LocalEntryNotFoundError as error:  # what is in the cache may lie elsewhere
-            unreachable = error
+            unreachable = unreachable or error
             continue
         except EntryNotFoundError:
             continue
@@ -129,18 +136,21 @@ def locate_model(flag: str, name: str, subfolders: Sequence[str]) -> Location:
         )
     if unreachable is not None:
         raise ModelError(
-            f"{flag} {name}: not in the local cache, and the Hub cannot be reached ({in_a_line(unreachable)})"
+            f"{flag} {name}: not in the local cache, and the Hub cannot be reached ({_cause_of(unreachable)}). Check the name, "
+            "or name a folder that has the model"
         ) from unreachable
     raise ModelError(
         f"{flag} {name}: the repository has no config.json, at the top or in {', '.join(subfolders)}"
     )
 
 
-def load_weights(flag: str, load: Callable[..., Any]) -> tuple[Any, str | None]:
-    """The model, and the variant of its weights where it has no plain ones; load takes `variant` as from_pretrained does.
+def load_weights(flag: str, load: Callable[..., Any], unused: str = "") -> tuple[Any, str | None]:
+    """The model, and the variant of its weights where it has no plain ones; load takes what from_pretrained does.
 
-    Raises what `load` raises for the plain weights.
+    unused: in the names of weights that may be missing. Raises what `load` raises for the plain weights, and ModelError where
+    some are missing or of another shape: libraries make them up, at random.
     """
+    load = partial(_whole, flag, load, unused)
     try:
         return load(), None
     except OSError as error:
@@ -154,6 +164,18 @@ def load_weights(flag: str, load: Callable[..., Any]) -> tuple[Any, str | None]:
             logger.warning("%s: it has no weights but those of variant %s; they are taken", flag, variant)
             return model, variant
         raise
+
+
+def _whole(flag: str, load: Callable[..., Any], unused: str, **options: Any) -> Any:
+    model, found = load(output_loading_info=True, **options)
+    mismatched = {str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]}
+    missing = sorted({*found["missing_keys"], *mismatched})
+    if missing := [key for key in missing if not unused or unused not in key]:
+        shown = f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        raise ModelError(
+            f"{flag}: its files lack {len(missing)} of its weights ({shown}), which would be made up. Download it again, whole"
+        )
+    return model
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -179,6 +201,20 @@ def _read_config(flag: str, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{flag}: {path} holds no JSON object. Download the model again")
     return config
+
+
+def _cause_of(error: Exception) -> str:
+    """Why the Hub was not reached; offline mode says so in many words."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return in_a_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+
+
+def quiet_libraries() -> None:
+    """What libraries say of weights that they load is said by messages of ours, or by none."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
 
 
 def in_a_line(error: Exception, most: int = 240) -> str:

@@ -19,7 +19,9 @@ def load_text_model(
         family.from_pretrained, location.name, dtype=dtype, trust_remote_code=False, **location.arguments
     )
     try:
-        model, variant = load_weights(f"--text-encoder {spec.model}", load)
+        model, variant = load_weights(
+            f"--text-encoder {spec.model}", load, unused="" if spec.pooled else "pooler."
+        )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"--text-encoder {spec.model}: cannot load it: {in_a_line(error)}") from error
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_encoder"):

@@ -9,7 +9,7 @@ import torch
 from loader.recipe import Recipe
 from precompute.encode.features import FeatureEncoder, features_value, open_feature_encoder
 from precompute.encode.image import DTYPES, UNSHIFTED, ImageEncoder, open_image_encoder
-from precompute.encode.models import recorded_name
+from precompute.encode.models import quiet_libraries, recorded_name
 from precompute.encode.stored import store_of
 from precompute.encode.text import TextEncoder, open_text_encoder
 from precompute.encode.text_spec import split_value, text_encoder_value
@@ -32,6 +32,7 @@ class Models:
 
 def recipe_image_encoder(recipe: Recipe, models: Models) -> ImageEncoder:
     """The image encoder that a recipe names. Raises ModelError."""
+    quiet_libraries()
     spec = recipe["image_encoder"]
     name = models.vae or hub_name("--vae", spec)
     name = f"{name.removesuffix(UNSHIFTED)}{UNSHIFTED}" if spec.get("unshifted") else name
@@ -66,6 +67,7 @@ def _opened(
     value_of: ValueOf,
     open_one: Callable[[str, dict[str, Any]], Encoder],
 ) -> tuple[list[Encoder], list[str]]:
+    quiet_libraries()
     encoders, notes = list[Encoder](), list[str]()
     given = with_recipe(flag, by_hand, specs, value_of)
     for spec in specs:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from loader import make_loader
 from precompute import verify
 from tests.support import tiny_models
+from tests.support.forked import run_command
 from tests.support.hub_cache import COMMIT, cached, link_to_blobs
-from tests.support.launching import run_here
+from tests.support.launching import ROOT, environment, run_here
 
 REPOSITORY = "org/tiny-model"
 # diffusers 0.42 gives huggingface_hub 2 an argument that it no longer takes.
@@ -136,3 +140,80 @@ def test_a_shift_that_is_left_out_stays_out(
     config = verify.Config(str(base), decode=2, data_dir=photos)
     said = [str(finding) for finding in verify.verify(config).findings]
     assert not [finding for finding in said if "of the recipe" in finding], "as the model's config has it"
+
+
+@pytest.mark.parametrize(
+    ("flag", "part", "lost"),
+    [
+        ("--vae", "vae", "encoder.conv_in.weight"),
+        ("--vae", "vae", "decoder.conv_out.bias"),
+        ("--text-encoder", "text_encoder", "fc1.weight"),
+        ("--text-encoder", "text_encoder", "final_layer_norm.bias"),
+    ],
+)
+def test_a_weight_that_is_missing_is_not_made_up(
+    flag: str,
+    part: str,
+    lost: str,
+    plain: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = shutil.copytree(plain, tmp_path / "model")
+    (file,) = (model / part).glob("*.safetensors")
+    weights = load_file(file)
+    gone = next(name for name in weights if name.endswith(lost))
+    save_file({name: value for name, value in weights.items() if name != gone}, file, {"format": "pt"})
+    given = {"--vae": "toy", "--text-encoder": "toy"} | {flag: str(model)}
+    flags = [
+        "builders/folder",
+        "--data-dir",
+        photos,
+        "--options",
+        "min_image_size=1",
+        "--output",
+        tmp_path / "out",
+    ]
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, capsys, *flags, *(word for pair in given.items() for word in pair))
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {flag} {model}: its files lack 1 of its weights (") and lost in said
+
+
+def test_what_libraries_say_of_weights_that_are_not_needed_is_not_said(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole CLIPModel, of which the text half is taken, makes a page of transformers' own."""
+    model, output = tiny_models.save_clip_of_openai(tmp_path / "model"), tmp_path / "out"
+    data = ["--data-dir", photos, "--options", "min_image_size=1"]
+    run_here(
+        monkeypatch, capsys, "builders/folder", *data, "--output", output, "--vae", "toy", "--text-encoder", model
+    )  # fmt: skip
+    for verb in ("verify", "preview"):
+        more = ["--decode", "2", "--text-encoder", model] if verb == "verify" else []
+        done = run_command(f"precompute/{verb}.py", output, "--data-dir", photos, *more)
+        assert "every byte" in done.stdout or "report.html" in done.stdout, done.stderr
+        assert "LOAD REPORT" not in done.stderr and "Loading weights" not in done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_two_lines(tmp_path: Path) -> None:
+    flags = [
+        "builders/demo",
+        "--output",
+        tmp_path / "out",
+        "--vae",
+        "nobody/nothing",
+        "--text-encoder",
+        "toy",
+    ]
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "precompute", "run", *map(str, flags)]
+    done = subprocess.run(command, env={**environment(), **hub}, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 1
+    waiting, error = done.stderr.splitlines()
+    assert waiting == "the Hub does not answer ([Errno 111] Connection refused): trying again"
+    assert error.startswith(
+        "error: --vae nobody/nothing: not in the local cache, and the Hub cannot be reached"
+    )
