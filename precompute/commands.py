@@ -35,6 +35,10 @@ VERBS = {
     "doctor": ("precompute.doctor", "what is installed here, in lines for an issue"),
 }
 PROGRAM = "latentmill"
+# Of --store-option, what is no place, and may be a secret.
+SECRET = re.compile(
+    r"^((?:--store-option=)?\w*(?:secret|token|key|password|sas)\w*)=.*", re.IGNORECASE | re.DOTALL
+)
 
 
 def words(verb: str) -> list[str]:
@@ -90,6 +94,37 @@ def manual(verb: str) -> str:
     spec = importlib.util.find_spec(VERBS[verb][0])
     assert spec is not None and spec.origin is not None
     return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+
+
+def retyped(*more: str, **instead: str) -> str:
+    """What was typed here, between backticks: with further words, and with other values of some flags.
+
+    instead: values by flag, of which {} stands for the one that was typed. Where no verb was typed, words for it. No value of a
+    store's option is told that could be a secret.
+    """
+    changes = {flag.replace("_", "-"): value for flag, value in instead.items()}
+    first = sys.argv[0] if sys.argv else ""
+    verb = next((verb for verb in VERBS if _is_typed(first, verb)), None)
+    kept, typed = list[str](), dict[str, str]()
+    words_left = iter(sys.argv[1:] if verb else ())
+    for word in words_left:
+        flag, given, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and flag.replace("_", "-") in changes:
+            typed[flag.replace("_", "-")] = value if given else next(words_left, "")
+        else:
+            kept.append(word)
+    for flag, value in changes.items():
+        kept += [f"--{flag}", value.replace("{}", typed.get(flag, flag.upper()).rstrip("/"))]
+    kept = [re.sub(SECRET, r"\1=...", word) for word in (*kept, *more)]
+    if verb is None:
+        return f"the same command with {shlex.join(kept)}"
+    launcher = [launched()] if verb == "run" and "ACCELERATE_MIXED_PRECISION" in os.environ else []
+    return f"`{' '.join([*(launcher or [command(verb)]), shlex.join(kept)])}`"
+
+
+def _is_typed(first: str, verb: str) -> bool:
+    package, _, name = VERBS[verb][0].partition(".")
+    return first == f"{PROGRAM} {verb}" or Path(first).parts[-2:] == (package, f"{name}.py")
 
 
 def parse(verb: str, config: type[T], description: str | None) -> T:

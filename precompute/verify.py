@@ -25,7 +25,7 @@ from tqdm import tqdm
 from loader.format import Manifest, Marker
 from loader.printable import printable
 from precompute.cloud.place import check_options, is_store, open_shards, options_for, removal
-from precompute.commands import parse
+from precompute.commands import parse, retyped
 from precompute.errors import UsageError, one_line_errors
 from precompute.flags.verify import Config as Config
 from precompute.shards.store import Store, expected_manifest
@@ -179,10 +179,12 @@ def check_flags(config: Config) -> None:
         raise UsageError(f"{flag}: give a positive number")
     if not config.decode and (config.vae or config.text_encoder or config.features):
         flag = "--vae" if config.vae else "--text-encoder" if config.text_encoder else "--features"
-        raise UsageError(f"{flag}: nothing is decoded; give --decode N too")
+        raise UsageError(f"{flag}: nothing is decoded; say how many: {retyped('--decode', '8')}")
     if not config.decode and config.source is None and (config.data_dir or config.options):
         flag = "--data-dir" if config.data_dir else "--options"
-        raise UsageError(f"{flag}: the source is not read; give --decode N or --source DATASET too")
+        raise UsageError(
+            f"{flag}: the source is not read; give --source DATASET too, or say how many to decode: {retyped('--decode', '8')}"
+        )
     if config.data_dir and not config.data_dir.is_dir():
         raise UsageError(f"--data-dir {config.data_dir}: no such folder")
     check_options(config.store_option, config.output, config.beside)

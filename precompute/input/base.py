@@ -18,6 +18,7 @@ from loader.format import MANIFEST, FormatError, Manifest, Marker, Shard
 from loader.joined import rows_hash
 from loader.recipe import BASE, Plan
 from loader.state import unit_of
+from precompute.commands import retyped
 from precompute.errors import NotListed, OutputError, SourceError, UsageError
 from precompute.input.faults import may_pass
 from precompute.shards.destination import stem_of
@@ -114,7 +115,7 @@ class Base:
         if hashlib.sha256(data).hexdigest() != shard.parquet_sha256:
             raise SourceError(
                 f"--beside {self.url}: {name} is not the one that its {MANIFEST} lists: the base has changed meanwhile. "
-                "Run again, with another --output"
+                f"Make the layer again, with another output: {retyped(output='{}-2')}"
             )
         return data
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from precompute.commands import retyped
+
 NAMED = 3
 Look = Callable[[str], tuple[int, int]]
 
@@ -53,7 +55,9 @@ def told(units: int, names: Sequence[str], redo: bool) -> str:
     """What a run says of changed sources before it begins."""
     what = f"changed since they were encoded: {listed(names)}, in {units} finished unit{'s' if units > 1 else ''}; "
     return what + (
-        "done again" if redo else "what is stored is of then; --redo-changed does these units again"
+        "done again"
+        if redo
+        else f"what is stored is of then; {retyped('--redo-changed')} does these units again"
     )
 
 

@@ -13,6 +13,7 @@ from builders.archives import backoff
 from loader.bucket import Bucket
 from loader.format import Field, FormatError
 from loader.recipe import Plan, Recipe
+from precompute.commands import command
 from precompute.errors import LostLease, SourceError
 from precompute.runtime.leases import Lease, Leases
 from precompute.runtime.progress import default_threads
@@ -106,7 +107,7 @@ class Packer:
             logger.warning("unit %d: another process took over while this one was held up", unit)
         except (FormatError, KeyError) as error:
             raise SourceError(
-                f"unit {unit}: an input is damaged ({error}); verify the inputs, and run again"
+                f"unit {unit}: an input is damaged ({error}); `{command('verify')}` names the fault of an input: mend it, and run again"
             ) from error
         except OSError as error:
             if not is_gone(error):

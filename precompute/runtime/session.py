@@ -19,6 +19,7 @@ from builders.core.record import Record
 from loader.format import NULL_CAPTION, as_json
 from loader.npy import as_numbers
 from loader.recipe import Recipe
+from precompute.commands import retyped
 from precompute.config import Config
 from precompute.encode.batch_encoder import BatchEncoder
 from precompute.encode.devices import pick_device
@@ -279,8 +280,8 @@ def write_null_caption(output: Destination, texts: list[TextEncoder], known: str
         for field in encoder.fields:
             if not np.isfinite(as_numbers(arrays[field.name], field.dtype)).all():
                 raise ModelError(
-                    f"--text-encoder: {field.name} of the empty caption does not fit into {field.dtype}; give --store "
-                    "bfloat16, or take layer=-1, whose states are normalised, or add norm to the options of --text-encoder"
+                    f"--text-encoder: {field.name} of the empty caption does not fit into {field.dtype}: "
+                    f"{retyped(store='bfloat16')}, or take layer=-1, whose states are normalised, or add norm to its options"
                 )
     out = io.BytesIO()
     np.savez(out, **arrays)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from loader.format import (
     recipe_differences,
 )
 from loader.recipe import Plan, Recipe
+from precompute.commands import retyped
 from precompute.errors import RecipeMismatch
 from precompute.shards.destination import Destination, Entry
 from precompute.shards.markers import is_marker, manifest_of, parse_manifest, parse_marker
@@ -29,12 +30,6 @@ ROUNDS = 5  # of reading and writing at the end of a run, at most, while others 
 SHARE = 0.01  # of a process's time may go into them: ten thousand markers take a second
 
 
-SAME = "Use the same flags as then, or another --output"
-GROWN = (
-    "Where files came or went since: encode what is new, out of a folder of its own, to a second --output; the loader reads both as "
-    "one dataset, make_loader([OUT, OUT2], ...). Else use the same flags as then, or another --output"
-)
-REBASED = "The base has changed since: make the layer again, into an empty --output"
 Key = tuple[str, Hashable]  # a marker's name and version: a unit may be done again
 
 
@@ -195,6 +190,13 @@ def _compare(output: Destination, recipe: Recipe, split: Split | None, ours: tup
         different += recipe_differences(split.plan, ours[1], "plan")
     if different:
         lines = "\n  ".join(different)
-        cure = GROWN if all(line.startswith("plan.") for line in different) else SAME
-        cure = REBASED if all(line.startswith("plan.base.") for line in different) else cure
+        cure = f"Use the same flags as then, or another output: {retyped(output='{}-2')}"
+        if all(line.startswith("plan.") for line in different):
+            cure = (
+                "Where files came or went since, what is new goes into a folder of its own, NEW say, and to a second output: "
+                f"{retyped(data_dir='NEW', output='{}-2')}; the loader reads both as one dataset, make_loader([OUT, OUT2], ...). "
+                f"{cure.replace('Use', 'Else use')}"
+            )
+        if all(line.startswith("plan.base.") for line in different):
+            cure = f"The base has changed since: make the layer again, with another output: {retyped(output='{}-2')}"
         raise RecipeMismatch(f"--output {output}: it holds shards of another recipe:\n  {lines}\n{cure}")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from builders.folder import SPLITS
 from loader.format import Manifest
+from precompute.commands import launched
 from precompute.verification.check_folder import Finding
 
 LISTED = ("builders/folder", "builders/webdataset")
@@ -51,7 +52,7 @@ def _compare(where: str, strays: list[str], counted: int) -> Iterator[Finding]:
     if len(strays) != counted:
         names = ", ".join(sorted(strays)[:3]) or "none"
         what = f"{len(strays):,} files of it are no row's ({names}), {counted:,} are counted as left out"
-        cure = "the source has changed, or a file was passed by: run again, with another --output"
+        cure = f"the source has changed, or a file was passed by: run `{launched()}` again, with another --output"
         yield Finding(where, "", what, cure)
 
 

@@ -109,7 +109,7 @@ def test_a_folder_that_grew_goes_on_in_a_second_one(
     with pytest.raises(SystemExit):
         run(photos, tmp_path / "out")
     error = capsys.readouterr().err
-    assert "plan." in error and "second --output" in error and "make_loader([OUT, OUT2]" in error
+    assert "plan." in error and "--data-dir NEW --output" in error and "make_loader([OUT, OUT2]" in error
     save(tmp_path / "added", "new", 9, "a new picture")
     run(tmp_path / "added", tmp_path / "out2")
     assert captions(tmp_path / "out", tmp_path / "out2") == sorted(
@@ -350,7 +350,7 @@ def test_redo_changed_of_a_layer_waits_for_that_of_its_base(
     run(photos, base, "--redo-changed")
     with pytest.raises(SystemExit):
         run_layer(photos, base, layer, "--redo-changed")
-    assert "make the layer again, into an empty --output" in capsys.readouterr().err
+    assert "make the layer again, with another output: " in capsys.readouterr().err
 
 
 def test_redo_changed_does_the_units_of_a_layer_again_beside_a_base_of_the_same_rows(

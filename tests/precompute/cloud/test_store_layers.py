@@ -262,7 +262,10 @@ def test_a_base_that_changed_is_refused(store: FaultyStore, raw: Path, plain: Pa
     pq.write_table(other, tmp_path / "other.parquet")
     changed = (tmp_path / "other.parquet").read_bytes()
     store.client.put_object(Bucket="bucket", Key="changed/base/train-00001-01.parquet", Body=changed)
-    with pytest.raises(SourceError, match=r"has changed meanwhile\. Run again, with another --output$"):
+    with pytest.raises(
+        SourceError,
+        match=r"has changed meanwhile\. Make the layer again, with another output: .*--output OUTPUT-2$",
+    ):
         layer("s3://bucket/changed/second", raw, base, store_option=store.options)
     manifest = json.loads(store.objects("changed/base")[MANIFEST])
     manifest["splits"]["train"]["shards"][2]["parquet_sha256"] = "0" * 64
