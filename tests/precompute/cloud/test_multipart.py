@@ -44,11 +44,22 @@ def test_a_run_is_a_plain_one(store: FaultyStore, data: Path, plain: Path, quick
     check(store, "large/run", plain)
 
 
-def test_parts_make_the_whole_and_nothing_is_written_over(store: FaultyStore, quick: None) -> None:  # noqa: F811
-    body = random.Random(0).randbytes(11 * MB)
+@pytest.mark.parametrize(("most", "parts"), [(10_000, 3), (2, 2)])
+def test_parts_make_the_whole_and_nothing_is_written_over(
+    store: FaultyStore,
+    quick: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    parts: int,
+) -> None:
+    """They are larger where there would be more of them than S3 takes."""
+    monkeypatch.setattr(multipart, "MOST", most)
+    body, before = random.Random(0).randbytes(11 * MB), len(store.front.queries)
+    store.client.delete_object(Bucket="bucket", Key="parts/train-00000.tar")
     place = opened(store, "parts")
     assert place.create("train-00000.tar", memoryview(body)) is not None
-    assert sum("partNumber=" in query for query in store.front.queries) == 3 + 1, "and the trial's"
+    sent = sum("partNumber=" in query for query in store.front.queries[before:])
+    assert sent == parts + 1, "and the trial's"
     assert store.objects("parts") == {"train-00000.tar": body}
     assert place.create("train-00000.tar", memoryview(body)) is not None, "an equal one counts as ours"
     assert place.create("train-00000.tar", memoryview(body[::-1])) is None
