@@ -113,6 +113,7 @@ def test_what_is_read_is_what_arrow_reads(version: str, compression: str, option
             ),
             "crop_256": pa.array([[n, -n] if n % 3 else None for n in range(50)], pa.list_(pa.int32())),
             "offset": pa.array([n << 40 if n % 11 else None for n in range(50)], pa.int64()),
+            "small": pa.array([n if n % 3 else None for n in range(50)], pa.uint8()),
             "nothing": pa.array([None] * 50, pa.string()),
         }
     )

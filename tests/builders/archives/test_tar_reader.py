@@ -80,6 +80,26 @@ def test_what_gnu_tar_packs_is_read_as_gnu_tar_reads_it(
     assert ours(gzip.decompress(gzip.compress(archive.read_bytes()))) == found
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--label=one volume", "--format=gnu"],
+        ["--pax-option=globexthdr.name=g,comment=of all", "--format=pax"],
+    ],
+)
+def test_a_label_and_a_header_of_all_members_are_passed_over(
+    tree: Path, tmp_path: Path, options: list[str]
+) -> None:
+    archive = tmp_path / "x.tar"
+    subprocess.run(
+        ["tar", *options, "--sort=name", "-cf", archive, "-C", tree, "."], check=True, stderr=subprocess.PIPE
+    )
+    files = {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*.*")}
+    entries = list(iter_tar(io.BytesIO(archive.read_bytes()), 2**30))
+    assert not any(entry.fault for entry in entries)
+    assert ours(archive.read_bytes()) == {**files, "e": (tree / "e").read_bytes()}
+
+
 @pytest.mark.parametrize("version", ["old", "0.0", "0.1", "1.0"])
 def test_a_sparse_member_is_told_and_costs_no_other(tree: Path, tmp_path: Path, version: str) -> None:
     with open(tree / "b.sparse", "wb") as file:
