@@ -1,7 +1,7 @@
 """Shards of made-up arrays, written by precompute's own writer. Each sample's values tell its key, so a mix-up shows."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,9 @@ def write_shards(
     recipe: dict[str, Any] | None = None,
     fields: Sequence[Field] = FIELDS,
     rejected: int = 1,
+    stored: Callable[[Any], Any] = lambda array: array,
 ) -> Path:
-    """One unit, hence one shard, for each size, with `rejected` rejected rows in each."""
+    """One unit, hence one shard, for each size, with `rejected` rejected rows in each. stored: what is written for an array."""
     folder.mkdir(parents=True, exist_ok=True)
     made: Any = recipe or {"dataset": {"path": prefix}, "vae": "made-up"}
     names, markers, number = [field.name for field in fields], [], 0
@@ -64,7 +65,7 @@ def write_shards(
                 writer.reject(SidecarRow(key), "too_small")
                 continue
             values = arrays(key)
-            members = {f"{name}.npy": npy_bytes(values[name]) for name in names}
+            members = {f"{name}.npy": npy_bytes(stored(values[name])) for name in names}
             writer.write(
                 SidecarRow(key, f"a picture of {key}"), {**members, "txt": f"a picture of {key}".encode()}
             )
