@@ -28,7 +28,7 @@ from builders.core.text_file import check_encoding, decode_text
 
 IMAGES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".img"),
+    *(".jfif", ".jpe", ".apng", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".svg", ".img"),
 )
 _SIDECARS = (".txt", ".caption")
 _TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

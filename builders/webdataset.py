@@ -10,7 +10,7 @@ Members of a sample share their name up to the first dot and lie side by side. S
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -108,7 +108,7 @@ class Webdataset(ArchiveBuilder):
         archive = _stem(shard.path)
         images = _IMAGES if config.image_field is None else (config.image_field.lower(),)
         fields = _CAPTIONS if config.caption_field is None else (_lower(config.caption_field),)
-        apart = _Apart(shard.path)
+        advice = _Advice(shard.path)
         for name, parts in group_by_key(self._members(shard)):
             facts = read_facts(parts)
             image = first_of(parts, images)
@@ -121,7 +121,7 @@ class Webdataset(ArchiveBuilder):
                 reject = "unreadable_text"
             if any(isinstance(part, NoContent) for part in (image, parts.get("txt"))):
                 reject = "unreadable"
-            apart.look(name, image is not None, captions is not None)
+            advice.look(name, parts, image is not None, captions is not None)
             extras = {"json": whole(json.dumps(facts, ensure_ascii=False)) if facts else None}
             yield SourceRow(
                 make_key(f"{archive}-{name}"), image, captions, f"{shard.path}/{name}", extras, reject
@@ -136,23 +136,37 @@ class Webdataset(ArchiveBuilder):
         return [decode_text(parts[field], self.config.caption_encoding)] if field in parts else []
 
 
-class _Apart:
-    """Tells once of an archive whose members of one name do not lie side by side."""
+class _Advice:
+    """Tells once of an archive what keeps its members from being samples, and the cure."""
 
     def __init__(self, path: str) -> None:
-        self._path: str | None = path
+        self._path, self._told = path, set[str]()
         self._incomplete: dict[str, bool] = {}
 
-    def look(self, name: str, has_image: bool, has_caption: bool) -> None:
-        """`name` is a sample's, as it was read."""
-        if self._path is None or (has_image and has_caption):
+    def look(self, name: str, fields: Iterable[str], has_image: bool, has_caption: bool) -> None:
+        """`name` is a sample's, as it was read, `fields` the extensions of its members."""
+        if has_image and has_caption:
             return
-        if self._incomplete.setdefault(name, has_image) != has_image:
-            logger.warning(
-                f"webdataset: {self._path} is not sorted, the members of {name!r} lie apart: unpack it and pack it with "
-                "tar --sort=name"
+        lacking = (() if has_image else _IMAGES) + (() if has_caption else ("txt", "caption"))
+        dotted = next(
+            (field for field in fields if field.endswith(tuple(f".{kind}" for kind in lacking))), None
+        )
+        if dotted is not None:
+            self._tell(
+                "has dots in names",
+                f"{name}.{dotted} is {dotted!r} of {name!r}, for a sample's name ends at its first dot: rename its files, or name "
+                "the fields with image_field=... and caption_field=...",
             )
-            self._path = None
+        elif self._incomplete.setdefault(name, has_image) != has_image:
+            self._tell(
+                "is not sorted",
+                f"the members of {name!r} lie apart: unpack it and pack it with tar --sort=name",
+            )
+
+    def _tell(self, what: str, more: str) -> None:
+        if what not in self._told:
+            logger.warning(f"webdataset: {self._path} {what}, {more}")
+        self._told.add(what)
 
 
 def _stem(path: str) -> str:

@@ -8,6 +8,7 @@ as zero bytes, which the gate calls undecodable; an archive that breaks off rais
 
 import gzip
 import struct
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
@@ -70,10 +71,10 @@ def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, byt
             folder, slash, base = member.name.rpartition("/")
             base, _, extension = base.partition(".")
             key, extension = folder + slash + base, extension.lower()
-            if parts and (key != name or extension in parts):
+            if parts and (extension in parts or not _are_one(key, name)):
                 yield name, parts
                 parts = {}
-            name = key
+            name = name if parts else key
             parts[extension] = member.read()
     except ArchiveError:
         if parts:
@@ -81,6 +82,13 @@ def group_by_key(members: Iterable[Member]) -> Iterator[tuple[str, dict[str, byt
         raise
     if parts:
         yield name, parts
+
+
+def _are_one(name: str, other: str) -> bool:
+    """Whether two names are the same, however their accents are composed: a Mac takes them apart."""
+    return name == other or (
+        not name.isascii() and unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
+    )
 
 
 def first_of(parts: dict[str, bytes], extensions: Iterable[str]) -> bytes | None:

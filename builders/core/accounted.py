@@ -55,17 +55,26 @@ class AccountedBuilder(datasets.GeneratorBasedBuilder):
             self._without_records = {**self._without_records, split: str(error)}
 
     def as_dataset(self, split: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Build the dataset as `datasets` does. Raises NoRecordsError where the split, or every one, holds no record."""
-        known = self.info.splits or {}
+        """Build the dataset as `datasets` does, of all splits those that hold records.
+
+        Raises NoRecordsError where the split, or every one, holds none.
+        """
+        of_split, known = super().as_dataset, self.info.splits or {}
         empty = [name for name, part in known.items() if not part.num_examples]
         if empty and (str(split) in empty or (split is None and len(empty) == len(known))):
-            known_why = [why for name, why in self._without_records.items() if name in empty]
-            raise NoRecordsError(
-                "; ".join(known_why)
-                or f"no records. {self.name}/{self.config.name} {', '.join(empty)}: every source row was rejected; "
-                "keep_rejected=True gives them with their reasons"
-            )
-        return super().as_dataset(split, *args, **kwargs)
+            raise NoRecordsError("; ".join(map(self._why_empty, empty)))
+        if empty and split is None:
+            for name in set(empty) - set(self._without_records):
+                logger.warning(self._why_empty(name))
+            full = (name for name in known if name not in empty)
+            return datasets.DatasetDict({name: of_split(name, *args, **kwargs) for name in full})
+        return of_split(split, *args, **kwargs)
+
+    def _why_empty(self, split: str) -> str:
+        return self._without_records.get(split) or (
+            f"no records. {self.name}/{self.config.name} {split}: every source row was rejected; "
+            "keep_rejected=True gives them with their reasons"
+        )
 
     def account(self, split: str) -> Account:
         """The account of a split that has been built, now or when its cache was."""

@@ -7,6 +7,7 @@ semicolons or tabs.
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import IO, Any
@@ -45,7 +46,9 @@ def read_table(
     line = 0
     try:
         if path.endswith(".parquet"):
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(columns=columns):
+            table = pyarrow.parquet.ParquetFile(path)
+            _check_names(table.schema_arrow.names)
+            for batch in table.iter_batches(columns=columns):
                 yield from batch.to_pylist()
             return
         with open(path, "rb") as raw:
@@ -76,6 +79,7 @@ def _csv_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     delimiter = next((sign for sign in ",;\t" if sign in beginning), ",")
     reader = csv.reader(chain([beginning], file), delimiter=delimiter, skipinitialspace=True, strict=True)
     header = next(reader, [])
+    _check_names(header)
     for row in reader:
         if row and len(row) != len(header):
             raise ValueError(
@@ -84,6 +88,13 @@ def _csv_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
             )
         if row:
             yield reader.line_num, dict(zip(header, row, strict=True))
+
+
+def _check_names(header: Sequence[str]) -> None:
+    """Raises ValueError where two columns have one name, of which only one would be read; those without a name are nobody's."""
+    for name, count in Counter(header).items():
+        if name and count > 1:
+            raise ValueError(f"{count} columns are called {name}: rename them")
 
 
 def _json_rows(file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:

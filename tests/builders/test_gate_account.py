@@ -88,6 +88,30 @@ def test_every_file_of_a_folder_is_a_row_or_named(
     assert len(pictures) == len(kept), "as find lists them"
 
 
+def test_names_of_a_tar_are_one_however_their_accents_are_composed(build: Any, photos: Any) -> None:
+    taken_apart, composed = (unicodedata.normalize(form, "é") for form in ("NFD", "NFC"))
+    members = [(f"{taken_apart}.jpg", jpeg(0)), (f"{composed}.txt", b"a"), (f"{composed}e.jpg", jpeg(1))]
+    write_tar(photos / "0.tar", members)
+    rows = build("webdataset", data_dir=str(photos), keep_rejected=True, streaming=True)
+    assert [(row["source"], row["reject"] or row["caption"]) for row in rows] == [
+        (f"0.tar/{taken_apart}", "a"),
+        (f"0.tar/{composed}e", "missing_caption"),
+    ]
+
+
+def test_an_archive_of_names_with_dots_says_what_to_do_once(
+    build: Any, photos: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = [(f"a.v{number}.{kind}", data) for number in range(3) for kind, data in (("jpg", jpeg(0)), ("txt", b"a"))]  # fmt: skip
+    write_tar(photos / "0.tar", [*members, ("b.jpg", jpeg(1)), ("b.raw.txt", b"b"), ("b.txt", b"b")])
+    options = {"data_dir": str(photos), "streaming": True}
+    assert [row["caption"] for row in build("webdataset", **options)] == ["b"]
+    (told,) = (message for message in caplog.messages if "dots in names" in message)
+    assert "a.v0.jpg is 'v0.jpg' of 'a'" in told and "image_field=..." in told
+    rows = build("webdataset", image_field="v1.jpg", caption_field="v2.txt", **options)
+    assert [row["caption"] for row in rows] == ["a"]
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
 def test_a_disk_that_cannot_read_is_no_missing_image(
     build: Any, photos: Any, monkeypatch: pytest.MonkeyPatch, code: Any
@@ -122,6 +146,24 @@ def test_a_split_without_records_costs_no_other(photos: Any, tmp_path: Path) -> 
         assert len(datasets.load_dataset("builders/folder", split="train", **options)) == 1
         with pytest.raises(NoRecordsError, match="validation"):
             datasets.load_dataset("builders/folder", split="validation", **options)
+        every: Any = datasets.load_dataset("builders/folder", **options)
+        assert {split: len(part) for split, part in every.items()} == {"train": 1}
+
+
+@WAYS
+def test_pipes_and_devices_are_no_files_and_nobody_waits_for_them(
+    build: Any, photos: Any, streaming: Any
+) -> None:
+    put(photos, {"a.jpg": jpeg(0), "a.txt": "a", "pipe.txt": "of a pipe"})
+    os.mkfifo(photos / "pipe.jpg")
+    os.mkfifo(photos / "pipe.tar")
+    for name, target in (("link.jpg", "pipe.jpg"), ("zero.txt", "/dev/zero"), ("round.jpg", "round.jpg")):
+        (photos / name).symlink_to(target)
+    rows = build("folder", data_dir=str(photos), keep_rejected=True, streaming=streaming)
+    assert outcomes(rows) == {"a.jpg": "a", "pipe.txt": "missing_image", "round.jpg": "unreadable"}
+    write_tar(photos / "0.tar", [("b.jpg", jpeg(1)), ("b.txt", b"b")])
+    rows = build("webdataset", data_dir=str(photos), keep_rejected=True, streaming=streaming)
+    assert outcomes(rows) == {"0.tar/b": "b"}
 
 
 @WAYS

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from builders.core.errors import ConfigError
@@ -52,3 +54,20 @@ def test_json_lines_with_any_line_ends(end: str, encoding: str, tmp_path: Path) 
     path = tmp_path / "metadata.jsonl"
     path.write_bytes(end.join(json.dumps(row) for row in ROWS).encode(encoding))
     assert list(read_table(str(path))) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_an_error_and_none_is_lost(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"metadata.{kind}"
+    names, values = ["file_name", "caption", "caption"], ["a.jpg", "one", "two"]
+    if kind == "csv":
+        path.write_text(",".join(names) + "\n" + ",".join(values))
+    else:
+        pq.write_table(pa.Table.from_arrays([pa.array([value]) for value in values], names=names), path)
+    with pytest.raises(ConfigError, match=r"metadata.*2 columns are called caption"):
+        list(read_table(str(path)))
+
+
+def test_columns_without_a_name_are_nobodys(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,caption,,\na.jpg,one,,\n")
+    assert [row["caption"] for row in read_table(str(tmp_path / "metadata.csv"))] == ["one"]
