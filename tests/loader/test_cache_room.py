@@ -98,6 +98,15 @@ def test_what_loaders_plan_to_read_goes_when_nobody_makes_room_for_a_while(
         assert removed is None and left(files) == {A, B, D}
 
 
+def test_what_was_planned_by_a_process_that_died_is_soon_forgotten(files: Path) -> None:
+    """What it would have needed last first, and all of it within HORIZON seconds."""
+    lay(files, {A: 10, B: 10, C: 10})
+    now = time.time()
+    Room(files, 300).plan([B, A, C])
+    first, second, third = ((files / name).stat().st_mtime - now for name in (B, A, C))
+    assert 0 < third < second < first < HORIZON + 1
+
+
 def test_what_is_released_goes_first(files: Path) -> None:
     lay(files, {A: 1000, B: -HORIZON, D: 10})
     room = Room(files, 300)
@@ -111,9 +120,10 @@ def test_the_limit_is_exceeded_when_all_of_it_stands_still_and_nobody_is_fetchin
 ) -> None:
     lay(files, {A: 0})
     room, asked = Room(files, 100), list[str]()
-    beside, elsewhere = Room(files, 100), Room(files.parent, 100)
+    beside, *elsewhere = Room(files, 100), Room(files.parent, 100), Room(files / "z", 100)
     beside.share(lambda: asked.append("beside"))
-    elsewhere.share(lambda: asked.append("elsewhere"))
+    for other in elsewhere:
+        other.share(lambda: asked.append("elsewhere"))
     room.share(lambda: asked.append("here"))
     with open(files / A, "rb") as used:
         fcntl.flock(used, fcntl.LOCK_SH)
