@@ -11,7 +11,7 @@ import mmap
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from builders.archives import backoff
@@ -47,6 +47,17 @@ class OutputStore(StoreControls):
 
     def put(self, name: str, data: bytes) -> None:
         self._client.put(name, data)
+
+    def swap(self, name: str, data: bytes, version: Hashable) -> bool:
+        if version is None:
+            return self._client.create(name, data) is not None
+        there = self._client.get(name)
+        # By what the store holds a write against, which is more than an entry tells.
+        return (
+            there is not None
+            and there[1].tag.strip('"') == version
+            and self._client.swap(name, data, there[1]) is not None
+        )
 
     def get(self, name: str) -> bytes | None:
         found = self._client.get(name)

@@ -72,6 +72,11 @@ class Destination(Protocol):
         """Write a finished file that any process may write, over the one that is there."""
         ...
 
+    def swap(self, name: str, data: bytes, version: Hashable) -> bool:
+        """Write a finished file over the one whose entry has this version, or where there is none: None. False where it
+        has another by now, also where this write arrives long after its process has ended."""
+        ...
+
     def get(self, name: str) -> bytes | None:
         """A finished file, whole; None where there is none."""
         ...

@@ -41,8 +41,7 @@ class ManifestKeeper:
 
     def __init__(self, output: Destination, recipe: Recipe, fields: list[Field], plan: Plan) -> None:
         self._output, self._split = output, output.split
-        self._recipe, self._fields, self._plan = recipe, fields, plan
-        self._ours = recipe, plan
+        self._ours, self._fields = (recipe, plan), fields
         self._markers: dict[Key, Marker] = {}
         self._due = 0.0
         self._seen: Hashable = None
@@ -72,11 +71,9 @@ class ManifestKeeper:
         Two processes may write theirs at once: whoever finds a marker that its own version lacks writes again. Where
         markers keep coming, so does a process that writes them at its own end.
         """
-        found = self.list_markers()
         for _ in range(ROUNDS):
-            manifest, before = self._write(found), found
-            found = self.list_markers()
-            if found.keys() == before.keys():
+            manifest, found = self._write()
+            if self.list_markers().keys() == found.keys():
                 break
         if manifest.splits[self._split].complete:
             end_retry(self._output)
@@ -93,7 +90,7 @@ class ManifestKeeper:
 
     def _update(self) -> Manifest:
         started = time.monotonic()
-        manifest = self._write(self.list_markers())
+        manifest, _ = self._write()
         self._wait_from(started)
         return manifest
 
@@ -107,22 +104,16 @@ class ManifestKeeper:
         return found.version if found else None
 
     def reopen(self, reasons: Iterable[str]) -> int:
-        """Take away the markers of units with rows rejected for one of `reasons`, so that they are done again; how many.
-
-        Only of those finished before the retry began, be it another process that began it.
-        """
+        """Let units be done again that have rows rejected for one of `reasons` and were finished before the retry began, by
+        whichever process; how many."""
         began = {reason: retry_began(self._output, reason) for reason in reasons}
         found = self.list_markers() if began else {}
-        count = 0
-        for key, marker in self._markers.items():
-            since = max((began.get(r, 0) for r in marker.rejected), default=0)
-            # Where it is not among those found, another process was quicker.
-            if marker.split == self._split and key in found and found[key].time < since:
-                self._output.delete(key[0])
-                count += 1
-        if count:
-            self._update()
-        return count
+        again = set[int]()
+        for key, m in self._markers.items():
+            since = max((began.get(reason, 0) for reason in m.rejected), default=0)
+            if m.split == self._split and key in found and found[key].time < since:
+                again.add(m.unit)
+        return self.redo(again)
 
     @property
     def finished(self) -> set[int]:
@@ -135,14 +126,17 @@ class ManifestKeeper:
         found = {marker.unit: marker.timings.get("sources") for marker in markers}
         return {unit: sources for unit, sources in found.items() if isinstance(sources, dict)}
 
-    def redo(self, units: Collection[int]) -> None:
-        """Take away the markers of these finished units, so that they are done again."""
+    def redo(self, units: Collection[int]) -> int:
+        """Take away the markers of these finished units, so that they are done again; how many."""
         found = self.list_markers() if units else {}
-        for key, marker in self._markers.items():
-            if marker.split == self._split and marker.unit in units and key in found:
-                self._output.delete(key[0])
+        mine = {key for key, m in self._markers.items() if m.split == self._split and m.unit in units}
+        # Where one is not among those found, another process was quicker.
+        gone = mine & found.keys()
+        for name, _ in gone:
+            self._output.delete(name)
         if units:
             self._update()
+        return len(gone)
 
     @property
     def largest_unit(self) -> int:
@@ -150,8 +144,9 @@ class ManifestKeeper:
         return max((sum(shard.bytes for shard in m.shards) for m in self._markers.values()), default=0)
 
     def manifest(self) -> Manifest:
-        manifest = manifest_of(self._recipe, self._fields, self._markers.values())
-        manifest.splits.setdefault(self._split, Split(self._plan, 0, (), {}))
+        recipe, plan = self._ours
+        manifest = manifest_of(recipe, self._fields, self._markers.values())
+        manifest.splits.setdefault(self._split, Split(plan, 0, (), {}))
         return manifest
 
     def samples_since(self, units: set[int]) -> int | None:
@@ -159,13 +154,20 @@ class ManifestKeeper:
         mine = [m for m in self._markers.values() if m.split == self._split and m.unit not in units]
         return sum(marker.samples for marker in mine) if mine else None
 
-    def _write(self, found: dict[Key, Entry]) -> Manifest:
-        self._read(found)
-        null = self._output.get(NULL_CAPTION)
-        digest = None if null is None else hashlib.sha256(null).hexdigest()
-        manifest = replace(self.manifest(), null_caption=digest)
-        self._output.put(MANIFEST, manifest.to_json().encode())
-        return manifest
+    def _write(self) -> tuple[Manifest, dict[Key, Entry]]:
+        """Write the manifest of all markers that are there, and return both; an older one is never laid over a newer.
+
+        Where others have written meanwhile, twice, it is left to them: the second one saw all that was there at first.
+        """
+        for _ in range(2):
+            version, found = self._modified(), self.list_markers()
+            self._read(found)
+            null = self._output.get(NULL_CAPTION)
+            digest = hashlib.sha256(null).hexdigest() if null is not None else None
+            manifest = replace(self.manifest(), null_caption=digest)
+            if self._output.swap(MANIFEST, manifest.to_json().encode(), version):
+                break
+        return manifest, found
 
     def list_markers(self) -> dict[Key, Entry]:
         """All markers."""

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from precompute.errors import UsageError
@@ -39,6 +39,13 @@ class OutputFolder(WorkFolder):
                 if not is_gone(error):
                     raise  # else it was swept away by a process that finds all work done
 
+    def swap(self, name: str, data: bytes, version: Hashable) -> bool:
+        there = self.entry(name)
+        if (there.version if there else None) != version:
+            return False
+        self.put(name, data)
+        return True
+
     def get(self, name: str) -> bytes | None:
         try:
             return (self.path / name).read_bytes()
@@ -61,7 +68,7 @@ class OutputFolder(WorkFolder):
             if not is_gone(error):
                 raise
             return None
-        return Entry(about.st_size, about.st_mtime_ns, about.st_mtime_ns)
+        return Entry(about.st_size, about.st_mtime_ns, (about.st_mtime_ns, about.st_ino))
 
     def files(self, wanted: Callable[[str], bool]) -> dict[str, Entry]:
         found = ((name, self.entry(name)) for name in os.listdir(self.path) if wanted(name))

@@ -58,6 +58,24 @@ def destination(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Dest
         yield made
 
 
+def test_a_write_over_another_version_is_refused(destination: Destination) -> None:
+    def version() -> Any:
+        found = destination.entry("manifest.json")
+        return found.version if found else None
+
+    first = version()
+    assert destination.swap("manifest.json", b"one", first)
+    second = version()
+    assert not destination.swap("manifest.json", b"late", first)
+    assert destination.swap("manifest.json", b"two", second)
+    assert not destination.swap("manifest.json", b"late", second)
+    assert (
+        not destination.swap("manifest.json", b"late", first) and destination.get("manifest.json") == b"two"
+    )
+    destination.delete("manifest.json")
+    assert not destination.swap("manifest.json", b"late", second) and version() is None
+
+
 def test_control_files_are_a_folders(destination: Destination) -> None:
     assert destination.create("a.lease-1", b'{"token": 1}') and not destination.create("a.lease-1", b"{}")
     before = destination.version("a.lease-1")

@@ -240,7 +240,7 @@ def test_a_write_that_arrives_after_its_process_was_given_up(
         if environ["REQUEST_METHOD"] == "PUT" and not finished.is_set() and not arrived.is_set():
             body = environ["wsgi.input"].read()
             environ["wsgi.input"] = io.BytesIO(body)
-            if environ.get("HTTP_IF_NONE_MATCH"):
+            if environ.get("HTTP_IF_NONE_MATCH") or environ["PATH_INFO"].endswith("manifest.json"):
                 late.append({**environ, "wsgi.input": body[::-1]})
             if environ["PATH_INFO"].endswith("-01.tar"):
                 arrived.set()
@@ -262,6 +262,7 @@ def test_a_write_that_arrives_after_its_process_was_given_up(
                 {**environ, "wsgi.input": io.BytesIO(environ["wsgi.input"])}, lambda *_, **__: None
             )
         )
+    assert store.objects("late")["manifest.json"] == (plain / "manifest.json").read_bytes()
     os.kill(asleep.pid, signal.SIGCONT)
     asleep.join(timeout=200)
     assert asleep.exitcode == 0

@@ -1,5 +1,6 @@
 """The manifest of many processes: kept fresh by one of them at a time, by another where that one is gone."""
 
+from collections.abc import Hashable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,28 @@ def test_last_process_leaves_a_manifest_of_all_markers(tmp_path: Path) -> None:
     folder = Restless(tmp_path)
     only, folder.most = keeper(tmp_path, folder), 4
     assert only.refresh().splits["train"].units_done == units_done(tmp_path) == 4
+
+
+class Hurried(OutputFolder):
+    """Right before this process writes the manifest, another one finishes a unit and writes its own, `times` times."""
+
+    units = times = 0
+
+    def swap(self, name: str, data: bytes, version: Hashable) -> bool:
+        if self.units < self.times:
+            finish(self.path, self.units)
+            self.units += 1
+            keeper(self.path)
+        return super().swap(name, data, version)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 5])
+def test_an_older_manifest_is_never_laid_over_a_newer(tmp_path: Path, times: int) -> None:
+    folder = Hurried(tmp_path)
+    only = keeper(tmp_path, folder)
+    folder.times = times
+    only.refresh()
+    assert units_done(tmp_path) == folder.units == times
 
 
 def test_each_marker_is_looked_at_once_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
