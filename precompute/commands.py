@@ -37,7 +37,7 @@ VERBS = {
 PROGRAM = "latentmill"
 # Of --store-option, what is no place, and may be a secret.
 SECRET = re.compile(
-    r"^((?:--store-option=)?\w*(?:secret|token|key|password|sas)\w*)=.*", re.IGNORECASE | re.DOTALL
+    r"^((?:--store[-_]option=)?\w*(?:secret|token|key|password|sas)\w*)=.*", re.IGNORECASE | re.DOTALL
 )
 
 
@@ -115,7 +115,9 @@ def retyped(*more: str, **instead: str) -> str:
             kept.append(word)
     for flag, value in changes.items():
         kept += [f"--{flag}", value.replace("{}", typed.get(flag, flag.upper()).rstrip("/"))]
-    kept = [re.sub(SECRET, r"\1=...", word) for word in (*kept, *more)]
+    from loader.printable import printable  # which comes with torch: nothing that reads flags waits for it
+
+    kept = [printable(SECRET.sub(r"\1=...", word)) for word in (*kept, *more)]
     if verb is None:
         return f"the same command with {shlex.join(kept)}"
     launcher = [launched()] if verb == "run" and "ACCELERATE_MIXED_PRECISION" in os.environ else []

@@ -258,8 +258,9 @@ def a_damaged_input(hub: LoopbackHub) -> None:
 
 def a_push_of_what_is_not_there(hub: LoopbackHub) -> None:
     Path("out/train-00000.json").unlink()
-    take(mill("push", "out", REPO, code=1), "accelerate launch", *RUN)
-    mill("push", "out", REPO)
+    told = mill("push", "out", REPO, code=1)
+    take(told, "accelerate launch", *RUN)
+    take(told, "latentmill push out")
     hub.repos.clear()
     Path("out/train-00000.tar").unlink()
     told = mill("push", "out", REPO, code=1)

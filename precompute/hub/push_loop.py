@@ -6,7 +6,7 @@ import threading
 import time
 
 from precompute.cloud.place import open_finished
-from precompute.commands import launched
+from precompute.commands import launched, retyped
 from precompute.flags.push import Config as Config
 from precompute.hub.hub_dataset import Target
 from precompute.hub.local_dataset import Finished
@@ -56,6 +56,6 @@ def _push(config: Config, output: Destination, stop: threading.Event) -> str:
         stop.wait(pause)
     if not local.markers:
         raise PushError(
-            f"{config.output}: no unit is finished yet; run `{launched()}` first, or push with --follow"
+            f"{config.output}: no unit is finished yet; run `{launched()}` first, or beside it {retyped('--follow')}"
         )
     return target.address

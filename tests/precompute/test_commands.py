@@ -17,7 +17,7 @@ import tyro
 
 from precompute import __main__ as dispatcher
 from precompute import commands, run
-from precompute.commands import VERBS, as_started, command, executable, launched
+from precompute.commands import VERBS, as_started, command, executable, launched, retyped
 from precompute.encode.presets import Model
 from precompute.flags import reading as flags
 from tests.support.launching import ROOT, environment
@@ -136,6 +136,45 @@ def test_a_cure_names_the_command_as_it_is_started_here(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "__main__", main)
     assert command("verify") == "python -m precompute.verify"
     assert command("download", "coco") == "python -m builders.download coco"
+
+
+def test_what_was_typed_is_typed_again_with_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["builders/folder", "--data_dir=my photos", "--output", "out/", "--flip"]
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr("sys.argv", ["latentmill run", *line])
+    front = "`latentmill run builders/folder"
+    assert retyped("--redo-changed") == f"{front} '--data_dir=my photos' --output out/ --flip --redo-changed`"
+    assert retyped(output="{}-2") == f"{front} '--data_dir=my photos' --flip --output out-2`"
+    assert retyped(data_dir="NEW") == f"{front} --output out/ --flip --data-dir NEW`"
+    monkeypatch.setattr("sys.argv", ["/x/precompute/run.py", *line])
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert retyped("--compile").startswith("`accelerate launch /x/precompute/run.py builders/folder ")
+    monkeypatch.setattr("sys.argv", ["train.py", "--lr", "1"])
+    assert retyped("--compile") == "the same command with --compile"
+
+
+@pytest.mark.parametrize(
+    "name", ["secret_access_key", "aws_session_token", "account_key", "SAS_TOKEN", "password"]
+)
+@pytest.mark.parametrize("joint", [["--store-option", "{}"], ["--store-option={}"], ["--store_option={}"]])
+def test_what_is_typed_again_tells_no_secret(
+    name: str, joint: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [word.format(f"{name}=hunter2") for word in joint]
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "latentmill run",
+            "x",
+            "--output",
+            "s3://b/p",
+            *given,
+            "--store-option",
+            "endpoint=https://me:hunter2@host",
+        ],
+    )
+    told = retyped("--redo-changed")
+    assert "hunter2" not in told and f"{name}=..." in told and "endpoint=https://host" in told
 
 
 def test_outside_the_commands_it_is_whatever_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
