@@ -44,7 +44,8 @@ def check_listing(
     yield from _compare(folder.name, loose, left_out["no_archive"])
     # Else an archive breaks off, and nobody knows what it held.
     if not any(path in sources for path in files):
-        members = [name for path in files if path in inside for name in _strays_of(folder, path, sources)]
+        samples = {*sources, *(_composed(source) for source in sources if not source.isascii())}
+        members = [name for path in files if path in inside for name in _strays_of(folder, path, samples)]
         yield from _compare(f"the tars of {folder.name}", members, left_out["hidden"])
 
 
@@ -57,12 +58,14 @@ def _compare(where: str, strays: list[str], counted: int) -> Iterator[Finding]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """All files, links to folders followed, but not back to a folder that they lie in."""
+    """All files, and links to nowhere; no pipes. Links to folders are followed, but not back to a folder that they lie in."""
     for root, folders, names in os.walk(folder, followlinks=True):
         here = os.path.realpath(root) + os.sep
         real = {name: os.path.realpath(os.path.join(root, name)) + os.sep for name in folders}
         folders[:] = [name for name in folders if not here.startswith(real[name])]
-        yield from (_text(os.path.relpath(os.path.join(root, name), folder)) for name in names)
+        paths = [os.path.join(root, name) for name in names]
+        files = (path for path in paths if os.path.isfile(path) or not os.path.exists(path))
+        yield from (_text(os.path.relpath(path, folder)) for path in files)
 
 
 def _is_caption(path: str, stems: Collection[str]) -> bool:
@@ -73,18 +76,23 @@ def _is_caption(path: str, stems: Collection[str]) -> bool:
     return os.path.basename(path) in _TABLES
 
 
-def _strays_of(folder: Path, archive: str, sources: Collection[str]) -> Iterator[str]:
-    """Members of no sample that is a row."""
+def _strays_of(folder: Path, archive: str, samples: Collection[str]) -> Iterator[str]:
+    """Members of no sample that is a row, whose names may be composed otherwise."""
     with tarfile.open(folder / archive) as tar:
         for member in tar:
             name = f"{archive}/{_text(member.name.removeprefix('./'))}"
             parent, slash, base = name.rpartition("/")
-            if not member.isdir() and parent + slash + base.partition(".")[0] not in sources:
+            sample = parent + slash + base.partition(".")[0]
+            if not member.isdir() and sample not in samples and _composed(sample) not in samples:
                 yield name
 
 
 def _stem(path: str) -> str:
-    return unicodedata.normalize("NFC", os.path.splitext(path)[0])
+    return _composed(os.path.splitext(path)[0])
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _text(name: str) -> str:

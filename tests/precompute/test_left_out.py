@@ -1,6 +1,8 @@
 """What is left out of a source is told by the command, kept in marker and manifest, and held against a listing of its own by verify."""
 
+import os
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,7 @@ def photos(tmp_path: Path) -> Path:
     for name, data in files.items():
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(data)
+    os.mkfifo(tmp_path / "photos/pipe.jpg")
     return tmp_path / "photos"
 
 
@@ -83,7 +86,11 @@ def test_tars(tmp_path: Path, command: Command) -> None:
     out, tars = tmp_path / "out", tmp_path / "tars"
     sample = [("a.jpg", jpeg(0)), ("a.txt", b"a"), ("a.cls", b"7"), ("a.json", b"{}")]
     write_tar(tars / "0.tar", [*sample, ("._a.jpg", b"x"), ("x/.y/z.jpg", b"x")])
-    write_tar(tars / "1.tar", [("._b.jpg", b"x"), *sample])
+    accented = [
+        (unicodedata.normalize("NFD", "é.jpg"), jpeg(1)),
+        (unicodedata.normalize("NFC", "é.txt"), b"e"),
+    ]
+    write_tar(tars / "1.tar", [("._b.jpg", b"x"), *sample, *accented])
     (tars / "README.md").write_bytes(b"x")
     command(run, "builders/webdataset", "--data-dir", tars, *TOYS, "--output", out)
     assert counts_on_disk(out) == {"hidden": 3, "no_archive": 1}
