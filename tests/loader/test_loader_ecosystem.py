@@ -141,7 +141,7 @@ def test_a_stall_shows_in_the_log(
 
     def slow(self: BatchReader, epoch: int, positions: Any) -> Any:
         if positions[0] == 20:
-            wait_until(lambda: "for the batch" in caplog.text)
+            wait_until(lambda: "for the batch at epoch 0, position 20" in caplog.text)
         return read(self, epoch, positions)
 
     monkeypatch.setattr(BatchReader, "read", slow)

@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {"resolution": 256, "text_encoders": [""], "extras": [
 EPOCHS = 4
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # theirs
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
 ]
 
 
@@ -140,7 +140,7 @@ def run(command: list[Any]) -> None:
     environment = {name: value for name, value in os.environ.items() if "RANK" not in name}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment
+        list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=540, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
