@@ -58,7 +58,8 @@ def unit_key(unit: Unit, number: int, values: dict[str, Any] | None = None) -> s
     own = str((values or {}).get("__key__") or f"{unit.start + number - 1:07d}")
     key = make_key(own)
     if len(key) > LONGEST_KEY:
-        key = f"{key[: LONGEST_KEY - 9]}-{hashlib.sha256(own.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(own.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        key = f"{key[: LONGEST_KEY - 9]}-{digest}"
     return f"{unit.index:05d}-{key}"
 
 
