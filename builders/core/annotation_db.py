@@ -29,6 +29,7 @@ _Rows = Iterable[tuple[str, str, Any]]
 # What readers raise on annotations that are cut short, damaged, or something else.
 _UNREADABLE = (
     ArchiveError,
+    AttributeError,  # a number where a name is meant
     BadGzipFile,
     EOFError,
     LookupError,

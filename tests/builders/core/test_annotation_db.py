@@ -1,10 +1,14 @@
 """Annotations on disk: found by name, built once whoever comes first, never from an older source, in flat memory."""
 
+import importlib
+import json
 import multiprocessing
 import os
+import random
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +17,9 @@ import pytest
 
 from builders.core.annotation_db import OTHERS, count_others, open_join, sort_by_name
 from builders.core.errors import AnnotationError, DiskFullError
+from tests.builders.conftest import Build
+from tests.support.mutations import mutated, mutated_json
+from tests.support.raw.archive import write_zip
 
 ROWS = [
     ("1", "b", {"x": 1}),
@@ -137,3 +144,35 @@ print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
         for count in (5_000, 100_000)
     ]
     assert peaks[1] - peaks[0] < 8 * 1024, f"KiB: {peaks}; the rows alone are 28 MB"
+
+
+@pytest.mark.parametrize("name", ["coco", "textcaps"])
+def test_damaged_annotations_are_rows_or_an_error_that_names_their_file(
+    name: str, build: Build, tmp_path: Path
+) -> None:
+    (tmp_path / "raw").mkdir()
+    importlib.import_module(f"tests.support.raw.{name}").make(tmp_path / "raw")
+    path = (
+        tmp_path / "raw" / ("TextCaps_0.1_val.json" if name == "textcaps" else "annotations_trainval2014.zip")
+    )
+    files = {"": path.read_bytes()}
+    if name == "coco":
+        with zipfile.ZipFile(path) as archive:
+            files = {member: archive.read(member) for member in archive.namelist()}
+    target = next(member for member in files if not member or "captions_val2014" in member)
+    whole, told = files[target], 0
+    for seed in range(count := 200):
+        by_value = mutated_json(json.loads(whole), random.Random(seed))
+        files[target] = by_value if seed % 2 else mutated(whole, seed)
+        if target:
+            write_zip(path, files.items())
+        else:
+            path.write_bytes(files[target])
+        try:
+            build(
+                name, split="validation", data_dir=str(tmp_path / "raw"), streaming=True, keep_rejected=True
+            )
+        except AnnotationError as error:
+            assert path.name in str(error)
+            told += 1
+    assert 0 < told < count
