@@ -16,6 +16,7 @@ from builders.core.log import logger
 
 PATIENCE = 1800  # seconds of pauses in all
 _LONGEST = 60  # seconds of one pause
+_LOOK = 0.2  # seconds in which a wait sees that one of several stops is set
 _LONGEST_ASKED = 600  # seconds of one pause that a server asks for by its Retry-After
 PASSING = {408, 425, 429}  # HTTP statuses that may pass, beside those of 500 and above
 
@@ -47,38 +48,43 @@ class Patience:
         return not cut_short(pause)
 
 
-_stop: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
+# Innermost last: each ends the waits of all that is done within it.
+_stops: ContextVar[tuple[threading.Event, ...]] = ContextVar("stops", default=())
 
 
 @contextlib.contextmanager
 def until(stop: threading.Event) -> Iterator[None]:
     """All who wait within, and in threads that `follow` from within, give up at once when `stop` is set."""
-    token = _stop.set(stop)
+    token = _stops.set((*_stops.get(), stop))
     try:
         yield
     finally:
-        _stop.reset(token)
+        _stops.reset(token)
 
 
 def give_up() -> None:
-    """Set the `stop` that holds here, if there is one: its owner is about to end."""
-    if (stop := _stop.get()) is not None:
+    """Set the innermost `stop` that holds here, if there is one: its owner is about to end."""
+    for stop in _stops.get()[-1:]:
         stop.set()
 
 
 def follow() -> Callable[[], object]:
-    """Make what a thread calls first that works for this one, so that the same `stop` holds in it."""
-    return functools.partial(_stop.set, _stop.get())
+    """Make what a thread calls first that works for this one, so that the same stops hold in it."""
+    return functools.partial(_stops.set, _stops.get())
 
 
 @contextlib.contextmanager
 def pool(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
-    """Threads that work for this one: their waits end with its own, and with Ctrl-C. What is not begun by the end is dropped."""
-    stop = _stop.get() or threading.Event()
-    with ThreadPoolExecutor(num_threads, name, initializer=_stop.set, initargs=(stop,)) as threads:
+    """Threads that work for this one: their waits end with its own, with Ctrl-C, and with the first error of one of them. What is
+    not begun by the end is dropped."""
+    stop = threading.Event()
+    with (
+        until(stop),
+        ThreadPoolExecutor(num_threads, name, initializer=follow()) as threads,
+    ):
         try:
             yield threads
-        except KeyboardInterrupt:
+        except BaseException:
             stop.set()
             raise
         finally:
@@ -87,8 +93,14 @@ def pool(num_threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
 
 def cut_short(seconds: float) -> bool:
     """Sleep; True, and at once, where it is time to give up."""
-    stop = _stop.get() or threading.Event()
-    return stop.wait(seconds)
+    stops = _stops.get() or (threading.Event(),)
+    until = time.monotonic() + seconds
+    while not any(stop.is_set() for stop in stops):
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        stops[-1].wait(left if len(stops) == 1 else min(left, _LOOK))
+    return True
 
 
 def status_may_pass(status: int) -> bool:

@@ -99,6 +99,27 @@ def test_waits_of_a_pool_end_with_its_owners() -> None:
     assert waiting.cancelled() or waiting.result(60)
 
 
+def test_an_error_of_one_ends_the_waits_of_the_others() -> None:
+    """What one thread of a pool raises is told at once, and not after the pause of another; what waits elsewhere waits on."""
+    begun = threading.Event()
+    waiting = list[bool]()
+
+    def work(number: int) -> None:
+        if number == 0:
+            begun.set()
+            waiting.append(cut_short(600))
+        assert begun.wait(60)
+        raise ValueError(number)
+
+    outer = threading.Event()
+    with until(outer):
+        with pytest.raises(ValueError, match="1"), pool(2, "work") as threads:
+            first, second = (threads.submit(work, number) for number in range(2))
+            second.result(60)
+        assert waiting == [True] and first.done()
+        assert not outer.is_set() and not cut_short(0.0)
+
+
 def test_who_gives_up_ends_the_waits_of_its_own_threads_and_of_nobody_else() -> None:
     """Two jobs in one process: one stops, the other still has its half hour."""
     waiting = threading.Barrier(3)
