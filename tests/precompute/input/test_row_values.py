@@ -21,9 +21,9 @@ def deep(levels: int) -> Any:
 @pytest.mark.parametrize(
     ("values", "key"),
     [
-        (None, "00012-0000302"),
-        ({}, "00012-0000302"),
-        ({"__key__": ""}, "00012-0000302"),
+        (None, "00012-0000304"),
+        ({}, "00012-0000304"),
+        ({"__key__": ""}, "00012-0000304"),
         ({"__key__": "a"}, "00012-a"),
         ({"__key__": 7}, "00012-7"),
         ({"__key__": "k" * LONGEST_KEY}, f"00012-{'k' * LONGEST_KEY}"),
@@ -32,7 +32,7 @@ def deep(levels: int) -> Any:
 def test_a_key_is_the_rows_own_or_its_number_behind_the_units(
     values: dict[str, Any] | None, key: str
 ) -> None:
-    assert unit_key(Unit(12, 0, start=300), 3, values) == key
+    assert unit_key(Unit(12, 0, start=301), 4, values) == key
 
 
 @pytest.mark.parametrize("ends", ["ab", "\udcfe\udcff"])
