@@ -72,17 +72,16 @@ def iter_zip(
         entry = _entry(directory, at, names, extras)
         if not entry.name.endswith("/"):
             lies_before = entry.offset < end.offset  # the directory; what claims another place is damaged
-            entry = entry._replace(offset=entry.offset + end.before)
             yield (
                 entry.name,
-                functools.partial(_read_entry, file, entry, max_size) if lies_before else bytes,
+                functools.partial(_read_entry, file, entry, end.before, max_size) if lies_before else bytes,
             )
 
 
-def _read_entry(file: IO[bytes], entry: _Entry, max_size: int) -> bytes:
+def _read_entry(file: IO[bytes], entry: _Entry, before: int, max_size: int) -> bytes:
     if entry.encrypted or max(entry.packed, entry.size) > max_size:
         return b""
-    file.seek(entry.offset)
+    file.seek(before + entry.offset)
     header = file.read(30)
     if len(header) < 30 or header[:4] != b"PK\3\4":
         return b""
