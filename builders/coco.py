@@ -86,8 +86,8 @@ class Coco(ArchiveBuilder):
         if shard.is_last:
             with open_file(shard.location, self.token) as file:
                 present = {stem(entry) for entry in zip_names(file)}
-            for name, (split, image_id, captions) in join.items(archive):
-                if name not in present and split in (shard.split, None):
+            for name, (split, image_id, captions) in join.items(archive, but=present):
+                if split in (shard.split, None):
                     yield SourceRow(make_key(name), None, captions, shard.path, {"image_id": image_id})
 
     def _captions(self, shard: ArchiveShard) -> Join:

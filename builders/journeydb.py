@@ -109,9 +109,8 @@ class Journeydb(ArchiveBuilder):
             seen.add(name)
             found = annotations.get(part, name) or {}
             yield self._row(shard, name, member.read(), f"{shard.path}/{member.name}", found)
-        for name, found in annotations.items(part):
-            if name not in seen:
-                yield self._row(shard, name, None, shard.path, found)
+        for name, found in annotations.items(part, but=seen):
+            yield self._row(shard, name, None, shard.path, found)
 
     def _row(
         self, shard: ArchiveShard, name: str, image: bytes | None, source: str, found: dict[str, Any]
@@ -121,7 +120,8 @@ class Journeydb(ArchiveBuilder):
         plain = prompt is None or self.config.caption_cleaning == "none" or len(prompt) > LONGEST
         captions = {"prompt": prompt if plain else without_flags(str(prompt)), "gpt": sentence}
         kinds = ["prompt", "gpt"] if self.config.caption_field == "prompt" else ["gpt", "prompt"]
-        if clean_captions([captions[kinds[0]]], self.config.caption_cleaning)[1] is not None:
+        asked, other = captions[kinds[0]], captions[kinds[1]]
+        if other is not None and clean_captions([asked], self.config.caption_cleaning)[1] is not None:
             # The other does not stand in for it: the row is rejected by the one that was asked for.
             kinds = kinds[:1]
         extras = {

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from builders.archives.members import Member, iter_members, stem
+from builders.archives.member import Member
+from builders.archives.members import iter_members, stem
 from builders.archives.read_errors import describe
 from builders.archives.remote import open_file
 from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources, hub_url

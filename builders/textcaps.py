@@ -67,9 +67,8 @@ class Textcaps(ArchiveBuilder):
         if shard.is_last:
             with open_file(shard.location, self.token) as file:
                 present = {stem(name) for name in zip_names(file)}
-            for image_id, (captions, extras) in join.items(""):
-                if image_id not in present:
-                    yield SourceRow(make_key(image_id), None, captions, shard.path, extras)
+            for image_id, (captions, extras) in join.items("", but=present):
+                yield SourceRow(make_key(image_id), None, captions, shard.path, extras)
 
     def _captions(self, location: str) -> Join:
         return self._join(location, lambda: _captions(location, self.token))

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.archives.members import NoContent, first_of, group_by_key, is_hidden, read_facts
+from builders.archives.member import NoContent
+from builders.archives.members import first_of, group_by_key, is_hidden, read_facts
 from builders.archives.remote import is_local
 from builders.archives.sources import ArchiveBuilder, ArchiveShard, Source, SplitSources
 from builders.core.account import Left

@@ -12,8 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from builders.archives.tar_reader import Member as Member
-from builders.archives.tar_reader import NoContent as NoContent
+from builders.archives.member import Member
 from builders.archives.tar_reader import begins_tar, iter_tar
 from builders.archives.zips import is_zip, iter_zip
 from builders.core import shallow_json
@@ -34,8 +33,7 @@ def all_members(file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[Mem
     is_packed = block.startswith(b"\x1f\x8b")
     try:
         if block.startswith(b"PK") or (not (is_packed or begins_tar(block)) and is_zip(file)):
-            for name, read in iter_zip(file, index, count, MAX_MEMBER_SIZE):
-                yield Member(name.removeprefix("./"), read)
+            yield from iter_zip(file, index, count, MAX_MEMBER_SIZE)
             return
         file.seek(0)
         unpacked: Any = gzip.GzipFile(fileobj=file) if is_packed else file

@@ -27,8 +27,12 @@ _BEFORE_FLAG = re.compile(r"(?<!\s)\s+(?=(?:--|—)[a-z])", re.IGNORECASE)
 
 def without_flags(prompt: str) -> str:
     """The prompt up to the flags that end it."""
-    parts = _BEFORE_FLAG.split(prompt.strip())
-    starts = [0, *(match.end() for match in _BEFORE_FLAG.finditer(prompt.strip()))]
-    while parts and _FLAG.fullmatch(parts[-1]):
-        parts.pop()
-    return prompt.strip()[: starts[len(parts)]].rstrip() if len(parts) < len(starts) else prompt.strip()
+    prompt = prompt.strip()
+    if "--" not in prompt and "—" not in prompt:
+        return prompt
+    end = len(prompt)
+    for before, start in reversed([(0, 0), *(spaces.span() for spaces in _BEFORE_FLAG.finditer(prompt))]):
+        if not _FLAG.fullmatch(prompt, start, end):
+            break
+        end = before
+    return prompt[:end]

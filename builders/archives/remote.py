@@ -15,6 +15,8 @@ from builders.archives.read_errors import describe, is_disk_fault, retry_after, 
 from builders.core.errors import ArchiveError, DownloadError, MissingSourceError
 
 _BLOCK_SIZE = 16 * 2**20  # bytes per request
+# Small members are read several at once; large ones past the buffer.
+_LOCAL_BUFFER = 2**15  # bytes
 
 
 def is_local(location: str) -> bool:
@@ -28,7 +30,7 @@ def open_file(location: str, token: str | bool | None = None) -> IO[bytes]:
     other credentials, DownloadError where the network stays away.
     """
     if is_local(location):
-        return io.BufferedReader(_Local(location))
+        return io.BufferedReader(_Local(location), _LOCAL_BUFFER)
     return io.BufferedReader(_Remote(location, token), _BLOCK_SIZE)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from builders.archives.members import Member, all_members, is_hidden
+from builders.archives.member import Member
+from builders.archives.members import all_members, is_hidden
 from builders.archives.remote import is_local, open_file, version_of
 from builders.archives.zips import count_zip
 from builders.core.account import TOLD, Left
@@ -197,9 +198,9 @@ class ArchiveBuilder(ImageCaptionBuilder):
 
     def _members(self, shard: ArchiveShard) -> Iterator[Member]:
         """The shard's members, in order, hidden ones passed over."""
-        with open_file(shard.location, self.token) as file:
-            members = self._visible(shard, all_members(file, shard.index, shard.count))
-            yield from self._told(file, members, shard.index, shard.count)
+        index, count = shard.index, shard.count
+        with open_file(shard.location, self.token) as file, self._following(file, index, count):
+            yield from self._visible(shard, all_members(file, index, count))
 
     def _visible(self, shard: ArchiveShard, members: Iterable[Member]) -> Iterator[Member]:
         """Those of a shard's members that are not hidden; the others are counted."""

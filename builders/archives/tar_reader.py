@@ -7,10 +7,12 @@ cut short between two members looks no other way. And it stops at the first end 
 import functools
 import posixpath
 import re
+import struct
 import zlib
-from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from collections.abc import Iterator
+from typing import IO
 
+from builders.archives.member import Member, NoContent
 from builders.archives.positioned_file import PositionedFile
 from builders.core.errors import ArchiveError
 
@@ -21,24 +23,12 @@ _LONGEST_RECORD = 2**20  # bytes: `tar -b 2048`
 _MAX_EXTENSION = 2**20  # bytes of a header that only carries a long name
 _MAX_SIZE = 2**62  # bytes
 _LONGEST_HOLE = 2**28  # bytes of zeros that are read in search of another member
+# Of a header: name, bytes of content, checksum, kind, magic, folder.
+_FIELDS = struct.Struct("100s24x12s12x8sc100x6s82x155s12x")
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,7}) ")
-_FILES, _LINKS, _EXTENSIONS = b"0\0007", b"12", b"xXLK"
-_NO_CONTENT = b"5gVDN"  # folders, global headers, volume labels, lists of folders
-
-
-class NoContent(bytes):
-    """What a member reads as whose content is not to be had: a link to nowhere, a sparse member."""
-
-
-class Member(NamedTuple):
-    """A file of an archive, or a link to one; `read` works until the next member is asked for.
-
-    fault: why its content is not to be had, and `read` gives NoContent: a sparse member, a link to nowhere.
-    """
-
-    name: str
-    read: Callable[[], bytes]
-    fault: str | None = None
+# Kinds of members. Sets: whether bytes are in bytes takes longer than all else that is asked of a header.
+_FILES, _LINKS, _PAX, _EXTENSIONS = {b"0", b"\0", b"7"}, {b"1", b"2"}, {b"x", b"X"}, {b"x", b"X", b"L", b"K"}
+_NO_CONTENT = {b"5", b"g", b"V", b"D", b"N"}  # folders, global headers, volume labels, lists of folders
 
 
 # One member, its extension headers applied: its name, kind, what it links to, offset and bytes of its content in the archive, whether that
@@ -168,24 +158,25 @@ def _parse(block: bytes, extensions: dict[str, str]) -> tuple[str, bytes, str, i
     """Name, kind, what it links to, bytes of content, whether that is sparse."""
     if len(block) < BLOCK:
         raise ArchiveError("cut short inside a header")
+    base, size, checksum, kind, magic, folder = _FIELDS.unpack(block)
     # The lower half of Adler-32 is the sum and 1, modulo 65521: ten times as fast as to add the bytes.
-    if zlib.adler32(block) & 0xFFFF != _adler(block[148:156]) and not _signed_sum_holds(block):
+    if zlib.adler32(block) & 0xFFFF != _adler(checksum) and not _signed_sum_holds(block):
         raise ArchiveError("a header is damaged, or it is no tar: its checksum is wrong")
-    kind, name, link, is_sparse = block[156:157], _text(block[:100]), "", False
-    length = 0 if kind == b"1" else _number(block[124:136])
-    if block[345] and block[257:263] == b"ustar\0":
-        name = f"{_text(block[345:500])}/{name}"
+    name, link, is_sparse = _text(base), "", False
+    length = 0 if kind == b"1" else _number(size)
+    if folder[0] and magic == b"ustar\0":
+        name = f"{_text(folder)}/{name}"
     if kind == b"0" and not extensions and length <= _MAX_SIZE and name[:1] != "." and name[-1:] != "/":
         return name, kind, link, length, is_sparse  # as nearly all are
     if extensions:
-        if "size" in extensions and kind not in _EXTENSIONS + b"1":
+        if "size" in extensions and kind not in _EXTENSIONS and kind != b"1":
             length = _decimal(extensions["size"])
         name = extensions.get("GNU.sparse.name") or extensions.get("path") or name
         link = extensions.get("linkpath", "")
         is_sparse = any(key.startswith("GNU.sparse.") for key in extensions)
     if length > _MAX_SIZE:
         raise ArchiveError("a member of absurd length")
-    if name.endswith("/") and kind in b"0\0":  # a folder, before there was a kind for it
+    if name.endswith("/") and kind in (b"0", b"\0"):  # a folder, before there was a kind for it
         kind = b"5"
     if kind in _LINKS:
         link = link or _text(block[157:257])
@@ -197,7 +188,7 @@ def _extension(archive: PositionedFile, kind: bytes, length: int) -> dict[str, s
     if length > _MAX_EXTENSION:
         raise ArchiveError("a member name of absurd length")
     body = archive.exactly(length)
-    if kind in b"xX":
+    if kind in _PAX:
         return _pax(body)
     return {"path" if kind == b"L" else "linkpath": _text(body)}
 

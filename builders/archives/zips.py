@@ -8,13 +8,15 @@ import functools
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, NamedTuple
 
+from builders.archives.member import Member
 from builders.core.errors import ArchiveError
 
 # Signature, flags, method, crc, packed size, size, offset of the member.
 _ENTRY = struct.Struct("<4s4x2H4x3L14xL")
+_LOCAL = struct.Struct("<4s22x2H")  # before the member: signature, lengths of name and extra fields
 _LENGTHS = struct.Struct("<3H")  # of name, extra fields and comment, 28 bytes into the entry
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4s4xQL")
@@ -61,10 +63,8 @@ def zip_names(file: IO[bytes]) -> Iterator[str]:
     return (_name(directory, at, _raw_name(directory, at, names)) for at, names, _ in walk)
 
 
-def iter_zip(
-    file: IO[bytes], index: int, count: int, max_size: int
-) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Name and reader of each file in the `index`-th of `count` ranges; what is damaged or over `max_size` bytes reads as nothing."""
+def iter_zip(file: IO[bytes], index: int, count: int, max_size: int) -> Iterator[Member]:
+    """The files in the `index`-th of `count` ranges; what is damaged or over `max_size` bytes reads as nothing."""
     end = _zip_end(file)
     directory = _directory(file, end)
     start, stop = (end.entries * number // count for number in (index, index + 1))
@@ -72,23 +72,23 @@ def iter_zip(
         entry = _entry(directory, at, names, extras)
         if not entry.name.endswith("/"):
             lies_before = entry.offset < end.offset  # the directory; what claims another place is damaged
-            yield (
-                entry.name,
-                functools.partial(_read_entry, file, entry, end.before, max_size) if lies_before else bytes,
-            )
+            read = functools.partial(_read_entry, file, entry, end.before, max_size) if lies_before else bytes
+            yield Member(entry.name.removeprefix("./"), read)
 
 
 def _read_entry(file: IO[bytes], entry: _Entry, before: int, max_size: int) -> bytes:
     if entry.encrypted or max(entry.packed, entry.size) > max_size:
         return b""
     file.seek(before + entry.offset)
-    header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\3\4":
+    header = file.read(_LOCAL.size + len(entry.raw_name))
+    if len(header) < _LOCAL.size:
         return b""
-    name_length, extra_length = struct.unpack_from("<2H", header, 26)
+    signature, name_length, extra_length = _LOCAL.unpack_from(header)
     # No checksum covers a name: of two that differ one is damaged, and the picture would get its neighbour's caption.
-    if file.read(name_length + extra_length)[:name_length] != entry.raw_name:
+    has_name = header[_LOCAL.size :] == entry.raw_name and name_length == len(entry.raw_name)
+    if signature != b"PK\3\4" or not has_name:
         return b""
+    file.read(extra_length)
     data = file.read(entry.packed if entry.method else min(entry.packed, entry.size))
     if entry.method == 8:
         try:

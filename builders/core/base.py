@@ -11,8 +11,8 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import IO, Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, ClassVar
 
 import datasets
 from datasets.builder import Key
@@ -26,8 +26,6 @@ from builders.core.gate import judge
 from builders.core.joined_captions import JoinedCaptions, check_files, hash_files, merge
 from builders.core.record import Record, SourceRow
 from builders.core.rgb_image import RGB_IMAGES, restore_rgb_image
-
-T = TypeVar("T")
 
 
 class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
@@ -141,9 +139,9 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
                 account.leave(self.left_out(split, shard))
 
     def _columns(self, record: Record) -> dict[str, Any]:
-        found = {**self._blank, **record.columns()}
-        if not self.config.keep_rejected:
-            del found["reject"]
+        found = {**self._blank, **record.extras, **record.columns()}
+        if self.config.keep_rejected:
+            found["reject"] = record.reject
         return found
 
     @property
@@ -157,15 +155,16 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
     def share_read(self, share: float) -> None:
         self._share = share
 
-    def _told(self, file: IO[bytes], items: Iterable[T], index: int = 0, count: int = 1) -> Iterator[T]:
-        """What comes out of the `index`-th of `count` parts of a file, while `share_read` follows what was read."""
+    @contextlib.contextmanager
+    def _following(self, file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[None]:
+        """While the `index`-th of `count` parts of a file is read, `share_read` says how much of it was."""
         self._share, size = 0.0, math.inf
         with contextlib.suppress(OSError):  # a disk that fails is told of by who reads the items
             size = file.seek(0, os.SEEK_END) or math.inf
         # Asked for where somebody wants it: a file takes as long to say where it stands as a small member to be read.
         self._find_share = lambda: min(file.tell() / size * count - index, 1.0)
         try:
-            yield from items
+            yield
         finally:
             self._share, self._find_share = self.share_read, None
 

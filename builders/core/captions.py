@@ -31,22 +31,20 @@ def clean_caption(text: str, profile: str = "light") -> str:
     return _cleaner(profile)(text)
 
 
-def clean_captions(
-    captions: Sequence[object] | None, profile: str
-) -> tuple[list[tuple[int, str]], str | None]:
-    """(position, cleaned caption) of each that says something; where there is none, a reason out of base.REASONS.
+def clean_captions(captions: Sequence[object] | None, profile: str) -> tuple[dict[int, str], str | None]:
+    """By position the cleaned caption of each that says something; where there is none, a reason out of base.REASONS.
 
     What is no text (None, NaN, bytes, an object) is no caption, and what is longer than LONGEST is not cleaned at all.
     """
     clean, reason = _cleaner(profile), "missing_caption"
-    kept: list[tuple[int, str]] = []
+    kept: dict[int, str] = {}
     for position, text in enumerate(captions or ()):
         if not isinstance(text, str):
             continue
         if len(text) > LONGEST:
             reason = "caption_too_long"
         elif says_something(cleaned := clean(whole(text))):
-            kept.append((position, cleaned))
+            kept[position] = cleaned
         elif reason == "missing_caption":
             reason = "empty_caption"
     return kept, None if kept else reason
@@ -61,8 +59,7 @@ def _cleaner(profile: str) -> Callable[[str], str]:
 
 def whole(text: str) -> str:
     """The text with `?` for each half a character (a lone surrogate), which only JSON can hold, and without a byte order mark."""
-    text = text.removeprefix("\ufeff")
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.removeprefix("\ufeff").encode("utf-8", "replace").decode()
 
 
 def says_something(text: str) -> bool:

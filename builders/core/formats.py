@@ -8,8 +8,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADERS = (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
 # The second bytes of frame headers that libjpeg-turbo reads: baseline, extended and progressive, the last two of arithmetic coding.
 _FRAMES = b"\xc0\xc1\xc2\xc9\xca"
-_ANY_FRAME = bytes({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length
+_ANY_FRAME = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
+_END, _SCAN, _APP1, _FILL = 0xFFD9, 0xFFDA, 0xFFE1, 0xFFFF
+# Markers of segments that tell nothing of the size: tables, restart interval, comment, APP0 and those behind APP1.
+_OTHER = frozenset({0xFFC4, 0xFFDB, 0xFFDD, 0xFFFE, *range(0xFFE0, 0xFFF0)}) - {_APP1}
+_SEGMENT = struct.Struct(">HH")  # marker, length
 _FRAME = struct.Struct(">xBxxBHH")  # marker, bits, height, width
 # What people have in image folders, and no decoder here reads.
 _OTHERS = {
@@ -76,19 +79,28 @@ def has_end(data: bytes, kind: str) -> bool:
     return False
 
 
-def jpeg_parts(data: bytes) -> tuple[int, int]:
-    """Offsets of the frame header (any SOF) and of the first scan, found by walking the segments; -1 where the walk leads nowhere."""
-    at, last, frame = 2, len(data) - 3, -1
+def jpeg_parts(data: bytes) -> tuple[int, int, int]:
+    """Offsets of the frame header (any SOF), of the first scan and of the last APP1 (EXIF or XMP, which may stand behind the frame).
+
+    They are found by walking the segments; -1 for what is not there, or where the walk leads nowhere.
+    """
+    at, last, frame, app1 = 2, len(data) - 3, -1, -1
     while at < last:
-        sign, marker, length = _SEGMENT.unpack_from(data, at)
-        if sign != 0xFF or marker == 0xD9:
-            break
-        if marker == 0xDA:
-            return frame, at
-        if marker in _ANY_FRAME and frame < 0:
-            frame = at
-        at += 1 if marker == 0xFF else 2 + length  # 0xFF: a fill byte
-    return frame, -1
+        marker, length = _SEGMENT.unpack_from(data, at)
+        if marker not in _OTHER:
+            if marker == _SCAN:
+                return frame, at, app1
+            if marker == _FILL:
+                at += 1
+                continue
+            if marker == _END or marker < 0xFF00:
+                break
+            if marker == _APP1:
+                app1 = at
+            elif frame < 0 and marker in _ANY_FRAME:
+                frame = at
+        at += 2 + length
+    return frame, -1, app1
 
 
 def unsupported_jpeg(data: bytes) -> str | None:
@@ -108,9 +120,8 @@ def plain_size(data: bytes, kind: str) -> tuple[int, int] | None:
     Raises struct.error where the header is cut short.
     """
     if kind == "JPEG":
-        frame, scan = jpeg_parts(data)
-        # APP1 is EXIF or XMP, and may stand behind the frame too.
-        if frame < 0 or scan < 0 or data.find(b"\xff\xe1", 0, scan) >= 0:
+        frame, scan, app1 = jpeg_parts(data)
+        if frame < 0 or scan < 0 or app1 >= 0:
             return None
         marker, bits, height, width = _FRAME.unpack_from(data, frame)
         return (width, height) if marker in _FRAMES and bits == 8 else None

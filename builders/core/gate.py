@@ -22,14 +22,15 @@ def judge(row: SourceRow, rules: ImageCaptionConfig, kind: str, decoded_later: b
             image, width, height, reject = _see(image, rules, decoded_later)
         except images.UndecodableImage as error:
             reject = error.reject
+    captions = [*cleaned.values()]
     return Record(
         row.key,
-        cleaned[0][1] if cleaned else None,
+        captions[0] if captions else None,
         image,
         source,
         row.extras,
-        [text for _, text in cleaned],
-        [kinds[number] for number, _ in cleaned],
+        captions,
+        [kinds[position] for position in cleaned],
         width,
         height,
         reject,

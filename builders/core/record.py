@@ -48,11 +48,10 @@ class Record:
     share: float | None = field(default=None, compare=False)
 
     def columns(self) -> dict[str, Any]:
-        """The columns of a dataset by name."""
+        """The columns of every dataset by name."""
         # No path: datasets drops the bytes where a file of that name exists.
         image = None if self.image is None else {"bytes": self.image, "path": None}
         return {
-            **self.extras,
             "key": self.key,
             "image": image,
             "caption": self.caption,
@@ -61,12 +60,11 @@ class Record:
             "width": self.width,
             "height": self.height,
             "source": self.source,
-            "reject": self.reject,
         }
 
     @classmethod
     def of_columns(cls, values: Mapping[str, Any], image: bytes | None, extras: Mapping[str, Any]) -> Self:
-        """What `columns` gave, read back out of a dataset."""
+        """What `columns` gave, and `reject` where there is such a column, read back out of a dataset."""
         known = {
             name: values[name]
             for name in (*COLUMNS, "reject")

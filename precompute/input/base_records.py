@@ -115,7 +115,7 @@ class BaseRecords:
         """The row with the captions that are added to it, cleaned as its own are; they may be none."""
         found = file.find(row.key, row.source or "", row.extras)
         profile = self.recipe.get("caption_cleaning") or "light"
-        captions = [text for _, text in clean_captions(found[1] if found else (), profile)[0]]
+        captions = [*clean_captions(found[1] if found else (), profile)[0].values()]
         # What the rows are joined by is kept, for the account of who matched.
         url = url_of(row.extras) if file.joined_by == "url" else None
         known = {**vars(row), "extras": {"url": url} if url else {}}

@@ -150,9 +150,9 @@ def test_what_is_no_text_is_no_caption(build: Any, photos: Any, tmp_path: Path) 
 
 def test_a_caption_that_is_a_page_is_not_cleaned() -> None:
     page = "<a " * LONGEST
-    assert clean_captions([page], "deepfloyd") == ([], "caption_too_long")
-    assert clean_captions([page, "a cat"], "deepfloyd") == ([(1, "a cat")], None)
-    assert clean_captions([page, "..."], "none") == ([], "caption_too_long")
+    assert clean_captions([page], "deepfloyd") == ({}, "caption_too_long")
+    assert clean_captions([page, "a cat"], "deepfloyd") == ({1: "a cat"}, None)
+    assert clean_captions([page, "..."], "none") == ({}, "caption_too_long")
     assert clean_captions(["x" * LONGEST], "light")[1] is None
 
 

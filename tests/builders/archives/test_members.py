@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from builders.archives import members as archives
+from builders.archives.member import Member
 from builders.archives.members import group_by_key, iter_members
 from builders.archives.zips import count_zip, zip_names
 from builders.core.errors import ArchiveError
@@ -217,7 +218,7 @@ def test_group_by_key() -> None:
         ("d/b.jpg", b"5"),
         ("e", b"6"),
     ]
-    groups = list(group_by_key(archives.Member(name, partial(bytes, data)) for name, data in members))
+    groups = list(group_by_key(Member(name, partial(bytes, data)) for name, data in members))
     assert groups == [
         ("a", {"jpg": b"1", "txt": b"2"}),
         ("b", {"seg.png": b"3"}),
