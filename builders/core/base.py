@@ -157,7 +157,7 @@ class ImageCaptionBuilder(AccountedBuilder, abc.ABC):
 
     @contextlib.contextmanager
     def _following(self, file: IO[bytes], index: int = 0, count: int = 1) -> Iterator[None]:
-        """While the `index`-th of `count` parts of a file is read, `share_read` says how much of it was."""
+        """Let `share_read` follow what is read of the `index`-th of `count` parts of a file."""
         self._share, size = 0.0, math.inf
         with contextlib.suppress(OSError):  # a disk that fails is told of by who reads the items
             size = file.seek(0, os.SEEK_END) or math.inf

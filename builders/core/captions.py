@@ -32,7 +32,7 @@ def clean_caption(text: str, profile: str = "light") -> str:
 
 
 def clean_captions(captions: Sequence[object] | None, profile: str) -> tuple[dict[int, str], str | None]:
-    """By position the cleaned caption of each that says something; where there is none, a reason out of base.REASONS.
+    """The cleaned caption, by its position, of each that says something; where there is none, a reason out of base.REASONS.
 
     What is no text (None, NaN, bytes, an object) is no caption, and what is longer than LONGEST is not cleaned at all.
     """
