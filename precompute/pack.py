@@ -2,8 +2,8 @@
 
     python precompute/pack.py latents/cc12m latents/cc12m-t5 --output packed
 
-No model is needed: members are copied byte for byte, damaged ones too: verify what goes in first. Run the same command again after any interruption, as often at once as you
-like: finished units are kept.
+No model is needed: members are copied byte for byte, damaged ones too, so verify what goes in first. Run the same command again
+after any interruption, as often at once as you like: finished units are kept.
 """
 
 import contextlib
