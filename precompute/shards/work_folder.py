@@ -3,6 +3,7 @@
 They are made exclusively and no link is followed, for others may write to a folder that is shared.
 """
 
+import contextlib
 import os
 import shutil
 import stat
@@ -91,13 +92,16 @@ class WorkFolder:
     # --- the disk ---
 
     def _make_work(self) -> None:
-        self._work.mkdir(parents=True, exist_ok=True)
+        # One that was there may be gone at once, removed by a process that is through; then whoever writes there tries again.
+        with contextlib.suppress(FileExistsError):
+            self._work.mkdir(parents=True)
         self._refuse_link()
 
     def _refuse_link(self) -> None:
         """Raises OutputError: what lies behind a link that somebody has laid is not ours to clear away."""
-        if self._work.is_symlink():
-            raise OutputError(f"--output {self.path}: {WORK} in it is a link; remove it and run again")
+        if self._work.is_symlink() or self._work.is_file():
+            what = "a link" if self._work.is_symlink() else "a file"
+            raise OutputError(f"--output {self.path}: {WORK} in it is {what}; remove it and run again")
 
     def disk_stat(self, path: Path) -> os.stat_result:
         return path.stat(follow_symlinks=False)

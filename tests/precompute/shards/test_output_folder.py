@@ -1,9 +1,11 @@
 """The output folder: what is made there is made once, whole, and never through a link that somebody has laid."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +124,34 @@ def test_what_a_control_file_holds_is_read_within_bounds(out: Path) -> None:
     folder.create("lease", bytes(10**6))
     assert len(folder.read("lease")) <= 4096
     assert folder.read("none") == b"" and folder.version("none") is None
+
+
+def test_the_folder_of_control_files_goes_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there when it is to be made, and removed right behind that by a process that is through."""
+    make, met = os.mkdir, list[str]()
+
+    def making(path: Any, *arguments: Any) -> None:
+        if os.path.basename(path) == WORK and not met:
+            met.append(path)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        make(path, *arguments)
+
+    monkeypatch.setattr(os, "mkdir", making)
+    folder = OutputFolder(tmp_path)
+    assert folder.create("train-00000.lease-1", b"{}") and met
+    met.clear()
+    folder.remove("train-00000.lease-1")
+    folder.close()
+    folder.put("manifest.json", b"{}")
+    assert folder.get("manifest.json") == b"{}" and met
+    met.clear()
+    folder.close()
+    assert folder.begin("train-00000", "1-me").is_dir() and met
+
+
+def test_a_file_in_place_of_the_folder_of_control_files_is_told(tmp_path: Path) -> None:
+    (tmp_path / WORK).touch()
+    with pytest.raises(OutputError, match=r"--output .*: \.work in it is a file; remove it"):
+        OutputFolder(tmp_path).create("train-00000.lease-1", b"{}")
